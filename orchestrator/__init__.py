@@ -1,0 +1,1 @@
+"""Segue: an inference cluster orchestrator that runs prefill and decode in separate worker pools."""

@@ -1,0 +1,129 @@
+"""What the operator asked for, after validation: plain frozen values. ``orchestrator.config`` makes them from YAML."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+
+class Role(StrEnum):
+    """What a pool's workers do with a request."""
+
+    PREFILL = "prefill"
+    DECODE = "decode"
+    SERVE = "serve"  # both halves in one engine
+
+
+class Device(StrEnum):
+    """What a worker computes on."""
+
+    CPU = "cpu"
+    GPU = "gpu"
+
+
+class Backend(StrEnum):
+    """What stands behind a worker's session."""
+
+    VLLM = "vllm"
+    MOCK = "mock"  # honest timings, deterministic tokens, no weights: for load tests and tests of everything else
+
+
+class Bind(StrEnum):
+    """Which interface workers listen on."""
+
+    LOOPBACK = "loopback"
+    NODE = "node"  # the address that Ray knows the node by
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A host and a TCP port; port 0 asks for any free one."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSpec:
+    """Replicas that are alike. ``engine`` holds this pool's own vLLM arguments, over the model's."""
+
+    role: Role
+    replicas: int = 1
+    device: Device = Device.CPU
+    tensor_parallel: int = 1
+    pipeline_parallel: int = 1
+    backend: Backend = Backend.VLLM
+    engine: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def devices_per_replica(self) -> int:
+        return self.tensor_parallel * self.pipeline_parallel
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """A served model. ``pools`` is either {serve} or {prefill, decode}; ``engine`` are vLLM arguments for all of them."""
+
+    name: str
+    source: str
+    pools: Mapping[Role, PoolSpec]
+    engine: Mapping[str, Any] = field(default_factory=dict)
+    frontend: Mapping[str, Any] = field(default_factory=dict)  # vLLM API-server options (tool_call_parser, chat_template ...)
+
+    @property
+    def disaggregated(self) -> bool:
+        return Role.PREFILL in self.pools
+
+
+@dataclass(frozen=True, slots=True)
+class GatewaySpec:
+    """Where clients come in. ``processes`` share the ports by SO_REUSEPORT. ``queue_seconds`` bounds the wait for a worker."""
+
+    http: Endpoint = Endpoint("127.0.0.1", 8000)
+    grpc: Endpoint = Endpoint("127.0.0.1", 9000)
+    processes: int = 1
+    max_body_bytes: int = 32 << 20
+    queue_seconds: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class ControllerSpec:
+    """Where gateways watch the fleet, and how hard the controller tries to keep it whole (all in seconds)."""
+
+    listen: Endpoint = Endpoint("127.0.0.1", 9100)
+    restart_backoff_initial: float = 1.0
+    restart_backoff_max: float = 60.0
+    start_timeout: float = 600.0
+    drain_timeout: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class TelemetrySpec:
+    """Spans go to ``otlp_endpoint`` (gRPC, e.g. http://127.0.0.1:4317) where one is named; metrics are always served."""
+
+    otlp_endpoint: str | None = None
+    log_level: str = "info"
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterSpec:
+    """The whole configuration."""
+
+    name: str
+    models: tuple[ModelSpec, ...]
+    bind: Bind = Bind.LOOPBACK
+    gateway: GatewaySpec = GatewaySpec()
+    controller: ControllerSpec = ControllerSpec()
+    telemetry: TelemetrySpec = TelemetrySpec()
+
+    def model(self, name: str) -> ModelSpec:
+        """The model of that name; KeyError if there is none."""
+        for model in self.models:
+            if model.name == name:
+                return model
+        raise KeyError(name)

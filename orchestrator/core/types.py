@@ -1,0 +1,132 @@
+"""Nouns shared by every room. All frozen; none knows how it is stored or sent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from orchestrator.core.spec import Backend, Bind, Device, Role
+
+
+class WorkerState(StrEnum):
+    """A replica's life. STARTING and DRAINING take no new requests; DEAD and FAILED are about to be replaced."""
+
+    PENDING = "pending"  # its placement group is not there yet
+    STARTING = "starting"
+    READY = "ready"
+    DRAINING = "draining"
+    FAILED = "failed"  # did not come up; waits for its backoff
+    DEAD = "dead"  # came up and was lost
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """An engine's own account at the end of a step."""
+
+    running: int = 0
+    waiting: int = 0
+    kv_blocks_used: int = 0
+    kv_blocks_total: int = 0
+
+    @property
+    def kv_usage(self) -> float:
+        return self.kv_blocks_used / self.kv_blocks_total if self.kv_blocks_total else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFacts:
+    """What an engine turned out to be once it was up. ``kv_block_bytes`` is over all layers and all shards, K and V."""
+
+    block_size: int
+    kv_blocks_total: int
+    kv_block_bytes: int
+    max_model_len: int
+    max_num_seqs: int
+    tasks: tuple[str, ...] = ("generate",)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerAssignment:
+    """One replica's orders, complete: an actor needs nothing else to come up."""
+
+    cluster: str
+    worker_id: str
+    epoch: int
+    model: str
+    source: str
+    role: Role
+    device: Device
+    backend: Backend
+    bind: Bind
+    tensor_parallel: int
+    pipeline_parallel: int
+    engine: Mapping[str, Any] = field(default_factory=dict)  # effective vLLM arguments, already merged
+    kv_transfer: bool = False  # whether this replica hands KV over to, or takes it from, another
+    otlp_endpoint: str | None = None
+    log_level: str = "info"
+    log_dir: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayAssignment:
+    """One gateway process's orders."""
+
+    cluster: str
+    gateway_id: str
+    epoch: int
+    controller: str  # host:port of the fleet watch
+    log_dir: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ActorSnapshot:
+    """What a worker or gateway actor says of itself. ``stage`` is for people: what a long start is busy with."""
+
+    state: WorkerState
+    stage: str = ""
+    detail: str = ""  # why it failed, if it did
+    node: str = ""
+    address: str = ""  # host:port of the worker session, or of a gateway's HTTP side
+    grpc_address: str = ""  # gateways only
+    actor_pid: int = 0
+    engine_pid: int = 0
+    facts: EngineFacts | None = None
+    load: Load = Load()
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerInfo:
+    """A worker as a gateway's router knows it."""
+
+    worker_id: str
+    model: str
+    role: Role
+    address: str
+    epoch: int
+    state: WorkerState = WorkerState.READY
+    facts: EngineFacts | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RequestReport:
+    """What became of one sequence (a request with n > 1 has n of them). Times are seconds; None where it did not get so far."""
+
+    request_id: str
+    model: str
+    outcome: str  # finished, cancelled, rejected or failed
+    prefill_worker: str = ""  # empty where the decode worker did both halves
+    decode_worker: str = ""
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    cached_tokens: int = 0  # found in the decoding engine's own prefix cache
+    transferred_tokens: int = 0  # whose KV came over from the prefill worker
+    kv_bytes: int = 0
+    queue_seconds: float | None = None
+    prefill_seconds: float | None = None
+    transfer_seconds: float | None = None
+    ttft_seconds: float | None = None
+    total_seconds: float = 0.0
+    attempts: int = 1
+    detail: str = ""
