@@ -1,0 +1,26 @@
+"""What a request carries from the edge (HTTP or gRPC) down to the seam, past code that is not ours.
+
+vLLM's front end calls the seam in the task that the edge started, so a context variable reaches it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+from orchestrator.core.types import RequestReport
+
+
+@dataclass(slots=True)
+class RequestContext:
+    """One client request. ``reports`` fills up as its sequences end (n of them for n > 1)."""
+
+    request_id: str
+    trace: Mapping[str, str] = field(default_factory=dict)  # W3C headers of the span that the edge opened
+    tenant: str = ""
+    deadline: float | None = None  # on time.monotonic's clock
+    reports: list[RequestReport] = field(default_factory=list)
+
+
+CURRENT: ContextVar[RequestContext | None] = ContextVar("segue_request", default=None)

@@ -1,0 +1,49 @@
+"""What the two edges (HTTP and gRPC) see of a gateway."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from orchestrator.proto import cluster_pb2
+
+
+class ModelFront(Protocol):
+    """One model's front end: vLLM's ``AsyncLLM`` over the cluster, and the API application built on it."""
+
+    name: str
+    disaggregated: bool
+    tasks: tuple[str, ...]
+    max_model_len: int
+    llm: Any  # vllm.v1.engine.async_llm.AsyncLLM
+    state: Any  # starlette State that vLLM's init_app_state filled: online_renderer, openai_serving_models ...
+
+    def ready(self) -> bool:
+        """Whether each of its pools has a ready worker with a live session."""
+        ...
+
+
+class GatewayView(Protocol):
+    """The whole gateway, for an edge."""
+
+    def front(self, model: str) -> ModelFront:
+        """The model of that name, or the only one for "".
+
+        Raises:
+            ModelNotFound: no such model.
+            InvalidRequest: "" where several are served.
+            NotReady: known, but its front end is not up yet.
+        """
+        ...
+
+    def fronts(self) -> Sequence[ModelFront]:
+        """All front ends that are up."""
+        ...
+
+    def status(self) -> cluster_pb2.ClusterStatus:
+        """The fleet as last watched, with loads from the newest step frames."""
+        ...
+
+    async def status_changed(self, timeout_seconds: float) -> bool:
+        """Waits until ``status`` may differ from before; False after the time-out."""
+        ...
