@@ -67,13 +67,17 @@ class PoolSpec:
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """A served model. ``pools`` is either {serve} or {prefill, decode}; ``engine`` are vLLM arguments for all of them."""
+    """A served model.
+
+    ``pools`` is either {serve} or {prefill, decode}; ``engine`` holds vLLM arguments for all of them, ``frontend``
+    options of vLLM's API server (tool_call_parser, chat_template ...).
+    """
 
     name: str
     source: str
     pools: Mapping[Role, PoolSpec]
     engine: Mapping[str, Any] = field(default_factory=dict)
-    frontend: Mapping[str, Any] = field(default_factory=dict)  # vLLM API-server options (tool_call_parser, chat_template ...)
+    frontend: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def disaggregated(self) -> bool:
@@ -82,7 +86,10 @@ class ModelSpec:
 
 @dataclass(frozen=True, slots=True)
 class GatewaySpec:
-    """Where clients come in. ``processes`` share the ports by SO_REUSEPORT. ``queue_seconds`` bounds the wait for a worker."""
+    """Where clients come in.
+
+    ``processes`` share the ports by SO_REUSEPORT; ``queue_seconds`` bounds a request's wait for a worker.
+    """
 
     http: Endpoint = Endpoint("127.0.0.1", 8000)
     grpc: Endpoint = Endpoint("127.0.0.1", 9000)
@@ -104,7 +111,7 @@ class ControllerSpec:
 
 @dataclass(frozen=True, slots=True)
 class TelemetrySpec:
-    """Spans go to ``otlp_endpoint`` (gRPC, e.g. http://127.0.0.1:4317) where one is named; metrics are always served."""
+    """Spans go to ``otlp_endpoint`` (OTLP over gRPC, http://127.0.0.1:4317 say), if there is one; metrics are always served."""
 
     otlp_endpoint: str | None = None
     log_level: str = "info"

@@ -111,7 +111,10 @@ class WorkerInfo:
 
 @dataclass(frozen=True, slots=True)
 class RequestReport:
-    """What became of one sequence (a request with n > 1 has n of them). Times are seconds; None where it did not get so far."""
+    """What became of one sequence (a request with n > 1 has n of them).
+
+    Times are seconds; None where it did not get so far.
+    """
 
     request_id: str
     model: str
