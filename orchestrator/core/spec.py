@@ -111,7 +111,7 @@ class ControllerSpec:
 
 @dataclass(frozen=True, slots=True)
 class TelemetrySpec:
-    """Spans go to ``otlp_endpoint`` (OTLP over gRPC, http://127.0.0.1:4317 say), if there is one; metrics are always served."""
+    """Spans go to ``otlp_endpoint`` (OTLP over gRPC, http://host:4317) if there is one; metrics always show."""
 
     otlp_endpoint: str | None = None
     log_level: str = "info"

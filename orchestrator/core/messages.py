@@ -1,0 +1,189 @@
+"""What goes into the brain (events) and what comes out (commands).
+
+A *wire id* names one attempt at one half of a request on one worker, so whatever an older attempt still says is known
+to be stale. A *transfer* (what a decode worker needs to collect a prefill's KV) never enters the brain: the driver
+keeps it under the prefill's wire id.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from orchestrator.core.errors import SegueError
+from orchestrator.core.types import Load, RequestReport, WorkerInfo
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerUp:
+    """A session with a worker is open, and it takes requests."""
+
+    worker: WorkerInfo
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerDraining:
+    """The worker finishes what it has and takes nothing new."""
+
+    worker_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerDown:
+    """The session broke, or the worker left the fleet: whatever ran there is lost."""
+
+    worker_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class LoadReported:
+    """A step frame brought the worker's own account."""
+
+    worker_id: str
+    load: Load
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """A client's request. ``local_only``: its prompt has to be computed by the engine that decodes."""
+
+    request_id: str
+    model: str
+    prompt_tokens: int
+    local_only: bool = False
+    deadline: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillEnded:
+    """The prefill half has ended; ``collectable`` if its KV waits to be collected."""
+
+    wire_id: str
+    collectable: bool
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class FirstToken:
+    """The decode half's first output, with where its prompt's KV came from (in tokens)."""
+
+    wire_id: str
+    cached_tokens: int
+    transferred_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeEnded:
+    """The decode half has ended: well, or (``failed``) with an error of the engine."""
+
+    wire_id: str
+    output_tokens: int
+    failed: bool = False
+    detail: str = ""
+
+
+class Refusal(StrEnum):
+    """Why a worker did not take a request."""
+
+    DRAINING = "draining"
+    BUSY = "busy"
+    INVALID = "invalid"
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A worker did not take a request: it is the authority, the view was stale."""
+
+    wire_id: str
+    refusal: Refusal
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """The client went away, or the front end needs no more (a stop string)."""
+
+    request_id: str
+    output_tokens: int = 0
+    complete: bool = False  # the front end has all it wanted: this is a good end
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time passed: deadlines are looked at."""
+
+
+Event = (
+    WorkerUp
+    | WorkerDraining
+    | WorkerDown
+    | LoadReported
+    | Arrived
+    | PrefillEnded
+    | FirstToken
+    | DecodeEnded
+    | Refused
+    | Cancelled
+    | Tick
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Where a request's halves go, and why, in words for people. ``prefill`` is None where decode does both."""
+
+    decode: str
+    prefill: str | None
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StartPrefill:
+    request_id: str
+    wire_id: str
+    worker_id: str
+    decision: Decision
+
+
+@dataclass(frozen=True, slots=True)
+class StartDecode:
+    """``collect`` is the wire id of the prefill whose KV is to be pulled; None to compute the prompt in place."""
+
+    request_id: str
+    wire_id: str
+    worker_id: str
+    collect: str | None
+    decision: Decision
+
+
+@dataclass(frozen=True, slots=True)
+class Abort:
+    wire_id: str
+    worker_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Have ``worker_id`` (a decode worker) tell the prefill side to free the blocks that ``prefill_wire_id`` left."""
+
+    prefill_wire_id: str
+    worker_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """The prefill's transfer is of no more use: nobody is left to release it, its lease will end it."""
+
+    prefill_wire_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """The request's one outcome. ``error`` is for the client; None where the client already has its end."""
+
+    report: RequestReport
+    error: SegueError | None = None
+
+
+Command = StartPrefill | StartDecode | Abort | Release | Forget | End

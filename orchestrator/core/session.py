@@ -1,0 +1,140 @@
+"""A request's life.
+
+Theory of operation
+===================
+A session is in one state. A signal moves it along the table below or, if the table has no such row, is an
+``InvalidTransition``: a defect in the caller, never weather. Weather (stale outputs, workers lost twice) is filtered
+out before, by wire id.
+
+    WAITING ──placed apart──▶ PREFILLING ──prefill done──▶ DECODING ──first token──▶ STREAMING ──finished──▶ ENDED
+       │  ▲                      │                          │  ▲ │
+       │  └─────── lost ─────────┴──────── lost ────────────┘  │ └──finished──▶ ENDED
+       └──────────────── placed together ──────────────────────┘
+
+Two rules carry the rest: a session may end from any state (cancelled, expired, failed), and once a token has been sent
+the request can't start again from its prompt, so a decode that is lost in STREAMING ends it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from orchestrator.core.types import RequestReport
+
+
+class State(StrEnum):
+    WAITING = "waiting"
+    PREFILLING = "prefilling"
+    DECODING = "decoding"
+    STREAMING = "streaming"
+    ENDED = "ended"
+
+
+class Signal(StrEnum):
+    PLACED_APART = "placed apart"
+    PLACED_TOGETHER = "placed together"
+    PREFILL_DONE = "prefill done"
+    LOST = "lost"
+    FIRST_TOKEN = "first token"  # noqa: S105
+    FINISHED = "finished"
+    ENDED_EARLY = "ended early"
+
+
+TABLE: Mapping[tuple[State, Signal], State] = {
+    (State.WAITING, Signal.PLACED_APART): State.PREFILLING,
+    (State.WAITING, Signal.PLACED_TOGETHER): State.DECODING,
+    (State.WAITING, Signal.ENDED_EARLY): State.ENDED,
+    (State.PREFILLING, Signal.PREFILL_DONE): State.DECODING,
+    (State.PREFILLING, Signal.LOST): State.WAITING,
+    (State.PREFILLING, Signal.ENDED_EARLY): State.ENDED,
+    (State.DECODING, Signal.FIRST_TOKEN): State.STREAMING,
+    (State.DECODING, Signal.LOST): State.WAITING,
+    (State.DECODING, Signal.FINISHED): State.ENDED,
+    (State.DECODING, Signal.ENDED_EARLY): State.ENDED,
+    (State.STREAMING, Signal.FINISHED): State.ENDED,
+    (State.STREAMING, Signal.ENDED_EARLY): State.ENDED,
+}
+
+
+class InvalidTransition(RuntimeError):  # noqa: N818
+    """A signal that the state does not know, with the story that led there."""
+
+    def __init__(self, session: Session, signal: Signal) -> None:
+        story = " -> ".join(f"{at:.3f} {was}" for at, was in session.history)
+        super().__init__(f"request {session.request_id}: no way from {session.state} by '{signal}' (story: {story})")
+
+
+@dataclass(slots=True)
+class Session:
+    """One request on its way. Times are on the caller's clock, in seconds."""
+
+    request_id: str
+    model: str
+    prompt_tokens: int
+    local_only: bool
+    arrived_at: float
+    deadline: float  # to be placed by, while WAITING; to be finished by, if the client set one
+    expires: bool  # whether ``deadline`` is the client's own
+    state: State = State.WAITING
+    attempts: int = 0
+    prefill_worker: str = ""
+    prefill_wire: str = ""
+    decode_worker: str = ""
+    decode_wire: str = ""
+    cached_tokens: int = 0
+    transferred_tokens: int = 0
+    placed_at: float | None = None
+    prefilled_at: float | None = None
+    first_token_at: float | None = None
+    history: list[tuple[float, str]] = field(default_factory=list)
+
+    def advance(self, signal: Signal, now: float) -> None:
+        """Moves along the table.
+
+        Raises:
+            InvalidTransition: the table has no such row.
+        """
+        to = TABLE.get((self.state, signal))
+        if to is None:
+            raise InvalidTransition(self, signal)
+        self.history.append((now, f"{self.state} ({signal})"))
+        self.state = to
+        if signal in (Signal.PLACED_APART, Signal.PLACED_TOGETHER):
+            self.placed_at = now
+            self.attempts += 1
+        elif signal is Signal.PREFILL_DONE:
+            self.prefilled_at = now
+        elif signal is Signal.FIRST_TOKEN:
+            self.first_token_at = now
+        elif signal is Signal.LOST:
+            self.prefill_wire = self.decode_wire = self.prefill_worker = self.decode_worker = ""
+            self.placed_at = self.prefilled_at = None
+
+    def report(self, outcome: str, now: float, *, output_tokens: int, kv_bytes: int, detail: str) -> RequestReport:
+        """The account of this session at its end."""
+        apart = bool(self.prefill_worker)
+        return RequestReport(
+            request_id=self.request_id,
+            model=self.model,
+            outcome=outcome,
+            prefill_worker=self.prefill_worker,
+            decode_worker=self.decode_worker,
+            prompt_tokens=self.prompt_tokens,
+            output_tokens=output_tokens,
+            cached_tokens=self.cached_tokens,
+            transferred_tokens=self.transferred_tokens,
+            kv_bytes=kv_bytes,
+            queue_seconds=_between(self.arrived_at, self.placed_at),
+            prefill_seconds=_between(self.placed_at, self.prefilled_at if apart else self.first_token_at),
+            transfer_seconds=_between(self.prefilled_at, self.first_token_at) if apart else None,
+            ttft_seconds=_between(self.arrived_at, self.first_token_at),
+            total_seconds=now - self.arrived_at,
+            attempts=self.attempts,
+            detail=detail,
+        )
+
+
+def _between(start: float | None, end: float | None) -> float | None:
+    return None if start is None or end is None else end - start
