@@ -1,0 +1,87 @@
+"""Combinations that can't work, told before anything is started."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from orchestrator.config.cursor import Cursor, shown
+from orchestrator.config.defaults import effective_engine_args
+from orchestrator.core.errors import ConfigError
+from orchestrator.core.spec import Backend, ClusterSpec, Endpoint, ModelSpec, PoolSpec, Role
+
+# What KV blocks are made of: the two ends of a hand-over have to agree on it.
+ALIKE = ("dtype", "block_size", "kv_cache_dtype", "max_model_len")
+EVERY_INTERFACE = ("0.0.0.0", "::")  # noqa: S104  compared with, not bound to
+
+
+def one_backend(cursor: Cursor, pools: Mapping[Role, PoolSpec]) -> Backend:
+    """The backend of a model's pools, which is one: no KV goes from a mock to an engine."""
+    backends = {pool.backend for pool in pools.values()}
+    if len(backends) > 1:
+        raise cursor.error("found different backends in one model, allowed: vllm or mock for all its pools")
+    return backends.pop()
+
+
+def hand_over(cursor: Cursor, model: ModelSpec) -> None:
+    """Prefill and decode can pass KV on to one another."""
+    if not model.disaggregated:
+        return
+    prefill, decode = model.pools[Role.PREFILL], model.pools[Role.DECODE]
+    if prefill.device is not decode.device:
+        raise _unlike(cursor, "device", prefill.device.value, decode.device.value)
+    if prefill.pipeline_parallel != decode.pipeline_parallel:
+        raise _unlike(cursor, "pipeline_parallel", prefill.pipeline_parallel, decode.pipeline_parallel)
+    small, large = sorted((prefill.tensor_parallel, decode.tensor_parallel))
+    if large % small:
+        raise cursor.error(
+            f"found tensor_parallel {prefill.tensor_parallel} in prefill and {decode.tensor_parallel} in decode, "
+            "allowed: one a multiple of the other",
+            "KV heads are split evenly between the two",
+        )
+    ours, theirs = effective_engine_args(model, prefill), effective_engine_args(model, decode)
+    for name in ALIKE:
+        if ours.get(name) != theirs.get(name):
+            raise _unlike(cursor, name, ours.get(name), theirs.get(name))
+    if ours.get("runner") == "pooling" or theirs.get("runner") == "pooling":
+        raise cursor.error("found prefill and decode with runner pooling, allowed: serve", "pooling has no decode half")
+
+
+def _unlike(cursor: Cursor, name: str, prefill: object, decode: object) -> ConfigError:
+    words = ["vLLM's default" if value is None else shown(value) for value in (prefill, decode)]
+    return cursor.error(
+        f"found {name} {words[0]} in prefill and {words[1]} in decode, allowed: the same in both",
+        "the KV hand-over needs it",
+    )
+
+
+def frontend(cursor: Cursor, options: Mapping[str, Any]) -> None:
+    """Options that are only of use together."""
+    if options.get("enable_auto_tool_choice") and not options.get("tool_call_parser"):
+        raise cursor.error("found enable_auto_tool_choice without tool_call_parser, allowed: both or neither")
+    if (options.get("fingerprint_mode") == "custom") != ("fingerprint_value" in options):
+        raise cursor.error("found one of fingerprint_mode custom and fingerprint_value, allowed: both or neither")
+
+
+def ports(cursor: Cursor, spec: ClusterSpec) -> None:
+    """No two listeners want the same port, and processes that share one can name it."""
+    wanted = {
+        "gateway.http": spec.gateway.http,
+        "gateway.grpc": spec.gateway.grpc,
+        "controller.listen": spec.controller.listen,
+    }
+    places = list(wanted)
+    for index, place in enumerate(places):
+        for other in places[:index]:
+            if _clash(wanted[place], wanted[other]):
+                raise cursor.error(
+                    f"{place} and {other}: found {wanted[place]} and {wanted[other]}, allowed: two ports"
+                )
+    if spec.gateway.processes > 1 and 0 in (spec.gateway.http.port, spec.gateway.grpc.port):
+        raise cursor.error("gateway.processes: found several on port 0, allowed: ports above 0, which they can share")
+
+
+def _clash(one: Endpoint, other: Endpoint) -> bool:
+    if one.port != other.port or one.port == 0:
+        return False
+    return one.host == other.host or one.host in EVERY_INTERFACE or other.host in EVERY_INTERFACE

@@ -1,0 +1,178 @@
+"""Values of a document -> ClusterSpec, section by section. ``checks`` then looks at how they go together."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from orchestrator.config import arguments, checks
+from orchestrator.config.cursor import Cursor, closest
+from orchestrator.config.document import Document
+from orchestrator.core.spec import (
+    Backend,
+    Bind,
+    ClusterSpec,
+    ControllerSpec,
+    Device,
+    Endpoint,
+    GatewaySpec,
+    ModelSpec,
+    PoolSpec,
+    Role,
+    TelemetrySpec,
+)
+
+CLUSTER_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+MODEL_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._:/-]{0,126}[A-Za-z0-9])?")
+OTLP_ENDPOINT = re.compile(r"https?://[^/\s:]+(:\d+)?/?")
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+
+def parse_document(document: Document) -> ClusterSpec:
+    """The whole configuration; ConfigError at the first place that is wrong."""
+    top = Cursor(document)
+    sections = top.fields("cluster", "gateway", "controller", "telemetry", "models")
+    if "cluster" not in sections:
+        raise top.error("found no cluster section, allowed: cluster: {name: ...}")
+    if "models" not in sections:
+        raise top.error("found no models, allowed: at least one")
+    name, bind = _cluster(sections["cluster"])
+    spec = ClusterSpec(
+        name=name,
+        bind=bind,
+        models=_models(sections["models"]),
+        gateway=_gateway(sections["gateway"]) if "gateway" in sections else GatewaySpec(),
+        controller=_controller(sections["controller"]) if "controller" in sections else ControllerSpec(),
+        telemetry=_telemetry(sections["telemetry"]) if "telemetry" in sections else TelemetrySpec(),
+    )
+    checks.ports(top, spec)
+    return spec
+
+
+def _required(cursor: Cursor, fields: dict[str, Cursor], name: str, allowed: str) -> Cursor:
+    if name not in fields:
+        raise cursor.error(f"found no {name}, allowed: {allowed}")
+    return fields[name]
+
+
+def _cluster(cursor: Cursor) -> tuple[str, Bind]:
+    fields = cursor.fields("name", "bind")
+    allowed = "1 to 63 of a-z, 0-9 and -, not - at either end"
+    named = _required(cursor, fields, "name", allowed)
+    name = named.text(allowed)
+    if not CLUSTER_NAME.fullmatch(name):
+        raise named.wrong(allowed)
+    return name, fields["bind"].choice(Bind) if "bind" in fields else Bind.LOOPBACK
+
+
+def endpoint(cursor: Cursor) -> Endpoint:
+    """ "host:port"; an IPv6 host stands in brackets. Port 0 asks for any free one."""
+    allowed = '"host:port", such as "127.0.0.1:8000"'
+    host, _, port = cursor.text(allowed).rpartition(":")
+    bracketed = host.startswith("[") and host.endswith("]")
+    if not host or not port:
+        raise cursor.wrong(allowed, 'write "0.0.0.0:PORT" for every interface' if port.isdecimal() else "")
+    if (":" in host and not bracketed) or any(mark in host for mark in "/ @"):
+        raise cursor.wrong(allowed, 'an IPv6 address goes in brackets: "[::1]:8000"' if ":" in host else "")
+    if not (port.isascii() and port.isdecimal() and int(port) <= 65535):
+        raise cursor.wrong(f"{allowed}, with a port from 0 to 65535")
+    return Endpoint(host[1:-1] if bracketed else host, int(port))
+
+
+def _gateway(cursor: Cursor) -> GatewaySpec:
+    fields = cursor.fields("http", "grpc", "processes", "max_body_bytes", "queue_seconds")
+    values: dict[str, Any] = {name: endpoint(fields[name]) for name in ("http", "grpc") if name in fields}
+    values |= {name: fields[name].integer(1) for name in ("processes", "max_body_bytes") if name in fields}
+    if "queue_seconds" in fields:
+        values["queue_seconds"] = fields["queue_seconds"].seconds(zero=True)
+    return GatewaySpec(**values)
+
+
+def _controller(cursor: Cursor) -> ControllerSpec:
+    times = ("restart_backoff_initial", "restart_backoff_max", "start_timeout", "drain_timeout")
+    fields = cursor.fields("listen", *times)
+    values: dict[str, Any] = {
+        name: fields[name].seconds(zero=name == "drain_timeout") for name in times if name in fields
+    }
+    if "listen" in fields:
+        values["listen"] = endpoint(fields["listen"])
+    spec = ControllerSpec(**values)
+    if spec.restart_backoff_max < spec.restart_backoff_initial:
+        place = fields.get("restart_backoff_max") or fields["restart_backoff_initial"]
+        raise place.wrong(
+            "restart_backoff_initial <= restart_backoff_max",
+            f"they are {spec.restart_backoff_initial:g} and {spec.restart_backoff_max:g} seconds",
+        )
+    return spec
+
+
+def _telemetry(cursor: Cursor) -> TelemetrySpec:
+    fields = cursor.fields("otlp_endpoint", "log_level")
+    values: dict[str, Any] = {}
+    if "otlp_endpoint" in fields and fields["otlp_endpoint"].value is not None:
+        where = fields["otlp_endpoint"]
+        allowed = "the URL of an OTLP collector's gRPC port, such as http://127.0.0.1:4317, or null"
+        if not OTLP_ENDPOINT.fullmatch(where.text(allowed)):
+            raise where.wrong(allowed)
+        values["otlp_endpoint"] = where.value
+    if "log_level" in fields:
+        level = fields["log_level"]
+        if level.value not in LOG_LEVELS:
+            raise level.wrong(" or ".join(LOG_LEVELS), closest(level.value, LOG_LEVELS))
+        values["log_level"] = level.value
+    return TelemetrySpec(**values)
+
+
+def _models(cursor: Cursor) -> tuple[ModelSpec, ...]:
+    models: list[ModelSpec] = []
+    for item in cursor.items():
+        model = _model(item)
+        if any(model.name == other.name for other in models):
+            raise item.child("name").wrong("a name that no other model has")
+        models.append(model)
+    if not models:
+        raise cursor.wrong("at least one model")
+    return tuple(models)
+
+
+def _model(cursor: Cursor) -> ModelSpec:
+    fields = cursor.fields("name", "source", "engine", "frontend", "pools")
+    allowed = "1 to 128 letters, digits and . _ : / -, with a letter or digit at either end"
+    named = _required(cursor, fields, "name", allowed)
+    name = named.text(allowed)
+    if not MODEL_NAME.fullmatch(name):
+        raise named.wrong(allowed)
+    sources = "a folder, pip:PACKAGE, or a Hugging Face id"
+    source = _required(cursor, fields, "source", sources).text(sources)
+    pools_at = _required(cursor, fields, "pools", "prefill and decode, or serve")
+    pools = _pools(pools_at)
+    engine = _engine(fields["engine"], checks.one_backend(pools_at, pools)) if "engine" in fields else {}
+    options = arguments.frontend(fields["frontend"]) if "frontend" in fields else {}
+    if "frontend" in fields:
+        checks.frontend(fields["frontend"], options)
+    model = ModelSpec(name, source, pools, engine, options)
+    checks.hand_over(pools_at, model)
+    return model
+
+
+def _pools(cursor: Cursor) -> dict[Role, PoolSpec]:
+    roles = tuple(role.value for role in Role)
+    pools = {Role(name): _pool(Role(name), entry) for name, entry in cursor.fields(*roles).items()}
+    if set(pools) not in ({Role.SERVE}, {Role.PREFILL, Role.DECODE}):
+        raise cursor.error(f"found {', '.join(pools) or 'no pool'}, allowed: prefill and decode, or serve alone")
+    return pools
+
+
+def _pool(role: Role, cursor: Cursor) -> PoolSpec:
+    counts = ("replicas", "tensor_parallel", "pipeline_parallel")
+    fields = cursor.fields(*counts, "device", "backend", "engine")
+    values: dict[str, Any] = {name: fields[name].integer(1) for name in counts if name in fields}
+    if "device" in fields:
+        values["device"] = fields["device"].choice(Device)
+    backend = fields["backend"].choice(Backend) if "backend" in fields else Backend.VLLM
+    engine = _engine(fields["engine"], backend) if "engine" in fields else {}
+    return PoolSpec(role, backend=backend, engine=engine, **values)
+
+
+def _engine(cursor: Cursor, backend: Backend) -> dict[str, Any]:
+    return arguments.mock(cursor) if backend is Backend.MOCK else arguments.engine(cursor)
