@@ -1,0 +1,203 @@
+"""The seam: to vLLM's front end, a whole cluster is one engine core.
+
+This file and ``frontend`` are the only ones on this side that know vLLM's engine interface, which is internal to vLLM;
+the contract tests in ``tests/gateway`` fail loudly when it moves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from http import HTTPStatus
+from typing import Any, Protocol, cast
+
+from vllm.config.kv_events import KVEventsConfig
+from vllm.exceptions import GracefulHTTPError, VLLMValidationError
+from vllm.sampling_params import SamplingParams
+from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest, FinishReason
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.core_client import EngineCoreClient
+from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
+
+from orchestrator.core.errors import SegueError
+
+__all__ = [
+    "ClusterCore",
+    "EngineCoreOutput",
+    "EngineCoreOutputs",
+    "EngineCoreRequest",
+    "FinishReason",
+    "RequestSink",
+    "decode_outputs",
+    "encode_request",
+    "for_decode",
+    "for_prefill",
+    "needs_local_prefill",
+    "prompt_tokens",
+    "replacing_engine_core",
+]
+
+_encoder = MsgpackEncoder()
+_decoder = MsgpackDecoder(EngineCoreOutputs)
+_TO_BE_COLLECTED = {
+    "do_remote_decode": True,
+    "do_remote_prefill": False,
+    "remote_engine_id": None,
+    "remote_block_ids": None,
+    "remote_host": None,
+    "remote_port": None,
+}
+
+
+class RequestSink(Protocol):
+    """Where the seam's requests go: the driver."""
+
+    def submit(self, core: ClusterCore, request: EngineCoreRequest) -> None: ...
+
+    def cancel(self, request_id: str, *, complete: bool) -> None: ...
+
+
+class _Resources:
+    engine_dead = False  # a cluster does not die as one; requests fail one by one
+
+
+class ClusterCore(EngineCoreClient):
+    """One model's engine core, as ``AsyncLLM`` sees it."""
+
+    engine_ranks_managed = (0,)
+    resources = _Resources()
+
+    def __init__(self, model: str, tasks: Sequence[str], sink: RequestSink) -> None:
+        self.model = model
+        self.llm: AsyncLLM | None = None  # set once the front end is built around this core
+        self._tasks = tuple(tasks)
+        self._sink = sink
+        self._steps: asyncio.Queue[EngineCoreOutputs] = asyncio.Queue()
+
+    async def add_request_async(self, request: EngineCoreRequest) -> None:
+        if _extra_args(request).get("kv_transfer_params") is not None:
+            # Workers dial the addresses in there: they are the cluster's to choose, never a client's.
+            raise VLLMValidationError("kv_transfer_params is set by the cluster", parameter="kv_transfer_params")
+        request.data_parallel_rank = None
+        self._sink.submit(self, request)
+
+    async def abort_requests_async(self, request_ids: list[str]) -> None:
+        assert self.llm is not None  # noqa: S101
+        # The output handler aborts what it ended itself (a stop string); anyone else has given up on the request.
+        complete = asyncio.current_task() is self.llm.output_handler
+        for request_id in request_ids:
+            self._sink.cancel(request_id, complete=complete)
+
+    async def get_output_async(self) -> EngineCoreOutputs:
+        return await self._steps.get()
+
+    def push(self, outputs: list[EngineCoreOutput]) -> None:
+        """Hands one step's outputs (under the front end's own request ids) to the front end."""
+        self._steps.put_nowait(EngineCoreOutputs(outputs=outputs))
+
+    def fail(self, request_id: str, error: SegueError) -> None:
+        """Ends a request in the front end with a typed error; its siblings (``n`` > 1) end with it."""
+        assert self.llm is not None  # noqa: S101
+        processor = self.llm.output_processor
+        state = processor.request_states.get(request_id)
+        if state is None or state.queue is None:
+            return
+        queue, parent = state.queue, state.parent_req
+        aborted = processor.abort_requests([parent.request_id if parent else request_id], internal=True)
+        queue.put(_as_vllm_error(error))
+        for sibling in aborted:
+            self._sink.cancel(sibling, complete=False)
+
+    async def get_supported_tasks_async(self) -> tuple[Any, ...]:
+        return self._tasks
+
+    async def reset_mm_cache_async(self) -> None:
+        return None
+
+    async def is_sleeping_async(self) -> bool:
+        return False
+
+    def get_kv_event_sources(self) -> dict[int, KVEventsConfig]:
+        return {}
+
+    def dp_engines_running(self) -> bool:
+        return False
+
+    def shutdown(self, timeout: float | None = None) -> None:
+        return None
+
+
+@contextmanager
+def replacing_engine_core(core: ClusterCore) -> Iterator[None]:
+    """Within it, an ``AsyncLLM`` that is being built gets ``core`` instead of starting an engine of its own."""
+    original = EngineCoreClient.__dict__["make_async_mp_client"]
+    EngineCoreClient.make_async_mp_client = staticmethod(lambda **_: core)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        EngineCoreClient.make_async_mp_client = original  # type: ignore[method-assign]
+
+
+def _as_vllm_error(error: SegueError) -> Exception:
+    if error.http_status == HTTPStatus.BAD_REQUEST:
+        return VLLMValidationError(str(error))
+    refused = GracefulHTTPError(str(error), HTTPStatus(error.http_status))
+    refused.__cause__ = error
+    return refused
+
+
+def _extra_args(request: EngineCoreRequest) -> Mapping[str, Any]:
+    params = request.sampling_params
+    return (params.extra_args or {}) if params is not None else {}
+
+
+def prompt_tokens(request: EngineCoreRequest) -> int:
+    """Length of the prompt in tokens."""
+    if request.prompt_token_ids is not None:
+        return len(request.prompt_token_ids)
+    return int(request.prompt_embeds.shape[0]) if request.prompt_embeds is not None else 0
+
+
+def needs_local_prefill(request: EngineCoreRequest) -> bool:
+    """Whether something about the prompt is only known to the engine that computes it."""
+    params = request.sampling_params
+    return params is None or params.prompt_logprobs is not None or request.prompt_embeds is not None
+
+
+def for_prefill(request: EngineCoreRequest, wire_id: str) -> EngineCoreRequest:
+    """The request's first half: the whole prompt, one token that nobody will see, and KV left to be collected."""
+    params = cast(SamplingParams, request.sampling_params).clone()
+    params.max_tokens, params.min_tokens, params.ignore_eos = 1, 0, True
+    # Whatever shapes that one token is work for nothing.
+    params.logprobs, params.structured_outputs, params.logit_bias = None, None, None
+    return _variant(request, wire_id, params, _TO_BE_COLLECTED)
+
+
+def for_decode(request: EngineCoreRequest, wire_id: str, transfer: Mapping[str, Any] | None) -> EngineCoreRequest:
+    """The request's second half, which collects the KV that ``transfer`` names (None: computes the prompt itself)."""
+    params = request.sampling_params.clone() if request.sampling_params is not None else None
+    return _variant(request, wire_id, params, transfer)
+
+
+def _variant(
+    request: EngineCoreRequest, wire_id: str, params: SamplingParams | None, transfer: Mapping[str, Any] | None
+) -> EngineCoreRequest:
+    variant = copy.copy(request)
+    variant.request_id = wire_id
+    if params is not None:
+        if transfer is not None:
+            params.extra_args = {**(params.extra_args or {}), "kv_transfer_params": dict(transfer)}
+        variant.sampling_params = params
+    return variant
+
+
+def encode_request(request: EngineCoreRequest) -> list[bytes]:
+    """vLLM's own msgpack; buffers of large tensors follow the first element."""
+    return [bytes(cast(bytes, part)) for part in _encoder.encode(request)]
+
+
+def decode_outputs(parts: Sequence[bytes]) -> list[EngineCoreOutput]:
+    """The outputs in a step frame."""
+    return cast(EngineCoreOutputs, _decoder.decode(parts)).outputs

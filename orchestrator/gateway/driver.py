@@ -1,0 +1,251 @@
+"""The live shell around the brain: turns frames and front-end calls into events, and carries out the commands.
+
+The path of a token does not touch the brain: only what changes a request's state (first token, end) does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from orchestrator.core import messages as m
+from orchestrator.core.brain import Brain
+from orchestrator.core.errors import SegueError
+from orchestrator.core.types import Load, WorkerInfo
+from orchestrator.gateway import cluster_core as cc
+from orchestrator.gateway.context import CURRENT
+from orchestrator.gateway.flight import Flight
+from orchestrator.gateway.link import Link
+from orchestrator.proto import worker_pb2 as pb
+from orchestrator.telemetry.metrics import GatewayMetrics
+
+TICK_SECONDS = 0.1
+_REFUSALS = {
+    pb.Rejected.DRAINING: m.Refusal.DRAINING,
+    pb.Rejected.BUSY: m.Refusal.BUSY,
+    pb.Rejected.INVALID: m.Refusal.INVALID,
+}
+_LOST_OUTPUT = (cc.FinishReason.ERROR, cc.FinishReason.ABORT)  # not the request's own end: the engine gave it up
+
+log = logging.getLogger("segue.gateway.driver")
+
+
+class Driver:
+    """One gateway process's requests. Everything runs on the event loop's thread; nothing here awaits."""
+
+    def __init__(self, brain: Brain, metrics: GatewayMetrics, clock: Callable[[], float] = time.monotonic) -> None:
+        self._brain = brain
+        self._metrics = metrics
+        self._clock = clock
+        self._links: dict[str, Link] = {}
+        self._workers: dict[str, WorkerInfo] = {}
+        self._loads: dict[str, Load] = {}
+        self._flights: dict[str, Flight] = {}
+        self._wires: dict[str, Flight] = {}
+        self._orphan_transfers: dict[str, Mapping[str, Any]] = {}
+        self.on_change: Callable[[], None] = lambda: None
+
+    @property
+    def live(self) -> int:
+        """Requests without an outcome."""
+        return self._brain.live
+
+    @property
+    def workers(self) -> Mapping[str, WorkerInfo]:
+        """Workers with an open session, by id."""
+        return self._workers
+
+    def load(self, worker_id: str) -> Load | None:
+        """The newest account of a worker; None without an open session."""
+        return self._loads.get(worker_id)
+
+    async def tick(self) -> None:
+        """Lets deadlines pass, for ever."""
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            self._feed(m.Tick())
+
+    # ---- from the front end
+
+    def submit(self, core: cc.ClusterCore, request: cc.EngineCoreRequest) -> None:
+        """Takes a request; the brain may start it at once or let it wait for a worker."""
+        context = CURRENT.get()
+        flight = Flight(request, core, context, request.request_id)
+        self._flights[request.request_id] = flight
+        self._feed(
+            m.Arrived(
+                request.request_id,
+                core.model,
+                cc.prompt_tokens(request),
+                local_only=cc.needs_local_prefill(request),
+                deadline=context.deadline if context else None,
+            )
+        )
+
+    def cancel(self, request_id: str, *, complete: bool) -> None:
+        """The front end needs no more of a request: the client is gone, or (``complete``) it has all it wanted."""
+        if flight := self._flights.get(request_id):
+            self._feed(m.Cancelled(request_id, flight.output_tokens, complete))
+
+    # ---- from the links
+
+    def opened(self, link: Link, worker: WorkerInfo) -> None:
+        self._links[worker.worker_id] = link
+        self._workers[worker.worker_id] = worker
+        self._loads[worker.worker_id] = Load()
+        log.info("worker %s is up (%s of %s)", worker.worker_id, worker.role, worker.model)
+        self._feed(m.WorkerUp(worker))
+        self.on_change()
+
+    def closed(self, worker_id: str, reason: str) -> None:
+        self._links.pop(worker_id, None)
+        self._loads.pop(worker_id, None)
+        worker = self._workers.pop(worker_id)
+        self._feed(m.WorkerDown(worker_id, reason))
+        self._metrics.worker_gone(worker.model, worker.role.value, worker_id)
+        self.on_change()
+
+    def stepped(self, worker_id: str, step: pb.Step) -> None:
+        worker = self._workers[worker_id]
+        if step.HasField("load"):
+            self._take_load(worker, step.load)
+        if step.outputs:
+            self._take_outputs(worker, cc.decode_outputs(step.outputs))
+        for rejected in step.rejected:
+            self._feed(m.Refused(rejected.wire_id, _REFUSALS[rejected.reason], rejected.detail))
+        if step.draining:
+            self._feed(m.WorkerDraining(worker_id))
+        if step.HasField("transfers"):
+            self._take_transfers(worker, step.transfers)
+
+    def _take_load(self, worker: WorkerInfo, load: pb.Load) -> None:
+        account = Load(load.running, load.waiting, load.kv_blocks_used, load.kv_blocks_total)
+        if account != self._loads[worker.worker_id]:
+            self._loads[worker.worker_id] = account
+            self._metrics.worker_load(worker.model, worker.role.value, worker.worker_id, account)
+            self.on_change()
+        self._feed(m.LoadReported(worker.worker_id, account))
+
+    def _take_transfers(self, worker: WorkerInfo, transfers: pb.Transfers) -> None:
+        place = (worker.model, worker.role.value, worker.worker_id)
+        if transfers.count:
+            self._metrics.transfers(*place, "moved", transfers.bytes, transfers.count)
+        if transfers.failed:
+            self._metrics.transfers(*place, "recomputed", 0, transfers.failed)
+
+    def _take_outputs(self, worker: WorkerInfo, outputs: list[cc.EngineCoreOutput]) -> None:
+        now = self._clock()
+        onward: dict[cc.ClusterCore, list[cc.EngineCoreOutput]] = {}
+        ended: list[m.Event] = []
+        for output in outputs:
+            wire_id = output.request_id
+            flight = self._wires.get(wire_id)
+            if flight is None or wire_id in flight.prefill_wires:
+                self._prefill_output(flight, output)
+            elif output.finish_reason in _LOST_OUTPUT:
+                detail = f"the engine ended it ({output.finish_reason})"
+                ended.append(m.DecodeEnded(wire_id, flight.output_tokens, failed=True, detail=detail))
+            else:
+                self._decode_output(worker, flight, output, now)
+                onward.setdefault(flight.core, []).append(output)
+                if output.finished:
+                    ended.append(m.DecodeEnded(wire_id, flight.output_tokens))
+        for core, batch in onward.items():
+            core.push(batch)
+        for event in ended:
+            self._feed(event)
+
+    def _prefill_output(self, flight: Flight | None, output: cc.EngineCoreOutput) -> None:
+        """A prefill has ended, maybe one that was given up on and now has to be released; or something stale."""
+        if not output.finished:
+            return
+        transfer = output.kv_transfer_params
+        if transfer:
+            (self._orphan_transfers if flight is None else flight.transfers)[output.request_id] = transfer
+        detail = "" if transfer else f"no KV to collect ({output.finish_reason})"
+        self._feed(m.PrefillEnded(output.request_id, collectable=bool(transfer), detail=detail))
+
+    def _decode_output(self, worker: WorkerInfo, flight: Flight, output: cc.EngineCoreOutput, now: float) -> None:
+        count = len(output.new_token_ids)
+        if count:
+            first = flight.output_tokens == 0
+            if first:
+                stats = output.prefill_stats
+                cached = stats.num_local_cached_tokens if stats else 0
+                moved = stats.num_external_cached_tokens if stats else 0
+                self._feed(m.FirstToken(output.request_id, cached, moved))
+            gap = None if first else now - flight.last_token_at
+            self._metrics.tokens(worker.model, worker.role.value, worker.worker_id, gap, count)
+            flight.output_tokens += count
+            flight.last_token_at = now
+        output.request_id = flight.request_id
+
+    # ---- commands
+
+    def _feed(self, event: m.Event) -> None:
+        for command in self._brain.step(event, self._clock()):
+            self._carry_out(command)
+
+    def _carry_out(self, command: m.Command) -> None:
+        match command:
+            case m.StartPrefill():
+                self._start_prefill(command)
+            case m.StartDecode():
+                self._start_decode(command)
+            case m.Abort(wire_id, worker_id):
+                self._wires.pop(wire_id, None)
+                if link := self._links.get(worker_id):
+                    link.abort(wire_id)
+            case m.Release(prefill_wire_id, worker_id):
+                self._release(prefill_wire_id, worker_id)
+            case m.Forget(prefill_wire_id):
+                self._transfer(prefill_wire_id)
+            case m.End(report, error):
+                self._end(report.request_id, command, error)
+
+    def _start_prefill(self, command: m.StartPrefill) -> None:
+        flight = self._flights[command.request_id]
+        flight.prefill_wires.add(command.wire_id)
+        trace = flight.begin_half("segue.prefill", command.decision)
+        self._send(flight, command.wire_id, command.worker_id, cc.for_prefill(flight.request, command.wire_id), trace)
+
+    def _start_decode(self, command: m.StartDecode) -> None:
+        flight = self._flights[command.request_id]
+        trace = flight.begin_half("segue.decode", command.decision)
+        transfer = flight.transfers[command.collect] if command.collect else None
+        request = cc.for_decode(flight.request, command.wire_id, transfer)
+        self._send(flight, command.wire_id, command.worker_id, request, trace)
+
+    def _send(
+        self, flight: Flight, wire_id: str, worker_id: str, request: cc.EngineCoreRequest, trace: Mapping[str, str]
+    ) -> None:
+        flight.wires.append(wire_id)
+        self._wires[wire_id] = flight
+        self._links[worker_id].submit(wire_id, cc.encode_request(request), trace)
+
+    def _release(self, prefill_wire_id: str, worker_id: str) -> None:
+        transfer = self._transfer(prefill_wire_id)
+        link = self._links.get(worker_id)
+        if transfer is None or link is None:
+            log.warning("the KV of %s can't be released; its lease will free it", prefill_wire_id)
+            return
+        link.release(f"{prefill_wire_id}~r", transfer)
+
+    def _transfer(self, prefill_wire_id: str) -> Mapping[str, Any] | None:
+        """Takes a transfer out of the books."""
+        if orphan := self._orphan_transfers.pop(prefill_wire_id, None):
+            return orphan
+        flight = self._wires.get(prefill_wire_id)
+        return flight.transfers.pop(prefill_wire_id, None) if flight else None
+
+    def _end(self, request_id: str, command: m.End, error: SegueError | None) -> None:
+        flight = self._flights.pop(request_id)
+        for wire_id in flight.wires:
+            self._wires.pop(wire_id, None)
+        flight.ended(command.report)
+        self._metrics.request_finished(command.report)
+        if error is not None:
+            flight.core.fail(request_id, error)

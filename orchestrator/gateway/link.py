@@ -1,0 +1,133 @@
+"""One long-lived session with one worker: opened, watched, and opened again while the fleet lists the worker."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import grpc
+import grpc.aio
+
+from orchestrator.core.types import EngineFacts, WorkerInfo
+from orchestrator.proto import worker_pb2 as pb
+from orchestrator.proto import worker_pb2_grpc
+
+PROTOCOL_VERSION = 1
+SILENCE_SECONDS = 15.0  # a worker speaks every second, even when idle
+RECONNECT_SECONDS = (0.2, 0.5, 1.0, 2.0)
+_OPTIONS = (("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1))
+
+log = logging.getLogger("segue.gateway.link")
+
+
+class LinkEvents(Protocol):
+    """Who listens to a link: the driver."""
+
+    def opened(self, link: Link, worker: WorkerInfo) -> None: ...
+
+    def stepped(self, worker_id: str, step: pb.Step) -> None: ...
+
+    def closed(self, worker_id: str, reason: str) -> None: ...
+
+
+class Link:
+    """Sends never block: they queue for the one writer that a gRPC stream allows."""
+
+    def __init__(self, worker: WorkerInfo, gateway_id: str, events: LinkEvents) -> None:
+        self.worker = worker
+        self._gateway_id = gateway_id
+        self._events = events
+        self._outbox: asyncio.Queue[pb.GatewayFrame] = asyncio.Queue()
+        self._task = asyncio.create_task(self._keep_open(), name=f"link {worker.worker_id}")
+        self.open = False
+
+    def submit(self, wire_id: str, request: Sequence[bytes], trace: Mapping[str, str]) -> None:
+        """Has the worker's engine run a request."""
+        self._outbox.put_nowait(pb.GatewayFrame(submit=pb.Submit(wire_id=wire_id, request=request, trace=trace)))
+
+    def abort(self, wire_id: str) -> None:
+        """Ends a request there; one that has ended already is no error."""
+        self._outbox.put_nowait(pb.GatewayFrame(abort=pb.Abort(wire_ids=[wire_id])))
+
+    def release(self, wire_id: str, transfer: Mapping[str, Any]) -> None:
+        """Has the worker tell the prefill side that nobody will collect ``transfer``."""
+        frame = pb.Release(wire_id=wire_id, transfer=json.dumps(transfer).encode())
+        self._outbox.put_nowait(pb.GatewayFrame(release=frame))
+
+    async def close(self) -> None:
+        """Closes the session for good."""
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _keep_open(self) -> None:
+        failures = 0
+        while True:
+            try:
+                await self._session()
+                reason = "the worker ended the session"
+            except grpc.aio.AioRpcError as error:
+                reason = f"{error.code().name}: {error.details()}"
+            except TimeoutError:
+                reason = f"nothing heard for {SILENCE_SECONDS:g} s"
+            except asyncio.CancelledError:
+                self._closed("the worker left the fleet")
+                raise
+            started = self.open
+            self._closed(reason)
+            failures = 0 if started else failures + 1
+            await asyncio.sleep(RECONNECT_SECONDS[min(failures, len(RECONNECT_SECONDS) - 1)])
+
+    def _closed(self, reason: str) -> None:
+        if self.open:
+            self.open = False
+            log.warning("session with %s closed: %s", self.worker.worker_id, reason)
+            self._events.closed(self.worker.worker_id, reason)
+
+    async def _session(self) -> None:
+        self._outbox = asyncio.Queue()
+        hello = pb.Hello(gateway_id=self._gateway_id, protocol_version=PROTOCOL_VERSION)
+        self._outbox.put_nowait(pb.GatewayFrame(hello=hello))
+        async with grpc.aio.insecure_channel(self.worker.address, options=_OPTIONS) as channel:
+            call = worker_pb2_grpc.WorkerStub(channel).Session(self._requests(self._outbox))
+            try:
+                while True:
+                    frame = await asyncio.wait_for(call.read(), SILENCE_SECONDS)
+                    if frame is grpc.aio.EOF:
+                        break
+                    self._take(frame)
+            finally:
+                call.cancel()
+
+    @staticmethod
+    async def _requests(outbox: asyncio.Queue[pb.GatewayFrame]) -> AsyncIterator[pb.GatewayFrame]:
+        while True:
+            yield await outbox.get()
+
+    def _take(self, frame: pb.WorkerFrame) -> None:
+        if frame.WhichOneof("kind") == "step":
+            self._events.stepped(self.worker.worker_id, frame.step)
+        elif frame.WhichOneof("kind") == "welcome" and not self.open:
+            self.open = True
+            self._events.opened(self, _with_facts(self.worker, frame.welcome))
+
+
+def _with_facts(worker: WorkerInfo, welcome: pb.Welcome) -> WorkerInfo:
+    facts = welcome.facts
+    return WorkerInfo(
+        worker_id=worker.worker_id,
+        model=worker.model,
+        role=worker.role,
+        address=worker.address,
+        epoch=welcome.epoch,
+        facts=EngineFacts(
+            block_size=facts.block_size,
+            kv_blocks_total=facts.kv_blocks_total,
+            kv_block_bytes=facts.kv_block_bytes,
+            max_model_len=facts.max_model_len,
+            max_num_seqs=facts.max_num_seqs,
+            tasks=tuple(facts.tasks),
+        ),
+    )
