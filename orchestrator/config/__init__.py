@@ -12,11 +12,10 @@ from orchestrator.config.defaults import effective_engine_args
 from orchestrator.config.document import Document, read
 from orchestrator.config.parse import parse_document
 from orchestrator.core.errors import ConfigError
+from orchestrator.core.source import PATH_STARTS
 from orchestrator.core.spec import ClusterSpec, ModelSpec
 
 __all__ = ["dumps", "effective_engine_args", "load", "loads", "parse"]
-
-PATH_STARTS = ("./", "../", "~/", "/")
 
 
 def load(path: str | Path) -> ClusterSpec:

@@ -74,11 +74,11 @@ def ports(cursor: Cursor, spec: ClusterSpec) -> None:
     for index, place in enumerate(places):
         for other in places[:index]:
             if _clash(wanted[place], wanted[other]):
-                raise cursor.error(
-                    f"{place} and {other}: found {wanted[place]} and {wanted[other]}, allowed: two ports"
-                )
+                found = f"found {wanted[place]} for {place} and {wanted[other]} for {other}"
+                raise cursor.find(*place.split(".")).error(f"{found}, allowed: a port for each")
     if spec.gateway.processes > 1 and 0 in (spec.gateway.http.port, spec.gateway.grpc.port):
-        raise cursor.error("gateway.processes: found several on port 0, allowed: ports above 0, which they can share")
+        processes = cursor.find("gateway", "processes")
+        raise processes.wrong("1 with port 0, or ports above 0, which several processes can share")
 
 
 def _clash(one: Endpoint, other: Endpoint) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 from orchestrator.config import arguments, checks
 from orchestrator.config.cursor import Cursor, closest
 from orchestrator.config.document import Document
+from orchestrator.core import source
 from orchestrator.core.spec import (
     Backend,
     Bind,
@@ -142,15 +143,16 @@ def _model(cursor: Cursor) -> ModelSpec:
     name = named.text(allowed)
     if not MODEL_NAME.fullmatch(name):
         raise named.wrong(allowed)
-    sources = "a folder, pip:PACKAGE, or a Hugging Face id"
-    source = _required(cursor, fields, "source", sources).text(sources)
+    source_at = _required(cursor, fields, "source", source.FORMS)
+    if source.kind_of(source_at.text(source.FORMS)) is None:
+        raise source_at.wrong(source.FORMS)
     pools_at = _required(cursor, fields, "pools", "prefill and decode, or serve")
     pools = _pools(pools_at)
     engine = _engine(fields["engine"], checks.one_backend(pools_at, pools)) if "engine" in fields else {}
     options = arguments.frontend(fields["frontend"]) if "frontend" in fields else {}
     if "frontend" in fields:
         checks.frontend(fields["frontend"], options)
-    model = ModelSpec(name, source, pools, engine, options)
+    model = ModelSpec(name, source_at.value, pools, engine, options)
     checks.hand_over(pools_at, model)
     return model
 
