@@ -6,7 +6,6 @@ The path of a token does not touch the brain: only what changes a request's stat
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,12 +13,14 @@ from typing import Any
 from orchestrator.core import messages as m
 from orchestrator.core.brain import Brain
 from orchestrator.core.errors import SegueError
+from orchestrator.core.spec import Role
 from orchestrator.core.types import Load, WorkerInfo
 from orchestrator.gateway import cluster_core as cc
 from orchestrator.gateway.context import CURRENT
 from orchestrator.gateway.flight import Flight
 from orchestrator.gateway.link import Link
 from orchestrator.proto import worker_pb2 as pb
+from orchestrator.telemetry import logs
 from orchestrator.telemetry.metrics import GatewayMetrics
 
 TICK_SECONDS = 0.1
@@ -30,7 +31,7 @@ _REFUSALS = {
 }
 _LOST_OUTPUT = (cc.FinishReason.ERROR, cc.FinishReason.ABORT)  # not the request's own end: the engine gave it up
 
-log = logging.getLogger("segue.gateway.driver")
+log = logs.events("gateway.driver")
 
 
 class Driver:
@@ -46,17 +47,27 @@ class Driver:
         self._flights: dict[str, Flight] = {}
         self._wires: dict[str, Flight] = {}
         self._orphan_transfers: dict[str, Mapping[str, Any]] = {}
+        self._idle = asyncio.Event()
+        self._idle.set()
         self.on_change: Callable[[], None] = lambda: None
+        self.on_worker: Callable[[WorkerInfo], None] = lambda _: None
 
-    @property
-    def live(self) -> int:
-        """Requests without an outcome."""
-        return self._brain.live
+    async def idle(self, seconds: float) -> bool:
+        """Waits until no request is without an outcome; False if some still are after ``seconds``."""
+        try:
+            await asyncio.wait_for(self._idle.wait(), seconds)
+        except TimeoutError:
+            return False
+        return True
 
     @property
     def workers(self) -> Mapping[str, WorkerInfo]:
         """Workers with an open session, by id."""
         return self._workers
+
+    def takes(self, model: str, role: Role) -> bool:
+        """Whether a worker of that pool takes requests."""
+        return bool(self._brain.fleet.open(model, role))
 
     def load(self, worker_id: str) -> Load | None:
         """The newest account of a worker; None without an open session."""
@@ -75,6 +86,7 @@ class Driver:
         context = CURRENT.get()
         flight = Flight(request, core, context, request.request_id)
         self._flights[request.request_id] = flight
+        self._idle.clear()
         self._feed(
             m.Arrived(
                 request.request_id,
@@ -96,12 +108,16 @@ class Driver:
         self._links[worker.worker_id] = link
         self._workers[worker.worker_id] = worker
         self._loads[worker.worker_id] = Load()
-        log.info("worker %s is up (%s of %s)", worker.worker_id, worker.role, worker.model)
+        log.info("worker up", worker=worker.worker_id, model=worker.model, pool=worker.role)
         self._feed(m.WorkerUp(worker))
+        self.on_worker(worker)
         self.on_change()
 
-    def closed(self, worker_id: str, reason: str) -> None:
-        self._links.pop(worker_id, None)
+    def closed(self, link: Link, reason: str) -> None:
+        worker_id = link.worker.worker_id
+        if self._links.get(worker_id) is not link:
+            return  # a newer session with the same worker has taken its place
+        del self._links[worker_id]
         self._loads.pop(worker_id, None)
         worker = self._workers.pop(worker_id)
         self._feed(m.WorkerDown(worker_id, reason))
@@ -230,7 +246,7 @@ class Driver:
         transfer = self._transfer(prefill_wire_id)
         link = self._links.get(worker_id)
         if transfer is None or link is None:
-            log.warning("the KV of %s can't be released; its lease will free it", prefill_wire_id)
+            log.warning("KV not released: its lease will free it", wire=prefill_wire_id)
             return
         link.release(f"{prefill_wire_id}~r", transfer)
 
@@ -245,6 +261,8 @@ class Driver:
         flight = self._flights.pop(request_id)
         for wire_id in flight.wires:
             self._wires.pop(wire_id, None)
+        if not self._flights:
+            self._idle.set()
         flight.ended(command.report)
         self._metrics.request_finished(command.report)
         if error is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -14,13 +13,14 @@ import grpc.aio
 from orchestrator.core.types import EngineFacts, WorkerInfo
 from orchestrator.proto import worker_pb2 as pb
 from orchestrator.proto import worker_pb2_grpc
+from orchestrator.telemetry import logs
 
 PROTOCOL_VERSION = 1
 SILENCE_SECONDS = 15.0  # a worker speaks every second, even when idle
 RECONNECT_SECONDS = (0.2, 0.5, 1.0, 2.0)
 _OPTIONS = (("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1))
 
-log = logging.getLogger("segue.gateway.link")
+log = logs.events("gateway.link")
 
 
 class LinkEvents(Protocol):
@@ -30,7 +30,7 @@ class LinkEvents(Protocol):
 
     def stepped(self, worker_id: str, step: pb.Step) -> None: ...
 
-    def closed(self, worker_id: str, reason: str) -> None: ...
+    def closed(self, link: Link, reason: str) -> None: ...
 
 
 class Link:
@@ -83,8 +83,8 @@ class Link:
     def _closed(self, reason: str) -> None:
         if self.open:
             self.open = False
-            log.warning("session with %s closed: %s", self.worker.worker_id, reason)
-            self._events.closed(self.worker.worker_id, reason)
+            log.warning("session closed", worker=self.worker.worker_id, reason=reason)
+            self._events.closed(self, reason)
 
     async def _session(self) -> None:
         self._outbox = asyncio.Queue()
@@ -107,7 +107,7 @@ class Link:
             yield await outbox.get()
 
     def _take(self, frame: pb.WorkerFrame) -> None:
-        if frame.WhichOneof("kind") == "step":
+        if frame.WhichOneof("kind") == "step" and self.open:
             self._events.stepped(self.worker.worker_id, frame.step)
         elif frame.WhichOneof("kind") == "welcome" and not self.open:
             self.open = True

@@ -1,0 +1,120 @@
+"""One model's front end: vLLM's ``AsyncLLM`` and API application, built around a ``ClusterCore``.
+
+With ``cluster_core`` the only place on this side that knows how vLLM's server is put together.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from fastapi import FastAPI
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+from vllm.entrypoints.launchers.app import build_app
+from vllm.entrypoints.launchers.cli_args import make_arg_parser
+from vllm.usage.usage_lib import UsageContext
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+from vllm.v1.engine.async_llm import AsyncLLM
+
+from orchestrator.config import effective_engine_args
+from orchestrator.core.spec import Backend, ModelSpec, PoolSpec, Role
+from orchestrator.gateway.cluster_core import ClusterCore, RequestSink, replacing_engine_core
+
+# What only concerns the engine that computes: the front end needs no device, no shards and no KV cache.
+_ENGINE_ONLY = frozenset(
+    {
+        "tensor_parallel_size",
+        "pipeline_parallel_size",
+        "kv_cache_memory_bytes",
+        "gpu_memory_utilization",
+        "num_gpu_blocks_override",
+        "enable_expert_parallel",
+        "load_format",
+        "worker_cls",
+    }
+)
+_MOCK_KEYS_OF_VLLM = frozenset({"block_size", "max_model_len", "max_num_seqs"})
+
+
+class Front:
+    """See ``ports.ModelFront``. Made in two steps: ``build`` (slow), then ``open`` once a worker is known."""
+
+    def __init__(self, spec: ModelSpec, llm: AsyncLLM, core: ClusterCore, ready: Callable[[], bool]) -> None:
+        self.name = spec.name
+        self.source = spec.source
+        self.disaggregated = spec.disaggregated
+        self.llm = llm
+        self.core = core
+        self.tasks: tuple[str, ...] = ()
+        self.app: FastAPI | None = None
+        self.state: Any = None
+        self.paths: frozenset[str] = frozenset()
+        self._ready = ready
+        self._frontend = spec.frontend
+
+    @property
+    def max_model_len(self) -> int:
+        return int(self.llm.model_config.max_model_len)
+
+    def ready(self) -> bool:
+        return self.app is not None and self._ready()
+
+    async def open(self, tasks: tuple[str, ...], max_model_len: int) -> None:
+        """Builds the API application, for what the model's workers can do."""
+        self.tasks = self.core.tasks = tasks
+        # An engine may have fitted its context to its memory: the front end must refuse what that can't hold.
+        self.llm.model_config.max_model_len = min(self.max_model_len, max_model_len)
+        args = _server_args(self.name, self.llm, self._frontend)
+        app = build_app(args, tasks, self.llm.model_config)  # type: ignore[arg-type]
+        await init_app_state(self.llm, app.state, args, tasks)  # type: ignore[arg-type]
+        self.paths = frozenset(path for route in app.routes if (path := getattr(route, "path", "")))
+        self.state, self.app = app.state, app
+
+    def close(self) -> None:
+        self.llm.shutdown()
+
+
+def build(spec: ModelSpec, path: str, sink: RequestSink, ready: Callable[[], bool]) -> Front:
+    """Loads the model's configuration, tokenizer and renderer from ``path`` (a folder or a Hugging Face id).
+
+    Must run on the event loop's thread: ``AsyncLLM`` starts its output task there.
+    """
+    core = ClusterCore(spec.name, sink)
+    args = AsyncEngineArgs(
+        model=path, served_model_name=[spec.name], disable_log_stats=True, **_front_engine_args(spec)
+    )
+    config = args.create_engine_config(UsageContext.OPENAI_API_SERVER)
+    with replacing_engine_core(core):
+        llm = AsyncLLM.from_vllm_config(config, usage_context=UsageContext.OPENAI_API_SERVER, disable_log_stats=True)
+    core.llm = llm
+    return Front(spec, llm, core, ready)
+
+
+def _front_engine_args(spec: ModelSpec) -> dict[str, Any]:
+    pool: PoolSpec = spec.pools[Role.DECODE if spec.disaggregated else Role.SERVE]
+    args = effective_engine_args(spec, pool)
+    if pool.backend is Backend.MOCK:
+        return {key: value for key, value in args.items() if key in _MOCK_KEYS_OF_VLLM}
+    return {key: value for key, value in args.items() if key not in _ENGINE_ONLY}
+
+
+def _server_args(name: str, llm: AsyncLLM, frontend: Mapping[str, Any]) -> argparse.Namespace:
+    """vLLM's API-server options: its own defaults, the model's ``frontend`` over them, and what Segue decides."""
+    parser = make_arg_parser(FlexibleArgumentParser())  # type: ignore[no-untyped-call]
+    args: argparse.Namespace = parser.parse_args([])
+    config = llm.vllm_config
+    fixed = {
+        "model": config.model_config.model,
+        "served_model_name": [name],
+        "structured_outputs_config": config.structured_outputs_config,
+        "disable_log_stats": True,
+        "enable_log_requests": False,
+        "disable_fastapi_docs": True,
+        "api_key": None,
+        "enable_scale_out": False,
+    }
+    for key, value in {"enable_prompt_tokens_details": True, **frontend, **fixed}.items():
+        setattr(args, key, value)
+    return args

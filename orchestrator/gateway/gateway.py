@@ -1,0 +1,170 @@
+"""One gateway process: the fleet watch, a link a worker, a front end a model, and the two edges."""
+
+from __future__ import annotations
+
+import asyncio
+from random import Random
+
+from orchestrator.config import loads
+from orchestrator.core.brain import Brain
+from orchestrator.core.errors import InvalidRequest, ModelNotFound, NotReady
+from orchestrator.core.spec import ClusterSpec, ModelSpec, Role
+from orchestrator.core.types import WorkerInfo, WorkerState
+from orchestrator.gateway import frontend
+from orchestrator.gateway.driver import Driver
+from orchestrator.gateway.frontend import Front
+from orchestrator.gateway.link import Link
+from orchestrator.gateway.watch import watch_fleet
+from orchestrator.models import prepare
+from orchestrator.proto import cluster_pb2, fleet_pb2
+from orchestrator.telemetry import logs
+from orchestrator.telemetry.metrics import GatewayMetrics
+
+_LINKED_STATES = (WorkerState.READY.value, WorkerState.DRAINING.value)
+
+log = logs.events("gateway")
+
+
+class Gateway:
+    """See ``ports.GatewayView`` and ``http.HttpView``."""
+
+    def __init__(self, gateway_id: str, spec: ClusterSpec, seed: int | None = None) -> None:
+        self.spec = spec
+        self.metrics = GatewayMetrics(gateway_id)
+        self.draining = False
+        self._id = gateway_id
+        brain = Brain(Random(seed), queue_seconds=spec.gateway.queue_seconds)  # noqa: S311  (ties, not secrets)
+        self.driver = Driver(brain, self.metrics)
+        self.driver.on_change = self._changed
+        self.driver.on_worker = self._worker_up
+        self._links: dict[str, Link] = {}
+        self._fronts: dict[str, Front] = {}
+        self._opening: dict[str, asyncio.Task[None]] = {}
+        self._closing: set[asyncio.Task[None]] = set()
+        self._status = cluster_pb2.ClusterStatus(name=spec.name)
+        self._change = asyncio.Event()
+
+    async def run(self, controller: str) -> None:
+        """Keeps the fleet view and the clock going, for ever."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.driver.tick(), name="tick")
+            group.create_task(watch_fleet(controller, self._id, self.take), name="fleet watch")
+
+    async def build_front(self, model: ModelSpec) -> None:
+        """Loads one model's front end; it opens as soon as a worker of it is known."""
+        path = await asyncio.to_thread(prepare, model.source)
+        self._fronts[model.name] = frontend.build(model, path, self.driver, lambda: not self._missing(model))
+        for worker in self.driver.workers.values():
+            self._worker_up(worker)
+
+    async def close(self) -> None:
+        """Ends sessions and front ends."""
+        await asyncio.gather(*(link.close() for link in self._links.values()), return_exceptions=True)
+        for front in self._fronts.values():
+            front.close()
+
+    async def drain(self, seconds: float) -> bool:
+        """Takes nothing new and waits for what is under way; False if some of it is left after ``seconds``."""
+        self.draining = True
+        return await self.driver.idle(seconds)
+
+    # ---- the fleet
+
+    def take(self, snapshot: fleet_pb2.FleetSnapshot) -> None:
+        """Takes in what the controller says: opens links to workers that are new, closes those that are gone."""
+        self._status = snapshot.status
+        listed = {
+            worker.id: WorkerInfo(worker.id, model.name, Role(pool.role), worker.address, worker.epoch)
+            for model in snapshot.status.models
+            for pool in model.pools
+            for worker in pool.workers
+            if worker.state in _LINKED_STATES and worker.address
+        }
+        for worker_id, link in list(self._links.items()):
+            if listed.get(worker_id) != link.worker:
+                del self._links[worker_id]
+                task = asyncio.create_task(link.close())
+                self._closing.add(task)
+                task.add_done_callback(self._closing.discard)
+        for worker_id, worker in listed.items():
+            if worker_id not in self._links:
+                self._links[worker_id] = Link(worker, self._id, self.driver)
+        self.metrics.fleet(listed.values())
+        self._changed()
+
+    def _worker_up(self, worker: WorkerInfo) -> None:
+        front = self._fronts.get(worker.model)
+        if front is None or front.app is not None or worker.role is Role.PREFILL or worker.facts is None:
+            return
+        if worker.model not in self._opening:
+            task = asyncio.create_task(front.open(worker.facts.tasks, worker.facts.max_model_len))
+            self._opening[worker.model] = task
+            task.add_done_callback(lambda done: self._opened(worker.model, done))
+
+    def _opened(self, model: str, task: asyncio.Task[None]) -> None:
+        del self._opening[model]
+        if not task.cancelled() and (error := task.exception()):
+            log.error("API could not be built", error, model=model)
+        self._changed()
+
+    def _missing(self, model: ModelSpec) -> list[str]:
+        missing = [
+            f"{model.name}/{role} has no ready worker"
+            for role in model.pools
+            if not self.driver.takes(model.name, role)
+        ]
+        front = self._fronts.get(model.name)
+        if not missing and (front is None or front.app is None):
+            missing.append(f"{model.name}'s API is being built")
+        return missing
+
+    # ---- what the edges see
+
+    def front(self, model: str) -> Front:
+        if self.draining:
+            raise NotReady("this gateway is draining", hint="connect again: another takes over", retry_after=1.0)
+        names = [spec.name for spec in self.spec.models]
+        if not model and len(names) > 1:
+            raise InvalidRequest("the request names no model", hint=f"models here: {', '.join(names)}")
+        name = model or names[0]
+        if name not in names:
+            raise ModelNotFound(f"no model '{name}' is served here", hint=f"models here: {', '.join(names)}")
+        front = self._fronts.get(name)
+        if front is None or front.app is None:
+            raise NotReady(f"{name} is starting", retry_after=5.0)
+        return front
+
+    def fronts(self) -> list[Front]:
+        return list(self._fronts.values())
+
+    def not_ready(self) -> list[str]:
+        missing = [line for model in self.spec.models for line in self._missing(model)]
+        return ["this gateway is draining", *missing] if self.draining else missing
+
+    def status(self) -> cluster_pb2.ClusterStatus:
+        status = cluster_pb2.ClusterStatus()
+        status.CopyFrom(self._status)
+        status.ready = status.ready and not self.not_ready()
+        for model in status.models:
+            for pool in model.pools:
+                for worker in pool.workers:
+                    if load := self.driver.load(worker.id):
+                        worker.running, worker.waiting = load.running, load.waiting
+                        worker.kv_blocks_used, worker.kv_blocks_total = load.kv_blocks_used, load.kv_blocks_total
+        return status
+
+    async def status_changed(self, timeout_seconds: float) -> bool:
+        try:
+            await asyncio.wait_for(self._change.wait(), timeout_seconds)
+        except TimeoutError:
+            return False
+        return True
+
+    def _changed(self) -> None:
+        waiting, self._change = self._change, asyncio.Event()
+        waiting.set()
+
+
+def spec_of(snapshot: fleet_pb2.FleetSnapshot) -> ClusterSpec:
+    """The configuration that a fleet snapshot carries."""
+    return loads(snapshot.spec_json)

@@ -1,0 +1,197 @@
+"""A gateway as an actor: the process around ``Gateway``, on an event loop of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import sys
+import threading
+import traceback
+from pathlib import Path
+
+import grpc.aio
+import uvicorn
+import uvloop
+
+from orchestrator.config import loads
+from orchestrator.core.errors import SegueError
+from orchestrator.core.spec import ClusterSpec, Endpoint
+from orchestrator.core.types import ActorSnapshot, GatewayAssignment, WorkerState
+from orchestrator.proto import fleet_pb2, fleet_pb2_grpc
+from orchestrator.telemetry import logs, tracing
+
+FIRST_SNAPSHOT_SECONDS = 30.0
+KEEP_ALIVE_SECONDS = 75
+_GRPC_OPTIONS = (("grpc.so_reuseport", 1), ("grpc.max_receive_message_length", 32 << 20))
+
+
+class GatewayProcess:
+    """What the controller starts; see the brief of the five methods in ``docs/architecture.md``."""
+
+    def __init__(self, assignment: GatewayAssignment) -> None:
+        self._assignment = assignment
+        self._state = WorkerState.STARTING
+        self._stage = "starting process"
+        self._detail = ""
+        self._http = self._grpc = ""
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stopping: asyncio.Event | None = None
+        self._serving: Serving | None = None
+        self._up = threading.Event()
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._main, name="gateway", daemon=True)
+
+    async def start(self) -> None:
+        """Returns when both edges listen; raises what kept them from it."""
+        self._thread.start()
+        await asyncio.to_thread(self._up.wait)
+        if self._state is WorkerState.FAILED:
+            raise SegueError(self._detail, where=self._assignment.gateway_id, hint="see its log")
+
+    async def snapshot(self) -> ActorSnapshot:
+        return ActorSnapshot(
+            state=self._state,
+            stage=self._stage,
+            detail=self._detail,
+            address=self._http,
+            grpc_address=self._grpc,
+            actor_pid=os.getpid(),
+        )
+
+    async def drain(self, seconds: float) -> None:
+        """Takes nothing new; returns once nothing is under way, or after ``seconds``."""
+        self._state = WorkerState.DRAINING
+        if self._serving is not None and self._loop is not None:
+            future = asyncio.run_coroutine_threadsafe(self._serving.gateway.drain(seconds), self._loop)
+            await asyncio.wrap_future(future)
+
+    async def stop(self) -> None:
+        """Closes both edges and all sessions."""
+        if self._loop is not None and self._stopping is not None and not self._closed.is_set():
+            self._loop.call_soon_threadsafe(self._stopping.set)
+        if self._thread.is_alive():
+            await asyncio.to_thread(self._thread.join, 10.0)
+        self._closed.set()
+
+    async def wait_closed(self) -> None:
+        await asyncio.to_thread(self._closed.wait)
+
+    # ---- on the gateway's own thread
+
+    def _main(self) -> None:
+        try:
+            if self._assignment.log_dir:
+                _write_output_to(Path(self._assignment.log_dir) / f"{self._assignment.gateway_id}.log")
+            uvloop.run(self._serve())
+        except Exception as error:
+            traceback.print_exc()
+            self._state, self._detail = WorkerState.FAILED, str(error)
+        finally:
+            self._up.set()
+            self._closed.set()
+
+    async def _serve(self) -> None:
+        self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
+        self._stage = "waiting for the controller"
+        spec = await _first_spec(self._assignment)
+        logs.setup(spec.telemetry.log_level)
+        tracing.init("segue-gateway", spec.telemetry.otlp_endpoint, {"segue.gateway": self._assignment.gateway_id})
+        self._stage = "importing vLLM"
+        await asyncio.to_thread(_import_vllm)
+        serving = self._serving = Serving(self._assignment, spec)
+        async with asyncio.TaskGroup() as group:
+            running = group.create_task(serving.gateway.run(self._assignment.controller))
+            for model in spec.models:
+                self._stage = f"loading the front end of {model.name}"
+                await serving.gateway.build_front(model)
+            self._stage = "opening ports"
+            self._http, self._grpc = await serving.listen()
+            self._state, self._stage = WorkerState.READY, ""
+            self._up.set()
+            await self._stopping.wait()
+            await serving.close()
+            running.cancel()
+        tracing.shutdown()
+
+
+class Serving:
+    """A gateway and its two listening edges."""
+
+    def __init__(self, assignment: GatewayAssignment, spec: ClusterSpec) -> None:
+        from orchestrator.gateway.gateway import Gateway  # imports vLLM
+
+        self._spec = spec
+        self.gateway = Gateway(assignment.gateway_id, spec)
+        self._grpc = grpc.aio.server(options=_GRPC_OPTIONS)
+        self._http: uvicorn.Server | None = None
+        self._http_task: asyncio.Task[None] | None = None
+
+    async def listen(self) -> tuple[str, str]:
+        """Opens both ports; returns their addresses (HTTP, gRPC)."""
+        from orchestrator.gateway.http import HttpEdge
+        from orchestrator.gateway.rpc import add_services
+
+        add_services(self._grpc, self.gateway)
+        spec = self._spec.gateway
+        port = self._grpc.add_insecure_port(str(spec.grpc))
+        await self._grpc.start()
+        sock = _listening(spec.http)
+        config = uvicorn.Config(
+            HttpEdge(self.gateway, spec.max_body_bytes),
+            http="httptools",
+            ws="none",
+            lifespan="off",
+            access_log=False,
+            log_config=None,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            server_header=False,
+        )
+        self._http = uvicorn.Server(config)
+        self._http_task = asyncio.create_task(self._http.serve(sockets=[sock]))
+        return f"{spec.http.host}:{sock.getsockname()[1]}", f"{spec.grpc.host}:{port}"
+
+    async def close(self) -> None:
+        """Stops listening and ends what is still open."""
+        await self._grpc.stop(0.5)
+        if self._http is not None and self._http_task is not None:
+            self._http.should_exit = self._http.force_exit = True
+            await asyncio.wait([self._http_task], timeout=5.0)
+        await self.gateway.close()
+
+
+async def _first_spec(assignment: GatewayAssignment) -> ClusterSpec:
+    async with asyncio.timeout(FIRST_SNAPSHOT_SECONDS):
+        async with grpc.aio.insecure_channel(assignment.controller) as channel:
+            call = fleet_pb2_grpc.FleetStub(channel).Watch(
+                fleet_pb2.FleetWatchRequest(watcher_id=assignment.gateway_id), wait_for_ready=True
+            )
+            async for snapshot in call:
+                if snapshot.spec_json:
+                    return loads(snapshot.spec_json)
+    raise SegueError("the controller sent no configuration", where=assignment.controller)
+
+
+def _import_vllm() -> None:
+    import orchestrator.gateway.gateway  # noqa: F401
+
+
+def _listening(endpoint: Endpoint) -> socket.socket:
+    family = socket.AF_INET6 if ":" in endpoint.host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    sock.bind((endpoint.host, endpoint.port))
+    sock.listen(2048)
+    sock.setblocking(False)
+    return sock
+
+
+def _write_output_to(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.dup2(fd, 1)
+    os.dup2(fd, 2)
+    os.close(fd)
