@@ -1,0 +1,201 @@
+"""Running workers for tests: a mock one inside this process, real or mock ones in processes of their own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from vllm.sampling_params import SamplingParams
+
+from orchestrator.core.errors import WorkerLost
+from orchestrator.core.spec import Role
+from orchestrator.proto import worker_pb2_grpc
+from orchestrator.proto.worker_pb2 import Abort, GatewayFrame, Hello, Release, Step, Submit, Welcome
+from workers import wire
+from workers.mock import MockEngine
+from workers.ports import Clock
+from workers.session import PROTOCOL_VERSION, SERVER_OPTIONS, WorkerSession
+
+
+@dataclass(frozen=True, slots=True)
+class MockWorker:
+    """A worker that answers at ``address`` until its context ends."""
+
+    address: str
+    engine: MockEngine
+    session: WorkerSession
+    server: grpc.aio.Server
+
+
+@asynccontextmanager
+async def mock_worker(
+    role: Role | str = Role.SERVE,
+    model: str = "mock",
+    *,
+    worker_id: str = "",
+    epoch: int = 1,
+    clock: Clock | None = None,
+    **engine: Any,
+) -> AsyncIterator[MockWorker]:
+    """A mock worker in this process; ``engine`` are ``workers.mock_settings.MockSettings`` fields."""
+    core = MockEngine({"step_seconds": 0.001, **engine}, clock)
+    await core.start(lambda stage: None)
+    session = WorkerSession(worker_id or f"{model}/{role}/0", epoch, Role(role), core)
+    server = grpc.aio.server(options=SERVER_OPTIONS)
+    worker_pb2_grpc.add_WorkerServicer_to_server(session, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    pump = asyncio.create_task(session.run())
+    try:
+        yield MockWorker(f"127.0.0.1:{port}", core, session, server)
+    finally:
+        session.close(WorkerLost("the worker stopped"))
+        await server.stop(0.5)
+        await core.shutdown()
+        with suppress(WorkerLost):
+            await asyncio.wait_for(pump, 5)
+
+
+class Gateway:
+    """The smallest gateway: one session with one worker, everything that came over it kept."""
+
+    def __init__(self, welcome: Welcome, call: Any) -> None:
+        self.welcome = welcome
+        self.steps: list[Step] = []
+        self.outputs: dict[str, list[wire.Output]] = {}
+        self.rejected: dict[str, Any] = {}
+        self.kv_events: list[Any] = []
+        self.failure: grpc.aio.AioRpcError | None = None
+        self._call = call
+        self._news = asyncio.Condition()
+        self._reader = asyncio.create_task(self._read())
+
+    async def submit(
+        self,
+        wire_id: str,
+        prompt: Sequence[int],
+        *,
+        trace: dict[str, str] | None = None,
+        transfer: dict[str, Any] | None = None,
+        **sampling: Any,
+    ) -> None:
+        request = make_request(wire_id, prompt, transfer=transfer, **sampling)
+        parts = wire.encode_request(request)
+        await self.send(submit=Submit(wire_id=wire_id, request=parts, trace=trace or {}))
+
+    async def abort(self, *wire_ids: str) -> None:
+        await self.send(abort=Abort(wire_ids=wire_ids))
+
+    async def release(self, wire_id: str, transfer: bytes) -> None:
+        await self.send(release=Release(wire_id=wire_id, transfer=transfer))
+
+    async def send(self, **frame: Any) -> None:
+        await self._call.write(GatewayFrame(**frame))
+
+    async def until(self, condition: Any, seconds: float = 20.0) -> None:
+        """Waits until ``condition(self)`` holds, looking again after every frame."""
+        async with self._news:
+            await asyncio.wait_for(self._news.wait_for(lambda: condition(self) or self.failure), seconds)
+        if not condition(self):
+            assert self.failure is not None
+            raise self.failure
+
+    async def finished(self, wire_id: str, seconds: float = 20.0) -> list[wire.Output]:
+        """All outputs of a request, once it has ended."""
+        await self.until(lambda g: g.outputs.get(wire_id) and g.outputs[wire_id][-1].finished, seconds)
+        return self.outputs[wire_id]
+
+    async def generate(self, wire_id: str, prompt: Sequence[int], **sampling: Any) -> list[int]:
+        """The tokens of a request, once it has ended."""
+        await self.submit(wire_id, prompt, **sampling)
+        return tokens(await self.finished(wire_id))
+
+    async def prefill(self, wire_id: str, prompt: Sequence[int], **sampling: Any) -> dict[str, Any]:
+        """Runs a prefill half; returns the transfer parameters for the decode half."""
+        asked = {"do_remote_decode": True, "do_remote_prefill": False}
+        await self.submit(wire_id, prompt, transfer=asked, **{**sampling, "max_tokens": 1})
+        params = (await self.finished(wire_id))[-1].kv_transfer_params
+        assert params, "a prefill must end with transfer parameters"
+        return dict(params)
+
+    @property
+    def load(self) -> Any:
+        """The worker's latest account."""
+        return self.steps[-1].load
+
+    @property
+    def transferred_bytes(self) -> int:
+        return sum(step.transfers.bytes for step in self.steps)
+
+    async def ended(self, seconds: float = 20.0) -> grpc.StatusCode:
+        """The stream's status, once the worker has ended it."""
+        await asyncio.wait_for(self._reader, seconds)
+        return await self._call.code()
+
+    async def close(self) -> None:
+        self._call.cancel()
+        await asyncio.gather(self._reader, return_exceptions=True)
+
+    async def _read(self) -> None:
+        try:
+            while (frame := await self._call.read()) is not grpc.aio.EOF:
+                await self._take(frame.step)
+        except grpc.aio.AioRpcError as error:
+            self.failure = error
+        async with self._news:
+            self._news.notify_all()
+
+    async def _take(self, step: Step) -> None:
+        self.steps.append(step)
+        self.kv_events.extend(step.kv_events)
+        for rejected in step.rejected:
+            self.rejected[rejected.wire_id] = rejected
+        if step.outputs:
+            for output in wire.decode_outputs(step.outputs).outputs:
+                self.outputs.setdefault(output.request_id, []).append(output)
+        async with self._news:
+            self._news.notify_all()
+
+
+@asynccontextmanager
+async def gateway(address: str, gateway_id: str = "test", version: int = PROTOCOL_VERSION) -> AsyncIterator[Gateway]:
+    """A session with the worker at ``address``, past its Welcome."""
+    async with grpc.aio.insecure_channel(address, options=SERVER_OPTIONS) as channel:
+        call = worker_pb2_grpc.WorkerStub(channel).Session()
+        await call.write(GatewayFrame(hello=Hello(gateway_id=gateway_id, protocol_version=version)))
+        frame = await asyncio.wait_for(call.read(), 20)
+        if frame is grpc.aio.EOF:
+            raise AssertionError("the worker ended the session instead of a Welcome")
+        peer = Gateway(frame.welcome, call)
+        try:
+            yield peer
+        finally:
+            await peer.close()
+
+
+def make_request(
+    wire_id: str, prompt: Sequence[int], *, transfer: dict[str, Any] | None = None, **sampling: Any
+) -> wire.Request:
+    """A greedy request that takes no notice of the model's end token unless told so."""
+    chosen = {"temperature": 0.0, "max_tokens": 8, "ignore_eos": True, **sampling}
+    if transfer is not None:
+        chosen["extra_args"] = {"kv_transfer_params": transfer}
+    return wire.Request(
+        request_id=wire_id,
+        prompt_token_ids=list(prompt),
+        mm_features=None,
+        sampling_params=SamplingParams(**chosen),
+        pooling_params=None,
+        arrival_time=0.0,
+        lora_request=None,
+        cache_salt=None,
+        data_parallel_rank=None,
+    )
+
+
+def tokens(outputs: Sequence[wire.Output]) -> list[int]:
+    return [token for output in outputs for token in output.new_token_ids]

@@ -1,0 +1,99 @@
+"""What this machine has and holds: addresses, ports, processes, and the folder of a worker's sockets."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from orchestrator.core.errors import WorkerStartFailed
+from orchestrator.core.spec import Bind
+
+LOOPBACK = "127.0.0.1"
+_RUN_PREFIX = "segue-worker-"
+_EPHEMERAL_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
+
+
+def bind_host(bind: Bind) -> str:
+    """The address to listen on: loopback, or the one that Ray knows this node by."""
+    if bind is Bind.LOOPBACK:
+        return LOOPBACK
+    import ray
+
+    return str(ray.util.get_node_ip_address())
+
+
+def free_port(host: str) -> int:
+    """A port that is free now and that the kernel will not hand to an outgoing connection in the meantime.
+
+    For listeners that can't be told to bind port 0. Raises WorkerStartFailed if none is found.
+    """
+    first_ephemeral = int(_EPHEMERAL_RANGE.read_text().split()[0]) if _EPHEMERAL_RANGE.exists() else 32768
+    below = range(10240, first_ephemeral) if first_ephemeral > 11000 else range(10240, 65536)
+    for _ in range(200):
+        port = random.choice(below)  # noqa: S311  (nothing secret about a port)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind((host, port))
+            return port
+    raise WorkerStartFailed("no free TCP port found", where=host, hint="see which processes listen with `ss -ltnp`")
+
+
+def started(pid: int) -> int | None:
+    """When a process started, in the kernel's ticks since boot: with the pid, a name that is never used twice.
+
+    None if there is no such process (a zombie counts as gone).
+    """
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    fields = stat.rpartition(")")[2].split()  # the name in front may hold spaces and parentheses
+    return None if fields[0] in "ZX" else int(fields[19])
+
+
+def descendants(pid: int) -> list[int]:
+    """All live processes below ``pid``, parents first."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        with suppress(FileNotFoundError, ProcessLookupError):
+            fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            if fields[0] not in "ZX":
+                children.setdefault(int(fields[1]), []).append(int(entry.name))
+    return list(_below(pid, children))
+
+
+def _below(pid: int, children: dict[int, list[int]]) -> Iterator[int]:
+    for child in children.get(pid, ()):
+        yield child
+        yield from _below(child, children)
+
+
+def widen_affinity(pid: int) -> None:
+    """Lets every thread of a process run on all of this process's cores again."""
+    cores = os.sched_getaffinity(0)
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(ProcessLookupError):
+            os.sched_setaffinity(int(task.name), cores)
+
+
+def make_run_folder() -> Path:
+    """A private folder for this process's Unix sockets, with a name short enough for them."""
+    sweep_run_folders()
+    pid = os.getpid()
+    return Path(tempfile.mkdtemp(prefix=f"{_RUN_PREFIX}{pid}-{started(pid)}-"))
+
+
+def sweep_run_folders() -> None:
+    """Removes the folders of workers that are gone without having done so themselves."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_RUN_PREFIX}*"):
+        with suppress(FileNotFoundError, ValueError):  # another worker sweeps too; or the folder is none of ours
+            pid, ticks = folder.name.removeprefix(_RUN_PREFIX).split("-")[:2]
+            if folder.stat().st_uid == os.getuid() and started(int(pid)) != int(ticks):
+                shutil.rmtree(folder, ignore_errors=True)

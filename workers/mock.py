@@ -1,0 +1,308 @@
+"""An engine without weights: honest timings, deterministic tokens, real accounting of blocks and a real hand-over.
+
+One step takes ``step_seconds`` plus the time that its uncached prompt tokens take at ``prefill_tokens_per_second``; a
+request that collects a prefill takes the time of its bytes at ``transfer_bytes_per_second`` first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import deque
+from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import Sequence as Seq
+from typing import Any
+from uuid import uuid4
+
+from orchestrator.core.errors import SegueError, WorkerLost
+from orchestrator.core.types import EngineFacts, Load
+from workers.inventory import LOOPBACK
+from workers.mock_blocks import BlockPool, Holding
+from workers.mock_sequence import Sequence, Vocabulary
+from workers.mock_settings import MockSettings
+from workers.mock_transfer import TransferServer, dial
+from workers.ports import Clock, EngineStep, Progress, SystemClock, Transfers
+from workers.wire import Finish, Output, Request
+
+
+class MockEngine:
+    """Implements ``workers.ports.Engine``."""
+
+    def __init__(self, engine: Mapping[str, Any], clock: Clock | None = None, host: str = LOOPBACK) -> None:
+        self.settings = MockSettings.of(engine)
+        self._clock = clock or SystemClock()
+        self._host = host
+        self._engine_id = str(uuid4())
+        self._port = 0
+        self._vocabulary = Vocabulary(self.settings.first_token, self.settings.vocabulary, self.settings.eos_one_in)
+        self._pool = BlockPool(self.settings.kv_blocks, self.settings.block_size, self.settings.enable_prefix_caching)
+        self._waiting: deque[Sequence] = deque()
+        self._collecting: dict[str, Sequence] = {}
+        self._running: dict[str, Sequence] = {}
+        self._pinned: dict[str, tuple[Holding, asyncio.Task[None]]] = {}
+        self._transfers = Transfers()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._wake = asyncio.Event()
+        self._steps: asyncio.Queue[EngineStep | SegueError | None] = asyncio.Queue()
+        self._server = TransferServer(self)
+        self._lost: WorkerLost | None = None
+
+    @property
+    def facts(self) -> EngineFacts:
+        chosen = self.settings
+        return EngineFacts(
+            block_size=chosen.block_size,
+            kv_blocks_total=chosen.kv_blocks,
+            kv_block_bytes=chosen.kv_block_bytes,
+            max_model_len=chosen.max_model_len,
+            max_num_seqs=chosen.max_num_seqs,
+        )
+
+    @property
+    def pid(self) -> int:
+        return os.getpid()
+
+    @property
+    def load(self) -> Load:
+        return Load(
+            running=len(self._running),
+            waiting=len(self._waiting) + len(self._collecting),
+            kv_blocks_used=self._pool.used,
+            kv_blocks_total=self._pool.total,
+        )
+
+    async def start(self, progress: Progress) -> None:
+        progress("starting the mock engine")
+        self._port = await self._server.start(self._host)
+        await self._clock.sleep(self.settings.start_seconds)
+        self._spawn(self._run())
+
+    async def submit(self, request: Request) -> None:
+        self._check_alive()
+        self._waiting.append(Sequence.of(request, self._vocabulary, self._clock.monotonic()))
+        self._wake.set()
+
+    async def abort(self, wire_ids: Seq[str]) -> None:
+        self._check_alive()
+        for wire_id in wire_ids:
+            sequence = self._take(wire_id)
+            if sequence is None:
+                continue
+            if sequence.collecting is not None:
+                sequence.collecting.cancel()
+            self._pool.release(sequence.holding)
+            if sequence.transfer.get("do_remote_prefill") and not sequence.external_cached:
+                self._spawn(self._free_remote(sequence.transfer))
+        self._report()
+        self._wake.set()
+
+    async def release(self, wire_id: str, transfer: Mapping[str, Any]) -> None:
+        self._check_alive()
+        self._spawn(self._free_remote(transfer))
+
+    async def steps(self) -> AsyncIterator[EngineStep]:
+        while (step := await self._steps.get()) is not None:
+            if isinstance(step, SegueError):
+                raise step
+            yield step
+
+    async def shutdown(self) -> None:
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._server.stop()
+        self._steps.put_nowait(None)
+
+    def fail(self) -> None:
+        """Dies as an engine core that was killed does; for tests of what follows."""
+        self._lost = WorkerLost("the engine died", where="mock engine")
+        for task in self._tasks:
+            task.cancel()
+        self._steps.put_nowait(self._lost)
+
+    def pinned_blocks(self, request_id: str) -> int | None:
+        pinned = self._pinned.get(request_id)
+        return pinned[0].blocks if pinned else None
+
+    def unpin(self, request_id: str) -> None:
+        if request_id in self._pinned:
+            holding, lease = self._pinned.pop(request_id)
+            lease.cancel()
+            self._pool.release(holding)
+            self._report()
+            self._wake.set()
+
+    async def _run(self) -> None:
+        ends = self._clock.monotonic()
+        while True:
+            self._admit()
+            if not self._running:
+                self._wake.clear()
+                await self._wake.wait()
+                continue
+            # A decoding sequence computes one token a step, which is what step_seconds stands for.
+            uncached = sum(len(one.tokens) - one.computed - 1 for one in self._running.values())
+            duration = self.settings.step_seconds + max(0, uncached) / self.settings.prefill_tokens_per_second
+            now = self._clock.monotonic()
+            ends = max(now, ends) + duration  # so that late wake-ups don't add up
+            await self._clock.sleep(ends - now)
+            self._report(self._advance())
+
+    def _admit(self) -> None:
+        while self._waiting and len(self._running) + len(self._collecting) < self.settings.max_num_seqs:
+            sequence = self._waiting[0]
+            if not self._place(sequence):
+                break
+            self._waiting.popleft()
+            if sequence.transfer.get("do_remote_prefill") and not sequence.reported:
+                self._collecting[sequence.wire_id] = sequence
+                sequence.collecting = self._spawn(self._collect(sequence))
+            else:
+                self._schedule(sequence)
+
+    def _place(self, sequence: Sequence) -> bool:
+        """Blocks for a sequence's tokens, cached ones first; False if there is no room."""
+        cached = self._pool.cached(sequence.tokens[:-1])  # the last token is always computed: it makes the next one
+        needed = -(-len(sequence.tokens) // self.settings.block_size) - len(cached)
+        holding = self._pool.hold(cached, needed)
+        if holding is None:
+            return False
+        sequence.holding = holding
+        sequence.computed = len(cached) * self.settings.block_size
+        if not sequence.reported:
+            sequence.local_cached = sequence.computed
+        return True
+
+    def _schedule(self, sequence: Sequence) -> None:
+        if sequence.scheduled_at is None:
+            sequence.scheduled_at = self._clock.monotonic()
+        self._running[sequence.wire_id] = sequence
+
+    def _advance(self) -> list[Output]:
+        outputs = []
+        for sequence in list(self._running.values()):
+            if sequence.wire_id not in self._running:
+                continue  # pushed back for want of blocks by one before it
+            sequence.computed = len(sequence.tokens)
+            self._seal(sequence)
+            token = sequence.next_token()
+            finish, stop = sequence.finish(token, self.settings.max_model_len)
+            outputs.append(self._output(sequence, token, finish, stop))
+            if finish is None:
+                self._make_room(sequence)
+        return outputs
+
+    def _output(self, sequence: Sequence, token: int, finish: Finish | None, stop: int | None) -> Output:
+        output = Output(
+            request_id=sequence.wire_id,
+            new_token_ids=[token],
+            finish_reason=finish,
+            stop_reason=stop,
+            **sequence.first_report(),
+        )
+        if finish is not None:
+            del self._running[sequence.wire_id]
+            if sequence.transfer.get("do_remote_decode"):
+                output.kv_transfer_params = self._pin(sequence)
+            else:
+                self._pool.release(sequence.holding)
+        return output
+
+    def _seal(self, sequence: Sequence) -> None:
+        size = self.settings.block_size
+        if self.settings.enable_prefix_caching:
+            for block in range(len(sequence.holding.shared), sequence.computed // size):
+                self._pool.seal(sequence.holding, sequence.tokens[block * size : (block + 1) * size])
+
+    def _make_room(self, sequence: Sequence) -> None:
+        """A block for the token just made, if it needs one; the newest sequences are pushed back for it."""
+        if len(sequence.tokens) <= sequence.holding.blocks * self.settings.block_size:
+            return
+        while not self._pool.grow(sequence.holding, 1):
+            newest = next(reversed(self._running.values()))
+            del self._running[newest.wire_id]
+            self._pool.release(newest.holding)
+            self._waiting.appendleft(newest)
+            if newest is sequence:
+                return
+
+    def _pin(self, sequence: Sequence) -> dict[str, Any]:
+        """Keeps a finished prefill's blocks until they are collected; returns what the decode side needs for that."""
+        lease = self._spawn(self._lease(sequence.wire_id))
+        self._pinned[sequence.wire_id] = (sequence.holding, lease)
+        return {
+            "do_remote_prefill": True,
+            "do_remote_decode": False,
+            "remote_block_ids": [list(range(sequence.holding.blocks))],
+            "remote_engine_id": self._engine_id,
+            "remote_request_id": sequence.wire_id,
+            "remote_host": self._host,
+            "remote_port": self._port,
+            "tp_size": 1,
+            "dcp_size": 1,
+            "pp_size": 1,
+            "remote_num_tokens": sequence.computed,
+            "remote_blocks_expiry_time": None,
+            "transfer_mode": "pull",
+            "remote_prefill_cached_tokens": sequence.local_cached,
+        }
+
+    async def _lease(self, wire_id: str) -> None:
+        await self._clock.sleep(self.settings.lease_seconds)
+        holding, _ = self._pinned.pop(wire_id)
+        self._pool.release(holding)
+        self._report()
+        self._wake.set()
+
+    async def _collect(self, sequence: Sequence) -> None:
+        """Takes a prefill over; what can't be had is computed here instead."""
+        began = self._clock.monotonic()
+        blocks = sequence.holding.private
+        try:
+            async with dial(sequence.transfer) as ask:
+                if await ask("collect") is None:
+                    raise ConnectionError("the blocks are gone")
+                size = blocks * self.settings.kv_block_bytes
+                await self._clock.sleep(size / self.settings.transfer_bytes_per_second)
+                await ask("free")
+        except (OSError, TimeoutError):
+            self._transfers += Transfers(failed=1)
+        else:
+            self._transfers += Transfers(1, size, self._clock.monotonic() - began)
+            sequence.external_cached = sequence.prompt_tokens - sequence.local_cached
+            sequence.computed = sequence.prompt_tokens - 1
+        del self._collecting[sequence.wire_id]
+        sequence.collecting = None
+        self._schedule(sequence)
+        self._wake.set()
+
+    async def _free_remote(self, transfer: Mapping[str, Any]) -> None:
+        try:
+            async with dial(transfer) as ask:
+                await ask("free")
+        except (OSError, TimeoutError):
+            self._transfers += Transfers(failed=1)
+            self._report()
+
+    def _take(self, wire_id: str) -> Sequence | None:
+        found = self._running.pop(wire_id, None) or self._collecting.pop(wire_id, None)
+        if found is None:
+            found = next((one for one in self._waiting if one.wire_id == wire_id), None)
+            if found is not None:
+                self._waiting.remove(found)
+        return found
+
+    def _report(self, outputs: Seq[Output] = ()) -> None:
+        transfers, self._transfers = self._transfers, Transfers()
+        now = self._clock.monotonic()
+        self._steps.put_nowait(EngineStep(self.load, outputs, now, transfers, self._pool.take_events()))
+
+    def _check_alive(self) -> None:
+        if self._lost is not None:
+            raise self._lost
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task

@@ -1,0 +1,88 @@
+"""The hand-over between two mock engines: a small TCP exchange in place of NIXL's.
+
+The decode side asks for a finished prefill by its request id, takes the time that the bytes would take, and says that
+it is done; only then are the blocks free on the prefill side. One JSON object a line.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
+from typing import Any, Protocol
+
+_TIMEOUT = 5.0  # seconds for any one answer
+
+
+class Pinned(Protocol):
+    """The prefill side's finished requests whose blocks wait to be collected."""
+
+    def pinned_blocks(self, request_id: str) -> int | None:
+        """How many blocks wait; None if there are none of that id."""
+        ...
+
+    def unpin(self, request_id: str) -> None: ...
+
+
+class TransferServer:
+    """The prefill side."""
+
+    def __init__(self, pinned: Pinned) -> None:
+        self._pinned = pinned
+        self._server: asyncio.Server | None = None
+        self._serving: set[asyncio.Task[None]] = set()
+
+    async def start(self, host: str) -> int:
+        """Listens on a free port and returns it."""
+        self._server = await asyncio.start_server(self._accept, host, 0)
+        return int(self._server.sockets[0].getsockname()[1])
+
+    async def stop(self) -> None:
+        if self._server is not None:
+            self._server.close()
+        for task in self._serving:
+            task.cancel()
+        await asyncio.gather(*self._serving, return_exceptions=True)
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.get_running_loop().create_task(self._serve(reader, writer))
+        self._serving.add(task)
+        task.add_done_callback(self._serving.discard)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while line := await reader.readline():
+                ask = json.loads(line)
+                if ask["op"] == "free":
+                    self._pinned.unpin(ask["request"])
+                answer = {"blocks": self._pinned.pinned_blocks(ask["request"])}
+                writer.write(json.dumps(answer).encode() + b"\n")
+                await writer.drain()
+        except ConnectionError:
+            pass  # the decode side died; what it did not free stays until its lease ends
+        finally:
+            writer.close()
+
+
+@asynccontextmanager
+async def dial(transfer: Mapping[str, Any]) -> AsyncIterator[Callable[[str], Any]]:
+    """The decode side: yields ``ask(op)``, which returns how many blocks wait. Raises OSError, TimeoutError."""
+    reader, writer = await asyncio.wait_for(
+        asyncio.open_connection(transfer["remote_host"], transfer["remote_port"]), _TIMEOUT
+    )
+
+    async def ask(op: str) -> int | None:
+        writer.write(json.dumps({"op": op, "request": transfer["remote_request_id"]}).encode() + b"\n")
+        line = await asyncio.wait_for(reader.readline(), _TIMEOUT)
+        if not line:
+            raise ConnectionError("the prefill side hung up")
+        blocks: int | None = json.loads(line)["blocks"]
+        return blocks
+
+    try:
+        yield ask
+    finally:
+        writer.close()
+        with suppress(OSError):
+            await writer.wait_closed()

@@ -1,0 +1,55 @@
+"""Binds the life of an engine's processes to their worker's.
+
+vLLM loads ``register`` (entry point ``vllm.general_plugins``) in every process that it starts. An engine core whose
+worker was killed would otherwise stay: nobody could reach it, and it would keep its memory and its ports.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import threading
+
+from workers.inventory import started
+
+WORKER_PID = "SEGUE_WORKER_PID"
+WORKER_STARTED = "SEGUE_WORKER_STARTED"  # guards against a pid that was given out again
+
+
+def register() -> None:
+    """Watches the worker that the environment names; does nothing in any other process, or in the worker itself."""
+    pid = int(os.environ.get(WORKER_PID, "0"))
+    if not pid or pid == os.getpid():
+        return
+    ready = threading.Event()
+    threading.Thread(target=_die_with, args=(pid, ready), name="segue-worker-watch", daemon=True).start()
+    ready.wait(timeout=5.0)
+
+
+def mark_environment() -> None:
+    """Names this process as the worker, for the processes that it is going to start."""
+    os.environ[WORKER_PID] = str(os.getpid())
+    os.environ[WORKER_STARTED] = str(started(os.getpid()))
+
+
+def _die_with(pid: int, ready: threading.Event) -> None:
+    try:
+        worker = os.pidfd_open(pid)
+    except ProcessLookupError:
+        _die()
+        return
+    # Opened first, looked at second: from here on the descriptor can only mean the process that we see now.
+    if str(started(pid)) != os.environ.get(WORKER_STARTED, str(started(pid))):
+        _die()
+    ready.set()
+    poller = select.poll()
+    poller.register(worker, select.POLLIN)
+    while not poller.poll():
+        pass
+    _die()
+
+
+def _die() -> None:
+    # Not the process group: that is Ray's too. Every process below has a watch of its own.
+    os.kill(os.getpid(), signal.SIGKILL)

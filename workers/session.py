@@ -1,0 +1,311 @@
+"""The worker's side of the session: requests in, one frame an engine step out, for each gateway its own.
+
+The life of a stream: Hello -> Welcome -> (Submit | Abort | Release)* against Step*, until either side ends it. Whatever
+is still running then is aborted. A gateway that errs ends its own session and nobody else's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Coroutine, Sequence
+from contextlib import suppress
+from typing import Any
+
+import grpc
+
+from orchestrator.core.errors import ProtocolError, SegueError, WorkerLost
+from orchestrator.core.spec import Role
+from orchestrator.core.types import EngineFacts, Load
+from orchestrator.proto import worker_pb2, worker_pb2_grpc
+from orchestrator.proto.worker_pb2 import GatewayFrame, Hello, Rejected, Step, Submit, Welcome, WorkerFrame
+from workers import wire
+from workers.link import Link
+from workers.ports import Engine, EngineStep, Transfers
+from workers.work import Work
+
+PROTOCOL_VERSION = 1
+HEARTBEAT_SECONDS = 1.0
+HELLO_SECONDS = 10.0
+MAX_MESSAGE_BYTES = 256 << 20
+SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    ("grpc.so_reuseport", 0),
+)
+
+_log = logging.getLogger(__name__)
+_Context = grpc.aio.ServicerContext[GatewayFrame, WorkerFrame]
+
+
+class WorkerSession(worker_pb2_grpc.WorkerServicer):
+    """Serves any number of gateways from one engine. Belongs to one event loop."""
+
+    def __init__(self, worker_id: str, epoch: int, role: Role, engine: Engine) -> None:
+        self.load = Load(kv_blocks_total=engine.facts.kv_blocks_total)
+        self.draining = False
+        self._worker_id = worker_id
+        self._epoch = epoch
+        self._role = role
+        self._engine = engine
+        # A bound on memory, far above what admission lets through.
+        self._max_live = max(1024, 16 * engine.facts.max_num_seqs)
+        self._links: set[Link] = set()
+        self._live: dict[str, Work] = {}
+        self._discards: set[asyncio.Task[None]] = set()
+
+    @property
+    def live_requests(self) -> int:
+        return len(self._live)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing runs, and no prefill's blocks wait to be collected."""
+        return not (self._live or self.load.running or self.load.waiting or self.load.kv_blocks_used)
+
+    async def run(self) -> None:
+        """Hands the engine's steps to the gateways until the engine ends. Raises WorkerLost when it dies."""
+        try:
+            async for step in self._engine.steps():
+                self._distribute(step)
+        except WorkerLost as lost:
+            self.close(lost)
+            raise
+
+    def drain(self) -> None:
+        """Takes no new requests from here on; those that run go on."""
+        self.draining = True
+        for link in self._links:
+            link.send(self._step())
+
+    def close(self, error: SegueError) -> None:
+        """Ends all sessions."""
+        for link in self._links:
+            link.end(error)
+
+    async def Session(self, request_iterator: Any, context: _Context) -> None:  # noqa: N802  (gRPC's name)
+        """One gateway's stream, from its Hello to its end."""
+        try:
+            hello = await self._hello(context)
+            await context.write(WorkerFrame(welcome=self._welcome()))
+        except SegueError as error:
+            await context.abort(grpc.StatusCode[error.grpc_code], str(error))
+        link = Link(hello.gateway_id)
+        self._links.add(link)
+        link.send(self._step())
+        tasks = [_ending(link, self._read(context, link)), _ending(link, self._write(context, link))]
+        _log.info("session opened by %s", link.gateway_id)
+        try:
+            error = await link.ended
+        finally:
+            self._links.discard(link)
+            for task in tasks:
+                task.cancel()
+            await self._forget(link)
+        _log.info("session with %s ended: %s", link.gateway_id, error or "by the gateway")
+        if error is not None:
+            # Where the gateway does not even read, the status can't get through: don't wait for that.
+            with suppress(TimeoutError):
+                await asyncio.wait_for(context.abort(grpc.StatusCode[error.grpc_code], str(error)), 1.0)
+
+    async def _hello(self, context: _Context) -> Hello:
+        try:
+            frame = await asyncio.wait_for(context.read(), HELLO_SECONDS)
+        except TimeoutError:
+            raise ProtocolError("no Hello came", where=context.peer()) from None
+        if not isinstance(frame, GatewayFrame) or not frame.HasField("hello"):
+            raise ProtocolError("the first frame has to be a Hello", where=context.peer())
+        if frame.hello.protocol_version != PROTOCOL_VERSION:
+            spoken, ours = frame.hello.protocol_version, PROTOCOL_VERSION
+            await context.abort(
+                grpc.StatusCode.FAILED_PRECONDITION,
+                f"{self._worker_id} speaks session protocol {ours}, {frame.hello.gateway_id} speaks {spoken}",
+            )
+        return frame.hello
+
+    def _welcome(self) -> Welcome:
+        return Welcome(
+            worker_id=self._worker_id,
+            epoch=self._epoch,
+            protocol_version=PROTOCOL_VERSION,
+            facts=facts_message(self._engine.facts),
+        )
+
+    async def _read(self, context: _Context, link: Link) -> None:
+        while isinstance(frame := await context.read(), GatewayFrame):
+            kind = frame.WhichOneof("kind")
+            if kind == "submit":
+                await self._submit(link, frame.submit)
+            elif kind == "abort":
+                await self._abort(link, frame.abort.wire_ids)
+            elif kind == "release":
+                await self._release(frame.release)
+            else:
+                raise ProtocolError(f"unexpected frame: {kind or 'empty'}", where=link.gateway_id)
+
+    async def _write(self, context: _Context, link: Link) -> None:
+        while True:
+            frame = await link.next(HEARTBEAT_SECONDS)
+            await context.write(frame or WorkerFrame(step=self._step()))
+
+    async def _submit(self, link: Link, submit: Submit) -> None:
+        refusal = self._refusal(submit)
+        if refusal is None:
+            try:
+                request = wire.decode_request(submit.request)
+            except ProtocolError as error:
+                refusal = (Rejected.INVALID, str(error))
+            else:
+                refusal = self._fault(submit, request)
+        if refusal is not None:
+            rejected = Rejected(wire_id=submit.wire_id, reason=refusal[0], detail=refusal[1])
+            link.send(self._step(rejected=[rejected]))
+            return
+        self._live[submit.wire_id] = Work(
+            submit.wire_id,
+            link,
+            collects=bool(wire.transfer_params(request).get("do_remote_prefill")),
+            trace=dict(submit.trace),
+            prompt_tokens=len(request.prompt_token_ids or ()),
+        )
+        link.wire_ids.add(submit.wire_id)
+        await self._engine.submit(request)
+
+    def _refusal(self, submit: Submit) -> tuple[Rejected.Reason, str] | None:
+        """Why the worker won't take a request, whatever is in it."""
+        if not submit.wire_id:
+            return Rejected.INVALID, "no wire id"
+        if submit.wire_id in self._live:
+            return Rejected.INVALID, "this wire id is in use"
+        if self.draining:
+            return Rejected.DRAINING, f"{self._worker_id} is draining"
+        if len(self._live) >= self._max_live:
+            return Rejected.BUSY, f"{self._worker_id} has {len(self._live)} requests"
+        return None
+
+    def _fault(self, submit: Submit, request: wire.Request) -> tuple[Rejected.Reason, str] | None:
+        """What is wrong with a request that could be read: things that would hurt the engine, and so all the others."""
+        if request.request_id != submit.wire_id:
+            return Rejected.INVALID, "the request's id is not its wire id"
+        if request.sampling_params is None and request.pooling_params is None:
+            return Rejected.INVALID, "neither sampling nor pooling parameters"
+        if request.prompt_token_ids is None and request.prompt_embeds is None:
+            return Rejected.INVALID, "no prompt"
+        length, limit = len(request.prompt_token_ids or ()), self._engine.facts.max_model_len
+        if length > limit:
+            return Rejected.INVALID, f"a prompt of {length} tokens is longer than the model's {limit}"
+        return None
+
+    async def _abort(self, link: Link, wire_ids: Sequence[str]) -> None:
+        owned = [wire_id for wire_id in wire_ids if wire_id in link.wire_ids]
+        for wire_id in owned:
+            link.wire_ids.discard(wire_id)
+            self._live.pop(wire_id).end(self._role, "aborted")
+        if owned:
+            await self._engine.abort(owned)
+
+    async def _release(self, release: worker_pb2.Release) -> None:
+        try:
+            transfer = json.loads(release.transfer)
+        except ValueError as error:
+            raise ProtocolError("a release's transfer is no JSON", where=release.wire_id) from error
+        if not isinstance(transfer, dict) or release.wire_id in self._live:
+            raise ProtocolError("a release needs a transfer object and an id of its own", where=release.wire_id)
+        await self._engine.release(release.wire_id, transfer)
+
+    async def _forget(self, link: Link) -> None:
+        with suppress(WorkerLost):  # then there is nothing left to abort
+            await self._abort(link, list(link.wire_ids))
+
+    def _distribute(self, step: EngineStep) -> None:
+        if step.load_only and step.load == self.load:
+            return
+        self.load = step.load
+        by_link: dict[Link, list[wire.Output]] = {}
+        for output in step.outputs:
+            work = self._live.get(output.request_id)
+            if work is None:
+                self._discard(output)
+                continue
+            work.note(output)
+            by_link.setdefault(work.link, []).append(output)
+            if output.finished:
+                del self._live[work.wire_id]
+                work.link.wire_ids.discard(work.wire_id)
+                work.end(self._role, str(output.finish_reason))
+        shared = self._step(step)
+        for link in self._links:
+            outputs = by_link.get(link)
+            if outputs:
+                own = Step(outputs=wire.encode_outputs(outputs, step.timestamp))
+                own.MergeFrom(shared)
+                link.send(own)
+            else:
+                link.send(shared)
+
+    def _discard(self, output: wire.Output) -> None:
+        """An output for a request that was aborted in the meantime: if it pinned blocks, nobody will collect them."""
+        if output.kv_transfer_params:
+            name = f"{output.request_id}-discarded"
+            task = asyncio.get_running_loop().create_task(self._engine.release(name, output.kv_transfer_params))
+            self._discards.add(task)
+            task.add_done_callback(self._discards.discard)
+
+    def _step(self, step: EngineStep | None = None, rejected: Sequence[Rejected] = ()) -> Step:
+        transfers = step.transfers if step else Transfers()
+        message = Step(
+            load=load_message(self.load),
+            rejected=rejected,
+            kv_events=step.kv_events if step else (),
+            draining=self.draining,
+        )
+        if transfers:
+            message.transfers.CopyFrom(transfers_message(transfers))
+        return message
+
+
+def _ending(link: Link, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    """Runs one direction of a stream; its end, good or bad, is the session's."""
+
+    async def run() -> None:
+        try:
+            await work
+        except SegueError as error:
+            link.end(error)
+        except Exception as error:
+            _log.exception("the session with %s broke", link.gateway_id)
+            link.end(ProtocolError(f"the session broke: {type(error).__name__}", where=link.gateway_id))
+        else:
+            link.end(None)
+
+    return asyncio.get_running_loop().create_task(run())
+
+
+def facts_message(facts: EngineFacts) -> worker_pb2.EngineFacts:
+    return worker_pb2.EngineFacts(
+        block_size=facts.block_size,
+        kv_blocks_total=facts.kv_blocks_total,
+        kv_block_bytes=facts.kv_block_bytes,
+        max_model_len=facts.max_model_len,
+        max_num_seqs=facts.max_num_seqs,
+        tasks=facts.tasks,
+    )
+
+
+def load_message(load: Load) -> worker_pb2.Load:
+    return worker_pb2.Load(
+        running=load.running,
+        waiting=load.waiting,
+        kv_blocks_used=load.kv_blocks_used,
+        kv_blocks_total=load.kv_blocks_total,
+    )
+
+
+def transfers_message(transfers: Transfers) -> worker_pb2.Transfers:
+    return worker_pb2.Transfers(
+        count=transfers.count, bytes=transfers.bytes, seconds=transfers.seconds, failed=transfers.failed
+    )
