@@ -1,0 +1,1 @@
+"""A Ray actor that observes the cluster, plans and applies; gateways watch the fleet through it."""

@@ -1,0 +1,118 @@
+"""The controller's gRPC server: the fleet for gateways, the cluster's status for people, health for probes.
+
+Watchers get the newest view, not every view: one that reads slowly skips what it missed and holds nobody up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
+
+from orchestrator.core.errors import ConfigError
+from orchestrator.core.spec import Endpoint
+from orchestrator.proto import cluster_pb2, cluster_pb2_grpc, fleet_pb2, fleet_pb2_grpc
+
+_FLEET_INTERVAL = 0.02  # seconds; a burst of changes becomes one snapshot
+_STATUS_INTERVAL_MS = 500
+_OPTIONS = (
+    ("grpc.so_reuseport", 0),  # a second controller on the same port must fail, not share
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5000),
+)
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class Bulletin:
+    """The newest status, and a way to wait for a newer one."""
+
+    def __init__(self, first: cluster_pb2.ClusterStatus) -> None:
+        self._status = first
+        self._changed = asyncio.Event()
+
+    @property
+    def status(self) -> cluster_pb2.ClusterStatus:
+        return self._status
+
+    def publish(self, status: cluster_pb2.ClusterStatus) -> None:
+        """Replaces the status and wakes all watchers, unless nothing changed."""
+        if status == self._status:
+            return
+        self._status = status
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def follow(self, interval: float) -> AsyncIterator[cluster_pb2.ClusterStatus]:
+        """The status now, and again after each change, at most once an interval (seconds)."""
+        while True:
+            sent, changed = self._status, self._changed
+            yield sent
+            await asyncio.sleep(interval)
+            if self._status is sent:
+                await changed.wait()
+
+
+class _Fleet(fleet_pb2_grpc.FleetServicer):
+    def __init__(self, bulletin: Bulletin, spec_json: str) -> None:
+        self._bulletin = bulletin
+        self._spec_json = spec_json
+
+    async def Watch(  # noqa: N802
+        self, request: fleet_pb2.FleetWatchRequest, context: Context
+    ) -> AsyncIterator[fleet_pb2.FleetSnapshot]:
+        spec_json = self._spec_json
+        async for status in self._bulletin.follow(_FLEET_INTERVAL):
+            yield fleet_pb2.FleetSnapshot(status=status, spec_json=spec_json)
+            spec_json = ""
+
+
+class _Cluster(cluster_pb2_grpc.ClusterServicer):
+    def __init__(self, bulletin: Bulletin) -> None:
+        self._bulletin = bulletin
+
+    async def Status(  # noqa: N802
+        self, request: cluster_pb2.StatusRequest, context: Context
+    ) -> cluster_pb2.ClusterStatus:
+        return self._bulletin.status
+
+    async def Watch(  # noqa: N802
+        self, request: cluster_pb2.WatchRequest, context: Context
+    ) -> AsyncIterator[cluster_pb2.ClusterStatus]:
+        interval = (request.min_interval_ms or _STATUS_INTERVAL_MS) / 1000
+        async for status in self._bulletin.follow(interval):
+            yield status
+
+
+class FleetServer:
+    """Serves a bulletin. ``listen`` may have port 0; ``start`` returns the port that it became."""
+
+    def __init__(self, listen: Endpoint, bulletin: Bulletin, spec_json: str) -> None:
+        self._listen = listen
+        self._server = grpc.aio.server(options=_OPTIONS)
+        fleet_pb2_grpc.add_FleetServicer_to_server(_Fleet(bulletin, spec_json), self._server)
+        cluster_pb2_grpc.add_ClusterServicer_to_server(_Cluster(bulletin), self._server)
+        self._health = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+
+    async def start(self) -> int:
+        """Raises ConfigError if the address can't be had."""
+        try:
+            port = self._server.add_insecure_port(str(self._listen))
+        except RuntimeError as error:
+            raise ConfigError(
+                f"can't listen on {self._listen}",
+                where="controller.listen",
+                hint="another cluster may be running there: stop it, or choose another port",
+            ) from error
+        await self._server.start()
+        for service in ("", "segue.v1.Cluster", "segue.internal.v1.Fleet"):
+            await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
+        return port
+
+    async def stop(self) -> None:
+        """Ends all watches."""
+        await self._server.stop(grace=0.5)

@@ -1,0 +1,72 @@
+"""What the controller asks of the machinery that runs actors. ``ray_cluster`` is the real one; tests bring a fake.
+
+One contract suite (tests/controller/test_cluster_contract.py) holds both to the same behaviour.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from orchestrator.core.errors import SegueError
+from orchestrator.core.types import ActorSnapshot, GatewayAssignment, WorkerAssignment
+
+Order = WorkerAssignment | GatewayAssignment
+
+
+class ActorLost(SegueError):  # noqa: N818 - a condition, as in core.errors
+    """The actor's process is gone, or never came to be."""
+
+    code, http_status, grpc_code = "actor_lost", 503, "UNAVAILABLE"
+
+
+class ActorPort(Protocol):
+    """A running actor. Every method raises ActorLost once its process is gone; callers bound the waits."""
+
+    async def start(self) -> None:
+        """Returns when it serves. Raises WorkerStartFailed, or whatever SegueError tells why it can't."""
+
+    async def snapshot(self) -> ActorSnapshot:
+        """Its own account of itself, also during a start."""
+
+    async def drain(self, seconds: float) -> None:
+        """Takes nothing new; returns when all that was running has finished, or the seconds are over."""
+
+    async def stop(self) -> None:
+        """Ends what it runs; ``wait_closed`` returns then."""
+
+    async def wait_closed(self) -> None:
+        """Returns after a stop; raises ActorLost as soon as the process is gone."""
+
+
+class ClusterPort(Protocol):
+    """Reservations and actors of one cluster, each known by ``actor_name``."""
+
+    async def reserve(self, order: Order, tell: Callable[[str], None]) -> None:
+        """Waits until the order's resources are set aside, however long; ``tell`` hears why they are not yet."""
+
+    async def create(self, order: Order) -> ActorPort:
+        """An actor in the order's reservation. It may still be coming up: its methods wait for it."""
+
+    async def remove(self, name: str) -> None:
+        """Ends the actor and gives its reservation back; nothing of that name is left on return. Repeatable."""
+
+    async def names(self) -> frozenset[str]:
+        """Every actor and reservation of this cluster that exists now."""
+
+
+def actor_name(cluster: str, slot_id: str, epoch: int) -> str:
+    """One name for one filling of a slot, for all time; the epoch keeps a replacement apart from what it replaces."""
+    return f"{cluster}/{slot_id}@{epoch}"
+
+
+def name_of(order: Order) -> str:
+    """The name of the actor that the order is for."""
+    slot_id = order.worker_id if isinstance(order, WorkerAssignment) else order.gateway_id
+    return actor_name(order.cluster, slot_id, order.epoch)
+
+
+def belongs(name: str, cluster: str) -> bool:
+    """Whether ``name`` is one that ``actor_name`` makes for this cluster."""
+    owner, _, rest = name.rpartition("/")
+    return owner == cluster and "@" in rest

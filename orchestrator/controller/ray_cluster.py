@@ -1,0 +1,263 @@
+"""All Ray calls of the control plane, and the only place that names the worker and gateway actors' classes.
+
+Actors and placement groups are detached and named (``ports.actor_name``), in one Ray namespace: they outlive the
+controller, and another one can find them. Ray restarts none of them; that is the controller's to decide.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+from ray.util import list_named_actors
+from ray.util.placement_group import (
+    PlacementGroup,
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
+
+from orchestrator.controller.ports import ActorLost, ActorPort, Order, belongs, name_of
+from orchestrator.controller.resources import footprint, why_waiting
+from orchestrator.core.errors import ClusterUnreachable, ConfigError, SegueError, WorkerStartFailed
+from orchestrator.core.spec import ClusterSpec
+from orchestrator.core.types import ActorSnapshot, GatewayAssignment, WorkerAssignment
+
+NAMESPACE = "segue"
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+_CONTROLLER_START = 60.0  # seconds for the controller to listen
+_SHUTDOWN_MARGIN = 60.0  # seconds over the drain for stopping and removing
+_GONE = 20.0  # seconds until what was killed must be out of Ray's tables
+_POLL = (0.02, 1.0)  # first and longest pause between two looks at a placement group
+_FINISH = 30.0  # seconds for a call in a thread to end after its task was cancelled
+
+
+def worker_class() -> type:
+    """The class behind every worker actor; imported late, as it is needed only where actors are made."""
+    from workers.actor import WorkerActor
+
+    return WorkerActor
+
+
+def gateway_class() -> type:
+    """The class behind every gateway actor."""
+    from orchestrator.gateway.process import GatewayProcess
+
+    return GatewayProcess
+
+
+@dataclass(slots=True)
+class RayCluster:
+    """``ClusterPort`` over Ray. It can travel to the controller's process as long as it holds nothing yet."""
+
+    name: str
+    worker: Callable[[], type] = worker_class
+    gateway: Callable[[], type] = gateway_class
+    _groups: dict[str, PlacementGroup] = field(default_factory=dict)
+
+    async def reserve(self, order: Order, tell: Callable[[str], None]) -> None:
+        if isinstance(order, GatewayAssignment):
+            return  # it books nothing: it must be where the configuration says that clients find it
+        need, name = footprint(order), name_of(order)
+        bundles = [dict(bundle) for bundle in need.bundles]
+        group = await _in_thread(lambda: placement_group(bundles, need.strategy, name, "detached"))
+        self._groups[name] = group
+        pause, longest = _POLL
+        while True:
+            row = await _in_thread(lambda: placement_group_table(group))
+            if row["state"] == "CREATED":
+                return
+            if row["state"] == "REMOVED":
+                raise WorkerStartFailed("its placement group was removed", where=name)
+            if pause >= longest:
+                nodes = await _in_thread(_nodes)
+                infeasible = row["stats"]["scheduling_state"] == "INFEASIBLE"
+                tell(why_waiting(need, nodes, infeasible=infeasible))
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, longest)
+
+    async def create(self, order: Order) -> ActorPort:
+        name = name_of(order)
+        handle = await _in_thread(lambda: self._create(order, name))
+        return _RayActor(handle, name)
+
+    async def remove(self, name: str) -> None:
+        await _in_thread(lambda: remove(name))
+        self._groups.pop(name, None)
+
+    async def names(self) -> frozenset[str]:
+        return await _in_thread(lambda: frozenset(names(self.name)))
+
+    def _create(self, order: Order, name: str) -> ActorHandle[Any]:
+        options: dict[str, Any] = {"num_cpus": 0}
+        if isinstance(order, WorkerAssignment):
+            actor = self.worker()
+            options["num_gpus"] = footprint(order).actor_gpus
+            options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(self._groups[name], 0, True)
+        else:
+            actor = self.gateway()
+            options["scheduling_strategy"] = _here()
+        handle: ActorHandle[Any] = _detached(actor, name, options).remote(order)
+        return handle
+
+
+class _RayActor:
+    """``ActorPort`` over an actor's handle; Ray's errors become ours."""
+
+    def __init__(self, handle: ActorHandle[Any], name: str) -> None:
+        self._handle = handle
+        self._name = name
+
+    async def start(self) -> None:
+        await self._call("start")
+
+    async def snapshot(self) -> ActorSnapshot:
+        word = await self._call("snapshot")
+        if not isinstance(word, ActorSnapshot):
+            raise WorkerStartFailed(f"its account is a {type(word).__name__}", where=self._name)
+        return word
+
+    async def drain(self, seconds: float) -> None:
+        await self._call("drain", seconds)
+
+    async def stop(self) -> None:
+        await self._call("stop")
+
+    async def wait_closed(self) -> None:
+        await self._call("wait_closed")
+
+    async def _call(self, method: str, *args: object) -> object:
+        try:
+            return await getattr(self._handle, method).remote(*args)
+        except RayError as error:
+            raise _ours(error, self._name) from None
+
+
+def start_controller(spec: ClusterSpec, log_dir: str, cluster: RayCluster | None = None) -> str:
+    """Starts the cluster's detached controller on this node; Ray must be initialised.
+
+    Returns host:port of the fleet watch, as soon as it listens: the cluster comes up behind it.
+    Raises ConfigError if a cluster of that name is there already or ``controller.listen`` can't be had.
+    """
+    from orchestrator.controller.service import ControllerActor
+
+    left = names(spec.name)
+    if _find(_controller_name(spec.name)) is not None or left:
+        what = f"a cluster named {spec.name!r} runs here already"
+        raise ConfigError(what, where="cluster.name", hint="stop it with 'segue down', or choose another name")
+    actor = _detached(ControllerActor, _controller_name(spec.name), {"num_cpus": 0, "scheduling_strategy": _here()})
+    node_host = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+    handle = actor.remote(spec, log_dir, cluster or RayCluster(spec.name), node_host)
+    try:
+        return str(ray.get(handle.start.remote(), timeout=_CONTROLLER_START))
+    except (RayError, GetTimeoutError) as error:
+        ray.kill(handle, no_restart=True)
+        raise _ours(error, "controller") from None
+
+
+def stop_controller(name: str, drain_seconds: float) -> None:
+    """Drains and ends gateways, then workers, gives back placement groups, and ends the controller.
+
+    Works without a live controller too: then what is left is ended without draining.
+    Raises ClusterUnreachable if there is nothing of that name.
+    """
+    handle = _find(_controller_name(name))
+    if handle is None and not names(name):
+        raise ClusterUnreachable(f"no cluster named {name!r} runs here", hint="'segue up CONFIG' starts one")
+    if handle is not None:
+        try:
+            ray.get(handle.shutdown.remote(drain_seconds), timeout=drain_seconds + _SHUTDOWN_MARGIN)
+        except (RayError, GetTimeoutError) as error:
+            log.warning("the controller could not shut the cluster down: %s", _ours(error, name))
+    # What a controller that died or hung left behind; of gateways first, as they need the workers.
+    for rest in sorted(names(name), key=lambda rest: "/gateway-" not in rest):
+        remove(rest)
+    remove(_controller_name(name))
+
+
+def names(cluster: str) -> set[str]:
+    """Every actor and placement group that the cluster has in Ray now."""
+    actors = {row["name"] for row in list_named_actors(all_namespaces=True) if row["namespace"] == NAMESPACE}
+    groups = {row["name"] for row in placement_group_table().values() if row["state"] != "REMOVED"}
+    return {name for name in actors | groups if belongs(name, cluster)}
+
+
+def remove(name: str) -> None:
+    """Kills the actor and removes the placement group of that name; returns when Ray knows neither any more."""
+    handle = _find(name)
+    if handle is not None:
+        ray.kill(handle, no_restart=True)
+    deadline = time.monotonic() + _GONE
+    while True:
+        groups = _groups(name)
+        for group in groups:
+            remove_placement_group(group)
+        if _find(name) is None and not groups:
+            return
+        if time.monotonic() > deadline:
+            raise WorkerStartFailed(f"still there {_GONE:g} s after it was killed", where=name)
+        time.sleep(_POLL[0])
+
+
+def _find(name: str) -> ActorHandle[Any] | None:
+    try:
+        return ray.get_actor(name, namespace=NAMESPACE)
+    except ValueError:
+        return None
+
+
+def _groups(name: str) -> list[PlacementGroup]:
+    table = placement_group_table()
+    ids = [key for key, row in table.items() if row["name"] == name and row["state"] != "REMOVED"]
+    return [PlacementGroup(ray.PlacementGroupID(bytes.fromhex(group_id))) for group_id in ids]
+
+
+def _controller_name(cluster: str) -> str:
+    return f"segue-controller-{cluster}"
+
+
+def _detached(actor: type, name: str, options: dict[str, Any]) -> Any:
+    return ray.remote(actor).options(
+        name=name, namespace=NAMESPACE, lifetime="detached", max_restarts=0, max_task_retries=0, **options
+    )
+
+
+def _here() -> NodeAffinitySchedulingStrategy:
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+
+
+def _nodes() -> list[dict[str, float]]:
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+
+
+def _ours(error: Exception, where: str) -> SegueError:
+    """A Ray error as one of ours: what the actor raised, or that it is gone and what Ray knows of that."""
+    if isinstance(error, RayTaskError):
+        cause = error.cause
+        if isinstance(cause, SegueError):
+            return cause
+        return WorkerStartFailed(f"{type(cause).__name__}: {cause}", where=where)
+    if isinstance(error, GetTimeoutError):
+        return WorkerStartFailed("it did not answer in time", where=where)
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return ActorLost(lines[-1] if lines else type(error).__name__, where=where)
+
+
+async def _in_thread(call: Callable[[], T]) -> T:
+    """A blocking Ray call. If the task is cancelled the call still ends first, so nothing is made behind its back."""
+    task = asyncio.ensure_future(asyncio.to_thread(call))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task}, timeout=_FINISH)
+        raise

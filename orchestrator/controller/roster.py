@@ -1,0 +1,206 @@
+"""The controller's table of actors, and the tasks that bring each one up, listen to it and see it off.
+
+An actor's life is one task: reserve -> create -> start -> ready -> until it closes. Whatever ends that life too early
+becomes its state and detail; nothing is decided here. ``wake`` is called after each change.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+from orchestrator.controller.ports import ActorLost, ActorPort, ClusterPort, Order, actor_name
+from orchestrator.core.errors import SegueError, WorkerStartFailed
+from orchestrator.core.slots import ObservedActor, Slot
+from orchestrator.core.types import ActorSnapshot, WorkerState
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+_LOST = (WorkerState.FAILED, WorkerState.DEAD)
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """How long each step may take and how often to ask, in seconds."""
+
+    create: float = 60.0
+    snapshot: float = 5.0
+    ask_starting: float = 0.5
+    ask_ready: float = 2.0
+    drain_grace: float = 5.0
+    stop: float = 10.0
+    remove: float = 30.0
+    retry: float = 2.0
+
+
+@dataclass(slots=True, eq=False)
+class _Entry:
+    seen: ObservedActor
+    actor: ActorPort | None = None
+    tasks: set[asyncio.Task[None]] = field(default_factory=set)
+
+
+class Roster:
+    """All actors of one cluster that exist or are being made. ``clock`` gives the planner's seconds."""
+
+    def __init__(
+        self, name: str, cluster: ClusterPort, clock: Callable[[], float], wake: Callable[[], None], bounds: Bounds
+    ) -> None:
+        self._name = name
+        self._cluster = cluster
+        self._clock = clock
+        self._wake = wake
+        self._bounds = bounds
+        self._entries: dict[tuple[str, int], _Entry] = {}
+
+    def observe(self) -> tuple[ObservedActor, ...]:
+        """The table as it is now."""
+        return tuple(entry.seen for entry in self._entries.values())
+
+    def start(self, slot: Slot, epoch: int, order: Callable[[], Order]) -> None:
+        """Begins a life. ``order`` is called within it, so that an order which can't be made is a failed start."""
+        now = self._clock()
+        seen = ObservedActor(slot, epoch, ActorSnapshot(WorkerState.PENDING), changed_at=now, heard_at=now)
+        entry = self._entries[seen.key] = _Entry(seen)
+        self._spawn(entry, self._live(entry, order))
+
+    def drain(self, key: tuple[str, int], seconds: float) -> None:
+        """Sees a serving actor off: what runs may finish within the seconds. The entry goes when all is gone."""
+        entry = self._entries[key]
+        entry.seen = replace(entry.seen, leaving=True)
+        self._enter(entry, WorkerState.DRAINING)
+        self._spawn(entry, self._see_off(entry, seconds))
+
+    def remove(self, key: tuple[str, int], lost_because: str = "") -> None:
+        """Sees an actor off at once; with a reason, as one that was lost."""
+        entry = self._entries[key]
+        if lost_because and entry.seen.state not in _LOST:
+            self._lose(entry, ActorLost(lost_because))
+        entry.seen = replace(entry.seen, leaving=True)
+        self._spawn(entry, self._see_off(entry, None))
+
+    async def close(self) -> None:
+        """Ends all tasks of this table; the actors stay as they are."""
+        tasks = [task for entry in self._entries.values() for task in entry.tasks]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _live(self, entry: _Entry, order: Callable[[], Order]) -> None:
+        try:
+            await self._come_up(entry, order())
+            assert entry.actor is not None  # noqa: S101
+            await entry.actor.wait_closed()
+            raise ActorLost("it stopped by itself", where=entry.seen.slot.slot_id)
+        except Exception as error:  # whatever it is, it is this actor's story and must reach status
+            self._lose(entry, error)
+
+    async def _come_up(self, entry: _Entry, order: Order) -> None:
+        await self._cluster.reserve(order, lambda why: self._tell(entry, why))
+        self._enter(entry, WorkerState.STARTING)
+        entry.actor = await _within(self._bounds.create, self._cluster.create(order), "making its actor")
+        self._spawn(entry, self._listen(entry, entry.actor))
+        await entry.actor.start()
+        word = await _within(self._bounds.snapshot, entry.actor.snapshot(), "its first account")
+        entry.seen = replace(entry.seen, snapshot=word, ready_at=self._clock())
+        self._enter(entry, WorkerState.READY)
+        log.info("%s is ready at %s", entry.seen.slot.slot_id, word.address)
+
+    async def _listen(self, entry: _Entry, actor: ActorPort) -> None:
+        while True:
+            starting = entry.seen.state is WorkerState.STARTING
+            await asyncio.sleep(self._bounds.ask_starting if starting else self._bounds.ask_ready)
+            try:
+                word = await asyncio.wait_for(actor.snapshot(), self._bounds.snapshot)
+            except TimeoutError:
+                continue  # reconcile counts its silence from heard_at
+            except ActorLost:
+                return  # its life hears of the loss, with the reason, from wait_closed
+            except Exception:
+                log.exception("%s can't account for itself", entry.seen.slot.slot_id)
+                continue
+            self._hear(entry, word)
+
+    def _hear(self, entry: _Entry, word: ActorSnapshot) -> None:
+        """Takes the actor's word for everything but its state, save where a ready one says that it is that no more."""
+        state = entry.seen.state
+        if state in _LOST:
+            return  # spoken before the loss; the loss's own detail stays
+        known = replace(word, state=state)
+        changed = entry.seen.snapshot != known
+        entry.seen = replace(entry.seen, snapshot=known, heard_at=self._clock())
+        if state is WorkerState.READY and word.state in (WorkerState.DRAINING, *_LOST):
+            self._enter(entry, WorkerState.DRAINING if word.state is WorkerState.DRAINING else WorkerState.DEAD)
+        elif changed:
+            self._wake()
+
+    def _tell(self, entry: _Entry, why: str) -> None:
+        entry.seen = replace(entry.seen, snapshot=replace(entry.seen.snapshot, stage=why))
+        self._wake()
+
+    def _enter(self, entry: _Entry, state: WorkerState, detail: str = "") -> None:
+        now, last = self._clock(), entry.seen.snapshot
+        stage = "" if state is WorkerState.STARTING else last.stage  # till then it told why its resources were missing
+        snapshot = replace(last, state=state, stage=stage, detail=detail or last.detail)
+        entry.seen = replace(entry.seen, snapshot=snapshot, changed_at=now, heard_at=now)
+        self._wake()
+
+    def _lose(self, entry: _Entry, error: Exception) -> None:
+        if entry.seen.leaving:
+            return  # it was told to go
+        came_up = entry.seen.ready_at is not None
+        detail = str(error) if isinstance(error, SegueError) else f"{type(error).__name__}: {error}"
+        log.warning("%s is lost: %s", entry.seen.slot.slot_id, detail)
+        if not isinstance(error, SegueError):
+            log.error("not an error that an actor should raise", exc_info=error)
+        self._enter(entry, WorkerState.DEAD if came_up else WorkerState.FAILED, detail)
+
+    async def _see_off(self, entry: _Entry, drain_seconds: float | None) -> None:
+        me, name = asyncio.current_task(), entry.seen.slot.slot_id
+        if drain_seconds is not None and entry.actor is not None:
+            limit = drain_seconds + self._bounds.drain_grace
+            await self._try(f"draining {name}", limit, entry.actor.drain(drain_seconds))
+        others = [task for task in entry.tasks if task is not me]
+        for task in others:
+            task.cancel()
+        if others:
+            await asyncio.wait(others, timeout=self._bounds.create)
+        if entry.actor is not None and entry.seen.state is not WorkerState.DEAD:
+            await self._try(f"stopping {name}", self._bounds.stop, entry.actor.stop())
+        full_name = actor_name(self._name, *entry.seen.key)
+        gone = False
+        while not gone:
+            gone = await self._try(f"removing {name}", self._bounds.remove, self._cluster.remove(full_name))
+            await asyncio.sleep(0 if gone else self._bounds.retry)
+        del self._entries[entry.seen.key]
+        self._wake()
+
+    async def _try(self, what: str, seconds: float, step: Coroutine[Any, Any, None]) -> bool:
+        """A step that may fail because the other end is already gone or stuck; the steps after it do without."""
+        try:
+            await asyncio.wait_for(step, seconds)
+        except ActorLost:
+            return True
+        except TimeoutError:
+            log.warning("%s took longer than %g s", what, seconds)
+        except Exception:
+            log.exception("%s failed", what)
+        else:
+            return True
+        return False
+
+    def _spawn(self, entry: _Entry, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        entry.tasks.add(task)
+        task.add_done_callback(entry.tasks.discard)
+        return task
+
+
+async def _within(seconds: float, step: Coroutine[Any, Any, T], what: str) -> T:
+    try:
+        return await asyncio.wait_for(step, seconds)
+    except TimeoutError:
+        raise WorkerStartFailed(f"{what} took longer than {seconds:g} s") from None

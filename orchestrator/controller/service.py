@@ -1,0 +1,73 @@
+"""The controller as an actor: the loop, its gRPC server and its log, put together."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+from pathlib import Path
+
+from orchestrator.config import dumps, effective_engine_args
+from orchestrator.controller.assignments import Assigner
+from orchestrator.controller.controller import Controller
+from orchestrator.controller.fleet import Bulletin, FleetServer
+from orchestrator.controller.ports import ClusterPort
+from orchestrator.controller.status import cluster_status
+from orchestrator.core.slots import Observed
+from orchestrator.core.spec import ClusterSpec
+
+log = logging.getLogger(__name__)
+_ANY_HOST = ("0.0.0.0", "::", "[::]", "")  # noqa: S104 - recognised, not bound
+
+
+class ControllerActor:
+    """Keeps one cluster. ``node_host`` is how other nodes reach this one, told where it listens on every interface."""
+
+    def __init__(self, spec: ClusterSpec, log_dir: str, cluster: ClusterPort, node_host: str) -> None:
+        _log_to(Path(log_dir) / "controller.log", spec.telemetry.log_level)
+        self._spec = spec
+        self._log_dir = log_dir
+        self._cluster = cluster
+        self._node_host = node_host
+        self._address = ""
+        self._bulletin = Bulletin(cluster_status(spec, Observed(0, (), {})))
+        self._server = FleetServer(spec.controller.listen, self._bulletin, dumps(spec))
+        self._controller: Controller | None = None
+        self._run: asyncio.Task[None] | None = None
+
+    async def start(self) -> str:
+        """Listens, begins to build the cluster, and returns the address of the fleet watch."""
+        port = await self._server.start()
+        listen = self._spec.controller.listen
+        host = self._node_host if listen.host in _ANY_HOST else listen.host
+        self._address = f"{host}:{port}"
+        assigner = Assigner(self._spec, self._log_dir, effective_engine_args, self._address)
+        self._controller = Controller(assigner, self._cluster, self._publish)
+        self._run = asyncio.create_task(self._controller.run())
+        log.info("cluster %s: the fleet watch is at %s", self._spec.name, self._address)
+        return self._address
+
+    async def shutdown(self, drain_seconds: float) -> None:
+        """Drains and ends everything but this actor; returns when nothing is left."""
+        if self._controller is not None and self._run is not None:
+            await self._controller.shutdown(drain_seconds)
+            await self._run
+        await self._server.stop()
+
+    def _publish(self, observed: Observed, ending: bool) -> None:
+        status = cluster_status(self._spec, observed, ending=ending, pid=os.getpid(), address=self._address)
+        self._bulletin.publish(status)
+
+
+def _log_to(path: Path, level: str) -> None:
+    """Sends this process's stdout and stderr, and with them the log, to a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    for descriptor in (1, 2):
+        os.dup2(file, descriptor)
+    os.close(file)
+    form = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+    logging.basicConfig(level=level.upper(), format=form, stream=sys.__stderr__, force=True)

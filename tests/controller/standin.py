@@ -1,0 +1,70 @@
+"""Actors that keep the five promises of a worker or gateway and do nothing else, for tests of the control plane alone.
+
+A file ``<log_dir>/<id>.fail`` makes their start fail with the file's text; ``<id>.hold`` makes it wait until the file is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+
+from orchestrator.core.errors import WorkerStartFailed
+from orchestrator.core.types import ActorSnapshot, GatewayAssignment, Load, WorkerAssignment, WorkerState
+
+
+class _StandIn:
+    def __init__(self, name: str, log_dir: str) -> None:
+        self._name = name
+        self._switch = Path(log_dir) / name
+        self._state = WorkerState.STARTING
+        self._closed = asyncio.Event()
+
+    async def start(self) -> None:
+        fail, hold = self._switch.with_suffix(".fail"), self._switch.with_suffix(".hold")
+        while hold.exists():
+            await asyncio.sleep(0.02)
+        if fail.exists():
+            self._state = WorkerState.FAILED
+            raise WorkerStartFailed(fail.read_text(), where=self._name)
+        self._state = WorkerState.READY
+
+    async def snapshot(self) -> ActorSnapshot:
+        return ActorSnapshot(
+            self._state,
+            stage="loading weights" if self._state is WorkerState.STARTING else "",
+            node="here",
+            address="127.0.0.1:1",
+            grpc_address="127.0.0.1:2",
+            actor_pid=os.getpid(),
+            load=Load(running=3),
+        )
+
+    async def drain(self, seconds: float) -> None:
+        self._state = WorkerState.DRAINING
+        with self._switch.with_suffix(".drained").open("a") as record:
+            record.write(f"{seconds:g}\n")
+
+    async def stop(self) -> None:
+        self._closed.set()
+
+    async def wait_closed(self) -> None:
+        await self._closed.wait()
+
+
+class StandInWorker(_StandIn):
+    def __init__(self, order: WorkerAssignment) -> None:
+        super().__init__(order.worker_id, order.log_dir)
+
+
+class StandInGateway(_StandIn):
+    def __init__(self, order: GatewayAssignment) -> None:
+        super().__init__(order.gateway_id, order.log_dir)
+
+
+def standin_worker() -> type:
+    return StandInWorker
+
+
+def standin_gateway() -> type:
+    return StandInGateway
