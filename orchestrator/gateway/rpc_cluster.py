@@ -1,0 +1,98 @@
+"""segue.v1.Cluster and grpc.health.v1.Health: what a gateway knows of the cluster, asked for or watched."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import TypeVar
+
+import grpc
+from google.protobuf.message import Message
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from orchestrator.gateway.ports import GatewayView
+from orchestrator.gateway.rpc_errors import Context
+from orchestrator.proto import cluster_pb2 as pb
+from orchestrator.proto import cluster_pb2_grpc
+
+_DEFAULT_INTERVAL_MS = 500
+_MIN_INTERVAL_SECONDS = 0.02
+_QUIET_SECONDS = 30.0
+_HEALTH_INTERVAL_SECONDS = 0.1
+
+M = TypeVar("M", bound=Message)
+
+
+async def changes(gateway: GatewayView, look: Callable[[], M], interval_seconds: float) -> AsyncIterator[M]:
+    """What ``look`` sees now, and again whenever that differs, at most once in ``interval_seconds``. Never ends."""
+    seen: bytes | None = None
+    while True:
+        message = look()
+        encoded = message.SerializeToString(deterministic=True)
+        if encoded == seen:
+            # Nothing may be awaited between the look and this wait, or a change in between would go unseen.
+            await gateway.status_changed(_QUIET_SECONDS)
+            if look().SerializeToString(deterministic=True) == seen:
+                await asyncio.sleep(interval_seconds)
+            continue
+        seen = encoded
+        yield message
+        await asyncio.sleep(interval_seconds)
+
+
+class ClusterService(cluster_pb2_grpc.ClusterServicer):
+    """The fleet, to operators and tools."""
+
+    def __init__(self, gateway: GatewayView) -> None:
+        self._gateway = gateway
+
+    async def Status(self, request: pb.StatusRequest, context: Context) -> pb.ClusterStatus:  # noqa: N802
+        """The cluster as it is now."""
+        return self._gateway.status()
+
+    async def Watch(self, request: pb.WatchRequest, context: Context) -> None:  # noqa: N802
+        """The cluster now and after every change, until the client leaves."""
+        interval = max((request.min_interval_ms or _DEFAULT_INTERVAL_MS) / 1000, _MIN_INTERVAL_SECONDS)
+        async for status in changes(self._gateway, self._gateway.status, interval):
+            await context.write(status)
+
+
+class HealthService(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
+    """Health by service: the whole gateway (""), segue.v1.Inference and segue.v1.Cluster."""
+
+    def __init__(self, gateway: GatewayView) -> None:
+        self._gateway = gateway
+        self._serving = True
+        self._services: dict[str, Callable[[], bool]] = {
+            "": self._whole,
+            "segue.v1.Inference": lambda: any(front.ready() for front in gateway.fronts()),
+            "segue.v1.Cluster": lambda: True,
+        }
+
+    def set_serving(self, serving: bool) -> None:
+        """False while the gateway drains: every service is NOT_SERVING then."""
+        self._serving = serving
+
+    async def Check(  # noqa: N802
+        self, request: health_pb2.HealthCheckRequest, context: Context
+    ) -> health_pb2.HealthCheckResponse:
+        """SERVING or NOT_SERVING; NOT_FOUND for a service that is not here."""
+        if request.service not in self._services:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "no such service")
+        return self._health(request.service)
+
+    async def Watch(self, request: health_pb2.HealthCheckRequest, context: Context) -> None:  # noqa: N802
+        """The health of a service now and after every change, until the client leaves."""
+        async for health in changes(self._gateway, lambda: self._health(request.service), _HEALTH_INTERVAL_SECONDS):
+            await context.write(health)
+
+    def _health(self, service: str) -> health_pb2.HealthCheckResponse:
+        check = self._services.get(service)
+        if check is None:
+            return health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVICE_UNKNOWN)
+        healthy = self._serving and check()
+        status = health_pb2.HealthCheckResponse.SERVING if healthy else health_pb2.HealthCheckResponse.NOT_SERVING
+        return health_pb2.HealthCheckResponse(status=status)
+
+    def _whole(self) -> bool:
+        return self._gateway.status().ready
