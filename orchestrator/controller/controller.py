@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable, Mapping
 
@@ -12,8 +11,9 @@ from orchestrator.controller.ports import ClusterPort
 from orchestrator.controller.roster import Bounds, Roster
 from orchestrator.core import reconcile
 from orchestrator.core.slots import Limits, Observed, Slot, SlotHistory, slots_of
+from orchestrator.telemetry import logs
 
-log = logging.getLogger(__name__)
+log = logs.events("controller")
 _TICK = 1.0  # seconds between looks when nothing happens
 _COALESCE = 0.02  # seconds in which changes of many actors become one look
 
@@ -62,7 +62,7 @@ class Controller:
     async def shutdown(self, drain_seconds: float) -> None:
         """Gateways, then workers, drain within the seconds, all in all; returns when nothing is left."""
         self._drain_until = self._clock() + drain_seconds
-        log.info("shutting down, draining for at most %g s", drain_seconds)
+        log.info("shutdown", drain_seconds=drain_seconds)
         self._awake.set()
         await self._ended.wait()
 
@@ -73,10 +73,10 @@ class Controller:
         plan = reconcile.plan(() if ending else self._slots, observed, now, self._limits)
         self._epoch, self._histories = plan.epoch, plan.histories
         for removal in plan.remove:
-            log.info("%s is removed: %s", removal.actor.slot.slot_id, removal.reason)
+            log.info("remove", actor=removal.actor.slot.slot_id, epoch=removal.actor.epoch, lost=removal.lost)
             self._roster.remove(removal.actor.key, removal.reason if removal.lost else "")
         for actor in plan.drain:
-            log.info("%s drains", actor.slot.slot_id)
+            log.info("drain", actor=actor.slot.slot_id, epoch=actor.epoch)
             self._roster.drain(actor.key, self._drain_seconds(now))
         for slot in plan.start:
             self._start(slot, plan.epoch)
@@ -86,7 +86,7 @@ class Controller:
         return plan.wake_at
 
     def _start(self, slot: Slot, epoch: int) -> None:
-        log.info("%s is started, epoch %d", slot.slot_id, epoch)
+        log.info("start", actor=slot.slot_id, epoch=epoch)
         self._roster.start(slot, epoch, lambda: self._assigner.order(slot, epoch))
 
     def _drain_seconds(self, now: float) -> float:

@@ -7,7 +7,6 @@ controller, and another one can find them. Ray restarts none of them; that is th
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -30,10 +29,11 @@ from orchestrator.controller.resources import footprint, why_waiting
 from orchestrator.core.errors import ClusterUnreachable, ConfigError, SegueError, WorkerStartFailed
 from orchestrator.core.spec import ClusterSpec
 from orchestrator.core.types import ActorSnapshot, GatewayAssignment, WorkerAssignment
+from orchestrator.telemetry import logs
 
 NAMESPACE = "segue"
 T = TypeVar("T")
-log = logging.getLogger(__name__)
+log = logs.events("controller.ray")
 
 _CONTROLLER_START = 60.0  # seconds for the controller to listen
 _SHUTDOWN_MARGIN = 60.0  # seconds over the drain for stopping and removing
@@ -178,7 +178,7 @@ def stop_controller(name: str, drain_seconds: float) -> None:
         try:
             ray.get(handle.shutdown.remote(drain_seconds), timeout=drain_seconds + _SHUTDOWN_MARGIN)
         except (RayError, GetTimeoutError) as error:
-            log.warning("the controller could not shut the cluster down: %s", _ours(error, name))
+            log.warning("shutdown_failed", error=_ours(error, name), cluster=name)
     # What a controller that died or hung left behind; of gateways first, as they need the workers.
     for rest in sorted(names(name), key=lambda rest: "/gateway-" not in rest):
         remove(rest)

@@ -7,7 +7,6 @@ becomes its state and detail; nothing is decided here. ``wake`` is called after 
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
@@ -16,9 +15,10 @@ from orchestrator.controller.ports import ActorLost, ActorPort, ClusterPort, Ord
 from orchestrator.core.errors import SegueError, WorkerStartFailed
 from orchestrator.core.slots import ObservedActor, Slot
 from orchestrator.core.types import ActorSnapshot, WorkerState
+from orchestrator.telemetry import logs
 
 T = TypeVar("T")
-log = logging.getLogger(__name__)
+log = logs.events("controller.roster")
 _LOST = (WorkerState.FAILED, WorkerState.DEAD)
 
 
@@ -94,7 +94,8 @@ class Roster:
             await self._come_up(entry, order())
             assert entry.actor is not None  # noqa: S101
             await entry.actor.wait_closed()
-            raise ActorLost("it stopped by itself", where=entry.seen.slot.slot_id)
+            last = await asyncio.wait_for(entry.actor.snapshot(), self._bounds.snapshot)
+            raise ActorLost(last.detail or "it stopped by itself", where=entry.seen.slot.slot_id)
         except Exception as error:  # whatever it is, it is this actor's story and must reach status
             self._lose(entry, error)
 
@@ -107,7 +108,7 @@ class Roster:
         word = await _within(self._bounds.snapshot, entry.actor.snapshot(), "its first account")
         entry.seen = replace(entry.seen, snapshot=word, ready_at=self._clock())
         self._enter(entry, WorkerState.READY)
-        log.info("%s is ready at %s", entry.seen.slot.slot_id, word.address)
+        log.info("ready", actor=entry.seen.slot.slot_id, epoch=entry.seen.epoch, address=word.address)
 
     async def _listen(self, entry: _Entry, actor: ActorPort) -> None:
         while True:
@@ -119,8 +120,8 @@ class Roster:
                 continue  # reconcile counts its silence from heard_at
             except ActorLost:
                 return  # its life hears of the loss, with the reason, from wait_closed
-            except Exception:
-                log.exception("%s can't account for itself", entry.seen.slot.slot_id)
+            except Exception as error:
+                log.warning("no_account", error=error, actor=entry.seen.slot.slot_id)
                 continue
             self._hear(entry, word)
 
@@ -152,42 +153,40 @@ class Roster:
         if entry.seen.leaving:
             return  # it was told to go
         came_up = entry.seen.ready_at is not None
+        log.warning("lost", error=error, actor=entry.seen.slot.slot_id, epoch=entry.seen.epoch, came_up=came_up)
         detail = str(error) if isinstance(error, SegueError) else f"{type(error).__name__}: {error}"
-        log.warning("%s is lost: %s", entry.seen.slot.slot_id, detail)
-        if not isinstance(error, SegueError):
-            log.error("not an error that an actor should raise", exc_info=error)
         self._enter(entry, WorkerState.DEAD if came_up else WorkerState.FAILED, detail)
 
     async def _see_off(self, entry: _Entry, drain_seconds: float | None) -> None:
         me, name = asyncio.current_task(), entry.seen.slot.slot_id
         if drain_seconds is not None and entry.actor is not None:
             limit = drain_seconds + self._bounds.drain_grace
-            await self._try(f"draining {name}", limit, entry.actor.drain(drain_seconds))
+            await self._try("drain", name, limit, entry.actor.drain(drain_seconds))
         others = [task for task in entry.tasks if task is not me]
         for task in others:
             task.cancel()
         if others:
             await asyncio.wait(others, timeout=self._bounds.create)
         if entry.actor is not None and entry.seen.state is not WorkerState.DEAD:
-            await self._try(f"stopping {name}", self._bounds.stop, entry.actor.stop())
+            await self._try("stop", name, self._bounds.stop, entry.actor.stop())
         full_name = actor_name(self._name, *entry.seen.key)
         gone = False
         while not gone:
-            gone = await self._try(f"removing {name}", self._bounds.remove, self._cluster.remove(full_name))
+            gone = await self._try("remove", name, self._bounds.remove, self._cluster.remove(full_name))
             await asyncio.sleep(0 if gone else self._bounds.retry)
         del self._entries[entry.seen.key]
         self._wake()
 
-    async def _try(self, what: str, seconds: float, step: Coroutine[Any, Any, None]) -> bool:
+    async def _try(self, step: str, name: str, seconds: float, work: Coroutine[Any, Any, None]) -> bool:
         """A step that may fail because the other end is already gone or stuck; the steps after it do without."""
         try:
-            await asyncio.wait_for(step, seconds)
+            await asyncio.wait_for(work, seconds)
         except ActorLost:
             return True
         except TimeoutError:
-            log.warning("%s took longer than %g s", what, seconds)
-        except Exception:
-            log.exception("%s failed", what)
+            log.warning("step_timed_out", step=step, actor=name, seconds=seconds)
+        except Exception as error:
+            log.warning("step_failed", error=error, step=step, actor=name)
         else:
             return True
         return False

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import sys
 from pathlib import Path
@@ -16,8 +15,9 @@ from orchestrator.controller.ports import ClusterPort
 from orchestrator.controller.status import cluster_status
 from orchestrator.core.slots import Observed
 from orchestrator.core.spec import ClusterSpec
+from orchestrator.telemetry import logs
 
-log = logging.getLogger(__name__)
+log = logs.events("controller")
 _ANY_HOST = ("0.0.0.0", "::", "[::]", "")  # noqa: S104 - recognised, not bound
 
 
@@ -25,7 +25,8 @@ class ControllerActor:
     """Keeps one cluster. ``node_host`` is how other nodes reach this one, told where it listens on every interface."""
 
     def __init__(self, spec: ClusterSpec, log_dir: str, cluster: ClusterPort, node_host: str) -> None:
-        _log_to(Path(log_dir) / "controller.log", spec.telemetry.log_level)
+        _write_output_to(Path(log_dir) / "controller.log")
+        logs.setup(spec.telemetry.log_level)
         self._spec = spec
         self._log_dir = log_dir
         self._cluster = cluster
@@ -45,7 +46,7 @@ class ControllerActor:
         assigner = Assigner(self._spec, self._log_dir, effective_engine_args, self._address)
         self._controller = Controller(assigner, self._cluster, self._publish)
         self._run = asyncio.create_task(self._controller.run())
-        log.info("cluster %s: the fleet watch is at %s", self._spec.name, self._address)
+        log.info("listening", cluster=self._spec.name, address=self._address)
         return self._address
 
     async def shutdown(self, drain_seconds: float) -> None:
@@ -60,7 +61,7 @@ class ControllerActor:
         self._bulletin.publish(status)
 
 
-def _log_to(path: Path, level: str) -> None:
+def _write_output_to(path: Path) -> None:
     """Sends this process's stdout and stderr, and with them the log, to a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -69,5 +70,3 @@ def _log_to(path: Path, level: str) -> None:
     for descriptor in (1, 2):
         os.dup2(file, descriptor)
     os.close(file)
-    form = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-    logging.basicConfig(level=level.upper(), format=form, stream=sys.__stderr__, force=True)

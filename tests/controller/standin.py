@@ -1,6 +1,6 @@
 """Actors that keep the five promises of a worker or gateway and do nothing else, for tests of the control plane alone.
 
-A file ``<log_dir>/<id>.fail`` makes their start fail with the file's text; ``<id>.hold`` makes it wait until the file is gone.
+A file ``<log_dir>/<id>.fail`` makes their start fail with the file's text; ``<id>.hold`` makes it wait till it is gone.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class _StandIn:
 
     async def start(self) -> None:
         fail, hold = self._switch.with_suffix(".fail"), self._switch.with_suffix(".hold")
-        while hold.exists():
+        while hold.exists():  # noqa: ASYNC110 - the test that removes it is another process
             await asyncio.sleep(0.02)
         if fail.exists():
             self._state = WorkerState.FAILED
