@@ -69,10 +69,10 @@ class ClusterCore(EngineCoreClient):
     engine_ranks_managed = (0,)
     resources = _Resources()
 
-    def __init__(self, model: str, tasks: Sequence[str], sink: RequestSink) -> None:
+    def __init__(self, model: str, sink: RequestSink) -> None:
         self.model = model
         self.llm: AsyncLLM | None = None  # set once the front end is built around this core
-        self._tasks = tuple(tasks)
+        self.tasks: tuple[str, ...] = ()  # known once a worker is
         self._sink = sink
         self._steps: asyncio.Queue[EngineCoreOutputs] = asyncio.Queue()
 
@@ -111,7 +111,7 @@ class ClusterCore(EngineCoreClient):
             self._sink.cancel(sibling, complete=False)
 
     async def get_supported_tasks_async(self) -> tuple[Any, ...]:
-        return self._tasks
+        return self.tasks
 
     async def reset_mm_cache_async(self) -> None:
         return None

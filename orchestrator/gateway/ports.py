@@ -11,12 +11,27 @@ from orchestrator.proto import cluster_pb2
 class ModelFront(Protocol):
     """One model's front end: vLLM's ``AsyncLLM`` over the cluster, and the API application built on it."""
 
-    name: str
-    disaggregated: bool
-    tasks: tuple[str, ...]
-    max_model_len: int
-    llm: Any  # vllm.v1.engine.async_llm.AsyncLLM
-    state: Any  # starlette State that vLLM's init_app_state filled: online_renderer, openai_serving_models ...
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def disaggregated(self) -> bool: ...
+
+    @property
+    def tasks(self) -> tuple[str, ...]: ...
+
+    @property
+    def max_model_len(self) -> int: ...
+
+    @property
+    def llm(self) -> Any:
+        """The ``vllm.v1.engine.async_llm.AsyncLLM``."""
+        ...
+
+    @property
+    def state(self) -> Any:
+        """What vLLM's ``init_app_state`` filled: online_renderer, openai_serving_models ..."""
+        ...
 
     def ready(self) -> bool:
         """Whether each of its pools has a ready worker with a live session."""
