@@ -1,0 +1,62 @@
+"""``segue down``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import time
+
+from orchestrator.cli import guard, rpc, run_folder, terminal
+from orchestrator.cli.exits import Exit
+from orchestrator.cli.progress import Progress
+from orchestrator.cli.run_folder import RunFolder, RunRecord
+from orchestrator.core.errors import SegueError
+
+_POLL_SECONDS = 0.2
+# Beyond the drain itself: ending processes, Ray, and looking that nothing is left.
+_MARGIN_SECONDS = 60.0
+
+
+def run(args: argparse.Namespace) -> Exit:
+    """Exit 0 when it is gone, 1 when it would not go in time, 3 when nothing was running."""
+    progress = Progress(terminal.out())
+    for folder in run_folder.stale(args.name):
+        _clean(folder, progress)
+    folder, record = run_folder.find(args.name)
+    os.kill(record.pid, signal.SIGTERM)
+    with progress.live():
+        _wait(folder, record, progress)
+    return Exit.OK
+
+
+def _clean(folder: RunFolder, progress: Progress) -> None:
+    with folder.claim():
+        record = folder.read()
+        swept = guard.clean(folder, grace=0.0)
+    if record:
+        progress.say(f"segue: cluster {record.name} had died (process {record.pid}); cleaned up after it")
+    for what in (*swept.processes, *swept.files):
+        progress.say(f"segue: removed {what}")
+
+
+def _wait(folder: RunFolder, record: RunRecord, progress: Progress) -> None:
+    name = f"cluster {record.name}"
+    deadline = time.monotonic() + record.drain_seconds + _MARGIN_SECONDS
+    while folder.is_owned():
+        if time.monotonic() > deadline:
+            hint = f"see {folder.up_log}; kill {record.pid} hurries it"
+            raise SegueError(f"process {record.pid} is still stopping", where=name, hint=hint)
+        progress.running(name, _requests_left(record))
+        time.sleep(_POLL_SECONDS)
+    progress.done(name, "stopped")
+
+
+def _requests_left(record: RunRecord) -> str:
+    addresses = [address for address in (record.controller,) if address]
+    status = rpc.first_status(addresses, seconds=1.0)
+    if status is None:
+        return "ending processes"
+    workers = [worker for model in status.models for pool in model.pools for worker in pool.workers]
+    left = sum(worker.running + worker.waiting for worker in workers)
+    return f"finishing {left} running requests" if left else "ending workers and gateways"

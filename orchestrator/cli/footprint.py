@@ -1,0 +1,139 @@
+"""What a cluster left its mark on: processes and shared-memory files. Recorded while it runs, swept when it ends.
+
+The owner adopts orphans (it is a child subreaper): every process it caused, however indirectly, stays below it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import re
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+_SHM = Path("/dev/shm")  # noqa: S108
+_MAPPED = re.compile(rb" (/dev/shm/[^\n]+)$", re.MULTILINE)
+_PR_SET_CHILD_SUBREAPER = 36
+_POLL_SECONDS = 0.1
+
+
+@dataclass(slots=True)
+class Swept:
+    """What had to be ended or removed by force: descriptions of processes, and shared-memory files."""
+
+    processes: list[str] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Footprint:
+    """``processes`` maps a pid to when it was created: together they name a process for good."""
+
+    path: Path
+    processes: dict[int, float] = field(default_factory=dict)
+    shm: set[str] = field(default_factory=set)
+
+    @classmethod
+    def load(cls, path: Path) -> Footprint:
+        """An earlier owner's footprint; an empty one where none was recorded."""
+        try:
+            saved = json.loads(path.read_text())
+        except (FileNotFoundError, ValueError):
+            return cls(path)
+        return cls(path, {int(pid): created for pid, created in saved["processes"].items()}, set(saved["shm"]))
+
+    def sample(self) -> None:
+        """Adds what is below this process now, and writes it down for whoever sweeps if this process is killed."""
+        found = _descendants()
+        self.processes = {pid: made for pid, made in (self.processes | found).items() if _alive(pid, made)}
+        for pid in self.processes:
+            self.shm |= _shm_of(pid)
+        self.shm = {name for name in self.shm if os.path.lexists(name)}
+        draft = self.path.with_suffix(".new")
+        draft.write_text(json.dumps({"processes": self.processes, "shm": sorted(self.shm)}))
+        draft.replace(self.path)
+
+    def sweep(self, grace: float) -> Swept:
+        """Lets the processes end of themselves, then ends them; removes shared memory that nobody maps any more."""
+        swept = Swept()
+        self._wait(grace)
+        for end in (psutil.Process.terminate, psutil.Process.kill):
+            for process in self._living():
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    if end is psutil.Process.terminate:
+                        swept.processes.append(_describe(process))
+                    end(process)
+            self._wait(3.0)
+        in_use = set().union(*(_shm_of(pid) for pid in psutil.pids()))
+        for name in sorted(self.shm - in_use):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name)
+                swept.files.append(name)
+        self.path.unlink(missing_ok=True)
+        return swept
+
+    def _wait(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while self._living() and time.monotonic() < deadline:
+            time.sleep(_POLL_SECONDS)
+
+    def _living(self) -> list[psutil.Process]:
+        _reap_adopted()
+        living = []
+        for pid, created in self.processes.items():
+            if _alive(pid, created):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    living.append(psutil.Process(pid))
+        return living
+
+
+def adopt_orphans() -> None:
+    """Makes this process the parent of descendants whose own parent dies, where the system can (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def _descendants() -> dict[int, float]:
+    found = {}
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found[process.pid] = process.create_time()
+    return found
+
+
+def _alive(pid: int, created: float) -> bool:
+    try:
+        process = psutil.Process(pid)
+        return process.create_time() == created and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _reap_adopted() -> None:
+    """Adopted processes that ended stay zombies until someone asks for their exit status."""
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+
+
+def _shm_of(pid: int) -> set[str]:
+    """Shared-memory files that a process maps; none where it may not be looked at, or where there is no /proc."""
+    try:
+        maps = Path(f"/proc/{pid}/maps").read_bytes()
+    except OSError:
+        return set()
+    names = {os.fsdecode(name) for name in _MAPPED.findall(maps)}
+    return {name for name in names if not name.endswith(" (deleted)")}
+
+
+def _describe(process: psutil.Process) -> str:
+    try:
+        return f"{process.pid} {' '.join(process.cmdline()).strip()[:60] or process.name()}"
+    except psutil.Error:
+        return str(process.pid)

@@ -1,0 +1,96 @@
+"""What a cluster on this machine stands on: a Ray of its own with the controller in it. The only Ray calls here."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Protocol
+
+from orchestrator.core.errors import SegueError
+from orchestrator.core.spec import ClusterSpec
+
+# Unix sockets allow 107 bytes; Ray puts "/session_<date>_<pid>/sockets/plasma_store" below its folder.
+_SOCKET_PATH_MAX = 107
+_RAY_SOCKET_TAIL = len("/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store")
+# No token ever goes through Ray's object store; this is the least it takes.
+_OBJECT_STORE_BYTES = 80 << 20
+
+
+class Ground(Protocol):
+    """Starts and ends what a cluster runs on."""
+
+    def folder(self, run_folder: Path) -> Path:
+        """Where Ray is to keep its files."""
+
+    def start(self, folder: Path) -> str:
+        """Starts Ray; returns its address."""
+
+    def start_controller(self, spec: ClusterSpec, log_dir: str) -> str:
+        """Returns host:port of the controller's gRPC side."""
+
+    def stop_controller(self, name: str, drain_seconds: float) -> None:
+        """Drains and ends gateways, workers and controller."""
+
+    def stop(self) -> None:
+        """Ends Ray."""
+
+
+class LocalRay:
+    """The real ground."""
+
+    def folder(self, run_folder: Path) -> Path:
+        below = run_folder / "ray"
+        if len(os.fsencode(below)) + _RAY_SOCKET_TAIL <= _SOCKET_PATH_MAX:
+            return below
+        return Path(tempfile.mkdtemp(prefix="segue-", dir="/tmp"))  # a short path, made for this user only
+
+    def start(self, folder: Path) -> str:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.environ.update(_environment())
+        import ray  # only once the environment is set: Ray reads it when imported
+
+        try:
+            ray.init(
+                address="local",
+                namespace="segue",
+                include_dashboard=False,
+                object_store_memory=_OBJECT_STORE_BYTES,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                _temp_dir=str(folder),
+            )
+        except (RuntimeError, OSError, ValueError) as error:
+            raise SegueError(f"Ray did not start: {error}", where=str(folder)) from error
+        return str(ray.get_runtime_context().gcs_address)
+
+    def start_controller(self, spec: ClusterSpec, log_dir: str) -> str:
+        from orchestrator.controller import ray_cluster
+
+        return ray_cluster.start_controller(spec, log_dir)
+
+    def stop_controller(self, name: str, drain_seconds: float) -> None:
+        from orchestrator.controller import ray_cluster
+
+        ray_cluster.stop_controller(name, drain_seconds)
+
+    def stop(self) -> None:
+        import ray
+
+        ray.shutdown()
+
+
+def _environment() -> dict[str, str]:
+    """Ray's switches: no reports home, nothing beyond loopback, nobody without the token, no idle workers."""
+    return {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        # A single node: Ray then takes 127.0.0.1 for the node's address and listens nowhere else. (Its name is Ray's.)
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_enable_worker_prestart": "0",
+        "RAY_prestart_worker_first_driver": "0",
+    }

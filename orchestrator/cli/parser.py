@@ -1,0 +1,100 @@
+"""The arguments of every command. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import argparse
+from importlib import metadata
+
+from orchestrator.cli.exits import HELP
+
+_Commands = argparse._SubParsersAction  # argparse has no public name for it
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of ``segue``; every command sets ``module``, the module of orchestrator.cli that runs it."""
+    parser = argparse.ArgumentParser(
+        prog="segue",
+        description="Serves models with prefill and decode in separate workers.",
+        epilog=HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for add in (_up, _down, _status, _chat, _config, _logs):
+        add(commands)
+    return parser
+
+
+class _Version(argparse.Action):
+    """Looks the version up only when asked for it."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        parser.exit(message=f"segue {metadata.version('segue')}\n")
+
+
+def _command(commands: _Commands[argparse.ArgumentParser], name: str, text: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        name, help=text, description=text, epilog=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.set_defaults(module=name)
+    return parser
+
+
+def _which_cluster(parser: argparse.ArgumentParser, *, remote: bool = False) -> None:
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--name", help="the cluster's name; not needed while one runs on this machine")
+    if remote:
+        group.add_argument("--address", metavar="HOST:PORT", help="a gateway's gRPC address, for a cluster elsewhere")
+
+
+def _up(commands: _Commands[argparse.ArgumentParser]) -> None:
+    parser = _command(commands, "up", "start a cluster on this machine and stay until Ctrl-C")
+    parser.add_argument("config", metavar="CONFIG", help="the cluster's YAML file")
+    parser.add_argument("--detach", action="store_true", help="return once it is ready and leave it running")
+    parser.add_argument("--background", action="store_true", help=argparse.SUPPRESS)
+
+
+def _down(commands: _Commands[argparse.ArgumentParser]) -> None:
+    _which_cluster(_command(commands, "down", "drain and stop a cluster that `segue up` started on this machine"))
+
+
+def _status(commands: _Commands[argparse.ArgumentParser]) -> None:
+    parser = _command(commands, "status", "show models, pools, workers and their load")
+    _which_cluster(parser, remote=True)
+    parser.add_argument("--json", action="store_true", help="for programs; with --watch one object a line")
+    parser.add_argument("--watch", action="store_true", help="show it again after every change")
+
+
+def _chat(commands: _Commands[argparse.ArgumentParser]) -> None:
+    parser = _command(commands, "chat", "talk to a model")
+    _which_cluster(parser, remote=True)
+    parser.add_argument("prompt", metavar="PROMPT", nargs="?", help="ask this and exit; without it: a conversation")
+    parser.add_argument("--model", help="not needed where one is served")
+    parser.add_argument("--system", help="a system message")
+    parser.add_argument("--max-tokens", type=_positive, default=512, help="of an answer (default: %(default)s)")
+    parser.add_argument("--temperature", type=float, help="0 is greedy; default: the model's own")
+
+
+def _config(commands: _Commands[argparse.ArgumentParser]) -> None:
+    parser = _command(commands, "config", "work with configuration files")
+    check = parser.add_subparsers(metavar="ACTION", required=True).add_parser(
+        "check", help="validate a file and start nothing", description="Validates a file and starts nothing."
+    )
+    check.set_defaults(module="config_check")
+    check.add_argument("file", metavar="FILE")
+    check.add_argument("--json", action="store_true", help="the validated configuration, or the error, as JSON")
+
+
+def _logs(commands: _Commands[argparse.ArgumentParser]) -> None:
+    parser = _command(commands, "logs", "show what workers, gateways and the controller wrote")
+    _which_cluster(parser)
+    parser.add_argument("workers", metavar="WORKER", nargs="*", help="only these (a part of the name is enough)")
+    parser.add_argument("-f", "--follow", action="store_true", help="go on with what is added, until Ctrl-C")
+    parser.add_argument("-n", "--lines", type=_positive, default=20, help="last lines of each (default: %(default)s)")
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return number

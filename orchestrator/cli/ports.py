@@ -1,0 +1,68 @@
+"""Whether a port is free, and if not, who has it."""
+
+from __future__ import annotations
+
+import socket
+
+import psutil
+
+from orchestrator.core.errors import SegueError
+from orchestrator.core.spec import ClusterSpec, Endpoint
+
+
+class PortTaken(SegueError):  # noqa: N818  # named as its relatives in core.errors
+    """Something else listens where the cluster should."""
+
+    code = "port_taken"
+
+
+def listeners(spec: ClusterSpec) -> dict[str, Endpoint]:
+    """The cluster's fixed ports, by the configuration key that names them."""
+    named = {
+        "gateway.http": spec.gateway.http,
+        "gateway.grpc": spec.gateway.grpc,
+        "controller.listen": spec.controller.listen,
+    }
+    return {key: endpoint for key, endpoint in named.items() if endpoint.port}
+
+
+def require_free(spec: ClusterSpec) -> None:
+    """Raises PortTaken naming the holder."""
+    for key, endpoint in listeners(spec).items():
+        if not is_free(endpoint):
+            pid, who = holder(endpoint.port)
+            hint = f"{f'kill {pid}' if pid else 'stop it'}, or give {key} another port in the configuration"
+            raise PortTaken(f"{endpoint} is taken by {who}", where=key, hint=hint)
+
+
+def is_free(endpoint: Endpoint) -> bool:
+    """Whether a server could listen there now."""
+    family = socket.AF_INET6 if ":" in endpoint.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        # As servers do, so that connections of an earlier run that linger in TIME_WAIT don't count.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((endpoint.host, endpoint.port))
+            probe.listen(1)
+        except OSError:
+            return False
+    return True
+
+
+def holder(port: int) -> tuple[int | None, str]:
+    """The process that listens on a TCP port, and its description; (None, ...) where the system does not tell."""
+    try:
+        connections = psutil.net_connections(kind="tcp")
+    except psutil.AccessDenied:
+        return None, "another process"
+    for one in connections:
+        if one.status == psutil.CONN_LISTEN and one.laddr and one.laddr.port == port and one.pid:
+            return one.pid, f"process {one.pid} ({_describe(one.pid)})"
+    return None, "another process, of another user perhaps"
+
+
+def _describe(pid: int) -> str:
+    try:
+        return " ".join(psutil.Process(pid).cmdline())[:80] or psutil.Process(pid).name()
+    except psutil.Error:
+        return "gone meanwhile"

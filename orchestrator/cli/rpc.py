@@ -1,0 +1,114 @@
+"""Calls to a cluster's gRPC side. Synchronous: a command does one thing at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import grpc
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+from orchestrator.core import errors
+from orchestrator.proto import cluster_pb2, cluster_pb2_grpc, inference_pb2, inference_pb2_grpc
+
+STATUS_SECONDS = 3.0
+# A watch is opened again after this long, so that a peer that vanished without a word is noticed.
+WATCH_SECONDS = 3600.0
+# The tree has one class a code.
+_ERRORS = {kind.code: kind for kind in errors.SegueError.__subclasses__()}
+
+
+@contextmanager
+def channel(address: str) -> Iterator[grpc.Channel]:
+    """A channel to host:port; a proxy from the environment is for the web and not for this."""
+    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as opened:
+        yield opened
+
+
+def status(address: str, seconds: float = STATUS_SECONDS) -> cluster_pb2.ClusterStatus:
+    """The cluster as the gateway or controller there sees it. Raises ClusterUnreachable, or what the peer raised."""
+    with channel(address) as opened, translated(address):
+        answer: cluster_pb2.ClusterStatus = _cluster(opened).Status(cluster_pb2.StatusRequest(), timeout=seconds)
+        return answer
+
+
+def first_status(addresses: list[str], seconds: float = STATUS_SECONDS) -> cluster_pb2.ClusterStatus | None:
+    """From the first address that answers; None if none does."""
+    for address in addresses:
+        try:
+            return status(address, seconds)
+        except errors.ClusterUnreachable:
+            continue
+    return None
+
+
+def watch(address: str, seconds: float = WATCH_SECONDS) -> Iterator[cluster_pb2.ClusterStatus]:
+    """The cluster now and after each change.
+
+    Raises DeadlineExceeded after that many seconds, ClusterUnreachable when the peer goes.
+    """
+    with channel(address) as opened, translated(address):
+        yield from _cluster(opened).Watch(cluster_pb2.WatchRequest(), timeout=seconds)
+    raise errors.ClusterUnreachable("ended the watch", where=address)
+
+
+def generate(
+    address: str, request: inference_pb2.GenerateRequest, seconds: float
+) -> Iterator[inference_pb2.GenerateResponse]:
+    """Streams an answer; leaving the iteration early cancels the request. Raises what the gateway raised."""
+    with channel(address) as opened, translated(address):
+        call: Any = _inference(opened).Generate(request, timeout=seconds)
+        try:
+            yield from call
+        finally:
+            call.cancel()
+
+
+def models(address: str) -> list[inference_pb2.Model]:
+    """The models served."""
+    with channel(address) as opened, translated(address):
+        answer = _inference(opened).ListModels(inference_pb2.ListModelsRequest(), timeout=STATUS_SECONDS)
+        return list(answer.models)
+
+
+@contextmanager
+def translated(address: str) -> Iterator[None]:
+    """gRPC's errors as Segue's own."""
+    try:
+        yield
+    except grpc.RpcError as error:
+        raise _of_rpc(error, address) from error
+
+
+def _of_rpc(error: Any, address: str) -> errors.SegueError:
+    detail, code = error.details() or "", error.code()
+    kind = _ERRORS.get(_reason(error))
+    if kind:
+        return kind(detail)
+    if code is grpc.StatusCode.UNAVAILABLE:
+        return errors.ClusterUnreachable("no answer", where=address, hint=detail)
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return errors.DeadlineExceeded("no answer in time", where=address)
+    if code is grpc.StatusCode.UNIMPLEMENTED:
+        return errors.Unsupported(f"the peer does not offer this: {detail}", where=address)
+    return errors.SegueError(f"{code.name}: {detail}", where=address)
+
+
+def _reason(error: Any) -> str:
+    """The code that a gateway puts into the status details; empty for errors that gRPC itself raised."""
+    rich_status = rpc_status.from_call(error)
+    for packed in rich_status.details if rich_status else ():
+        info = error_details_pb2.ErrorInfo()
+        if packed.Unpack(info):
+            return str(info.reason)
+    return ""
+
+
+def _cluster(opened: grpc.Channel) -> Any:
+    return cluster_pb2_grpc.ClusterStub(opened)
+
+
+def _inference(opened: grpc.Channel) -> Any:
+    return inference_pb2_grpc.InferenceStub(opened)

@@ -1,0 +1,173 @@
+"""``segue up``: one process owns the cluster from the first step until nothing is left of it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import time
+from functools import partial
+from pathlib import Path
+
+from orchestrator import config, models
+from orchestrator.cli import detach, follow, guard, ports, terminal, welcome
+from orchestrator.cli.config_check import summary
+from orchestrator.cli.exits import Exit
+from orchestrator.cli.footprint import Footprint, Swept, adopt_orphans
+from orchestrator.cli.ground import Ground, LocalRay
+from orchestrator.cli.progress import Progress
+from orchestrator.cli.run_folder import RunFolder, RunRecord
+from orchestrator.cli.signals import Interrupted, Interrupts
+from orchestrator.core.errors import SegueError
+from orchestrator.core.spec import Backend, ClusterSpec
+
+_GRACE_SECONDS = 5.0
+
+
+def run(args: argparse.Namespace) -> Exit:
+    """Exit 0 when stopped after it was ready, 1 when it failed, 2 for a bad configuration, 130 when stopped before."""
+    spec = config.load(args.config)
+    path = Path(args.config).absolute()
+    if args.detach:
+        return detach.run(spec, path)
+    return Owner(spec, path, LocalRay(), Progress(terminal.out()), background=args.background).run()
+
+
+class Owner:
+    """Brings the cluster up, keeps it, and takes it down again."""
+
+    def __init__(
+        self, spec: ClusterSpec, config_path: Path, ground: Ground, progress: Progress, *, background: bool
+    ) -> None:
+        self._spec = spec
+        self._config_path = config_path
+        self._ground = ground
+        self._progress = progress
+        self._background = background
+        self._folder = RunFolder.of(spec.name)
+        self._footprint = Footprint(self._folder.footprint)
+        self._interrupts = Interrupts()
+        self._ray_folder: Path | None = None
+        self._controller = ""
+
+    def run(self) -> Exit:
+        with self._folder.claim():
+            self._clean_up_after_a_dead_owner()
+            ports.require_free(self._spec)
+            self._interrupts.install()
+            adopt_orphans()
+            self._write_record()
+            with guard.guarded(self._folder):
+                return self._life()
+
+    def _life(self) -> Exit:
+        code = Exit.INTERRUPTED
+        try:
+            with self._interrupts.raising():
+                self._start()
+                code = Exit.OK  # from here on an interrupt is how it is meant to end
+                follow.changes(self._controller, self._progress, self._footprint.sample)
+        except Interrupted:
+            pass
+        except SegueError as error:
+            self._progress.say(f"segue: {error}")
+            code = Exit.FAILED
+        finally:
+            clean = self._end()
+        return code if clean else Exit.FAILED
+
+    def _start(self) -> None:
+        progress, spec = self._progress, self._spec
+        progress.say(f"segue: {summary(spec)}")
+        with progress.live():
+            self._prepare_models()
+            self._start_ray()
+            progress.running("controller", "starting")
+            self._folder.update(phase="starting")
+            self._controller = self._ground.start_controller(spec, str(self._folder.logs))
+            progress.done("controller", self._controller)
+            self._folder.update(controller=self._controller)
+            status = follow.until_ready(self._controller, spec, self._folder.logs, progress, self._footprint.sample)
+        gateway = status.gateways[0]
+        self._folder.update(http=gateway.http, grpc=gateway.grpc)
+        welcome.show(progress, spec, self._folder, gateway, background=self._background)
+        self._folder.update(phase="ready")
+
+    def _prepare_models(self) -> None:
+        for model in self._spec.models:
+            if all(pool.backend is Backend.MOCK for pool in model.pools.values()):
+                continue
+            name = f"model {model.name}"
+            self._progress.running(name, f"preparing {model.source}")
+            place = models.prepare(model.source, partial(self._progress.running, name))
+            self._progress.done(name, place)
+
+    def _start_ray(self) -> None:
+        self._progress.running("ray", "starting")
+        self._ray_folder = self._ground.folder(self._folder.path)
+        self._folder.update(ray_folder=str(self._ray_folder))
+        address = self._ground.start(self._ray_folder)
+        self._interrupts.install()  # Ray has put in a handler of its own
+        self._footprint.sample()
+        self._folder.update(ray_address=address)
+        self._progress.done("ray", address)
+
+    def _end(self) -> bool:
+        """Takes down what is up, whatever state it is in; returns whether all went as it should."""
+        self._folder.update(phase="stopping")
+        self._footprint.sample()
+        drained = self._drain() if self._ray_folder else True
+        self._progress.running("processes", "ending")
+        if self._ray_folder:
+            self._ground.stop()
+        swept = self._footprint.sweep(_GRACE_SECONDS)
+        if self._ray_folder:
+            shutil.rmtree(self._ray_folder, ignore_errors=True)
+        self._folder.forget()
+        return self._report(swept) and drained
+
+    def _drain(self) -> bool:
+        hint = "" if self._background else " (Ctrl-C again to hurry)"
+        self._progress.running("drain", f"finishing running requests{hint}")
+        for seconds in (self._spec.controller.drain_timeout, 0.0):
+            try:
+                with self._interrupts.raising():
+                    self._ground.stop_controller(self._spec.name, seconds)
+            except Interrupted:
+                self._progress.running("drain", "hurrying")
+                continue
+            except SegueError as error:
+                self._progress.failed("drain", str(error))
+                return False
+            self._progress.done("drain", "workers and gateways ended")
+            return True
+        self._progress.failed("drain", "cut short")
+        return True
+
+    def _report(self, swept: Swept) -> bool:
+        for process in swept.processes:
+            self._progress.say(f"segue: had to end process {process}")
+        for file in swept.files:
+            self._progress.say(f"segue: removed {file}, which its process left behind")
+        taken = [f"{key} {at}" for key, at in ports.listeners(self._spec).items() if not ports.is_free(at)]
+        if taken:
+            self._progress.failed("processes", f"still taken: {', '.join(taken)}")
+            return False
+        self._progress.done("processes", "none left, ports free")
+        return True
+
+    def _clean_up_after_a_dead_owner(self) -> None:
+        record = self._folder.read()
+        if record:
+            self._progress.say(f"segue: process {record.pid} owned this cluster and died; cleaning up after it")
+            self._report(guard.clean(self._folder, grace=0.0))
+        previous = self._folder.path / "logs.previous"
+        shutil.rmtree(previous, ignore_errors=True)
+        self._folder.logs.rename(previous)
+        self._folder.logs.mkdir()
+
+    def _write_record(self) -> None:
+        drain = self._spec.controller.drain_timeout
+        self._folder.write(
+            RunRecord(self._spec.name, os.getpid(), str(self._config_path), time.time(), drain_seconds=drain)
+        )
