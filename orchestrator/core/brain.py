@@ -186,16 +186,20 @@ class Brain:
         if session is None:
             return
         if event.failed:
+            del self._by_wire[event.wire_id]
+            session.prefill_wire = ""  # the engine that failed has collected its KV, or told the prefill side so
             yield from self._lost(session, f"decode on {session.decode_worker} failed: {event.detail}", now)
             return
         session.advance(Signal.FINISHED, now)
         yield self._end(session, "finished", now, output_tokens=event.output_tokens)
 
     def _refused(self, event: m.Refused, now: float) -> Iterator[m.Command]:
-        session = self._by_wire.get(event.wire_id)
+        session = self._by_wire.pop(event.wire_id, None)
         if session is None:
             return
-        worker_id = session.prefill_worker if event.wire_id == session.prefill_wire else session.decode_worker
+        worker_id = session.prefill_worker if session.state is State.PREFILLING else session.decode_worker
+        if session.state is State.PREFILLING:
+            session.prefill_wire = ""
         if event.refusal is m.Refusal.INVALID:
             error = InvalidRequest(f"the engine refused the request: {event.detail}", where=worker_id)
             yield from self._fail(session, "rejected", error, now)
@@ -265,11 +269,10 @@ class Brain:
         if self._by_wire.pop(session.prefill_wire, None) and session.prefill_worker in self.fleet:
             self._orphans[session.prefill_wire] = (session.model, now + ORPHAN_SECONDS)
             yield m.Abort(session.prefill_wire, session.prefill_worker)
-        if self._by_wire.pop(session.decode_wire, None):
-            if session.decode_worker in self.fleet:
-                yield m.Abort(session.decode_wire, session.decode_worker)
-            elif session.prefill_wire and session.state is State.DECODING:
-                yield self._release(session.prefill_wire, session.model)
+        if self._by_wire.pop(session.decode_wire, None) and session.decode_worker in self.fleet:
+            yield m.Abort(session.decode_wire, session.decode_worker)  # an engine that aborts lets go of the KV too
+        elif session.prefill_wire and session.state is State.DECODING:
+            yield self._release(session.prefill_wire, session.model)
 
     def _end(
         self,

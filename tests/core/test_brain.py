@@ -164,7 +164,7 @@ class TestLoss:
         brain = brain_with(worker("s0", Role.SERVE))
         decode = started(brain.step(m.Arrived("r", "m", 4), 1.0), m.StartDecode)
         commands = brain.step(m.Refused(decode.wire_id, m.Refusal.INVALID, "bad"), 1.1)
-        assert kinds(commands) == ["Abort", "End"]
+        assert kinds(commands) == ["End"]
         assert commands[-1].error.http_status == 400
 
 
