@@ -37,7 +37,7 @@ def make(tokenizer_folder: Path, folder: Path) -> None:
         dtype="float32",
         initializer_range=0.08,
     )
-    model: torch.nn.Module = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 

@@ -1,0 +1,45 @@
+# make serve   set everything up and serve $(CONFIG)
+# make test    set everything up and run what CI runs
+# CONFIG=FILE  the configuration to serve        TORCH_INDEX=URL  where torch alone comes from (an index with CPU builds)
+# ARGS=...     for pytest: make test ARGS=tests/config
+
+CONFIG ?= configs/local.yaml
+TORCH_INDEX ?=
+ARGS ?=
+PYTHON ?= $(shell for each in python3 python3.12 python3.11; do \
+	"$$each" -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && echo "$$each" && exit; \
+	done; echo python3)
+SETUP := $(PYTHON) scripts/setup.py --torch-index "$(TORCH_INDEX)"
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-dev serve test lint proto clean
+
+help:
+	@sed -n 's/^# //p' Makefile
+
+setup:
+	@$(SETUP)
+
+setup-dev:
+	@$(SETUP) --dev
+
+serve: setup
+	@exec $(BIN)/segue up "$(CONFIG)"
+
+test: lint
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: setup-dev
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+proto: setup-dev
+	@$(BIN)/python hatch_build.py
+
+clean:
+	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find orchestrator -name '*_pb2*.py*' -delete
+	find orchestrator workers tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +
