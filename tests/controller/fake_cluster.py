@@ -1,0 +1,151 @@
+"""A ``ClusterPort`` in memory, with freeze points: stop any step of any actor exactly there, look, go on.
+
+Held to the behaviour of the real one by ``test_cluster_contract``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from orchestrator.controller.ports import ActorLost, Order, name_of
+from orchestrator.core.errors import SegueError
+from orchestrator.core.types import ActorSnapshot, GatewayAssignment, WorkerState
+
+
+def slot_of(name: str) -> str:
+    return name.rpartition("/")[2].partition("@")[0]
+
+
+@dataclass
+class Gate:
+    """A freeze point: ``reached`` once someone stands before it, passable after ``open``."""
+
+    reached: asyncio.Event = field(default_factory=asyncio.Event)
+    opened: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def open(self) -> None:
+        self.opened.set()
+
+    async def passed(self) -> None:
+        self.reached.set()
+        await self.opened.wait()
+
+
+class FakeActor:
+    def __init__(self, cluster: FakeCluster, order: Order) -> None:
+        self.cluster = cluster
+        self.order = order
+        self.name = name_of(order)
+        self.word = ActorSnapshot(WorkerState.STARTING, stage="loading weights", actor_pid=4711)
+        self.drained_for: float | None = None
+        self._closed = asyncio.Event()
+        self._dead = asyncio.Event()
+
+    def die(self) -> None:
+        self._dead.set()
+
+    async def start(self) -> None:
+        await self._step("start")
+        error = self.cluster.start_errors.get(slot_of(self.name))
+        if error is not None:
+            raise error
+        self.word = replace(self.word, state=WorkerState.READY, stage="", address="127.0.0.1:7")
+
+    async def snapshot(self) -> ActorSnapshot:
+        await self._step("snapshot")
+        return self.word
+
+    async def drain(self, seconds: float) -> None:
+        self.word = replace(self.word, state=WorkerState.DRAINING)
+        self.drained_for = seconds
+        await self._step("drain")
+
+    async def stop(self) -> None:
+        await self._step("stop")
+        self._closed.set()
+
+    async def wait_closed(self) -> None:
+        await self._unless_dead(self._closed.wait())
+
+    async def _step(self, step: str) -> None:
+        self.cluster.journal.append((step, self.name))
+        await self._unless_dead(self.cluster.pass_gate(step, self.name))
+
+    async def _unless_dead(self, work: object) -> None:
+        working, dying = asyncio.ensure_future(work), asyncio.ensure_future(self._dead.wait())
+        try:
+            await asyncio.wait({working, dying}, return_when=asyncio.FIRST_COMPLETED)
+            if dying.done():
+                raise ActorLost("its process is gone", where=self.name)
+        finally:
+            working.cancel()
+            dying.cancel()
+
+
+class FakeCluster:
+    """``capacity`` is how many reservations it can meet at a time."""
+
+    def __init__(self, capacity: int = 1000) -> None:
+        self.capacity = capacity
+        self.reserved: set[str] = set()
+        self.waiting: set[str] = set()
+        self.actors: dict[str, FakeActor] = {}
+        self.start_errors: dict[str, SegueError] = {}
+        self.remove_errors: dict[str, SegueError] = {}
+        self.journal: list[tuple[str, str]] = []
+        self._gates: dict[tuple[str, str], Gate] = {}
+        self._changed = asyncio.Event()
+
+    def freeze(self, step: str, slot_id: str) -> Gate:
+        gate = self._gates[step, slot_id] = Gate()
+        return gate
+
+    def actor(self, slot_id: str) -> FakeActor:
+        [found] = [actor for name, actor in self.actors.items() if slot_of(name) == slot_id]
+        return found
+
+    def steps(self, step: str, slot_id: str) -> int:
+        return sum(1 for taken, name in self.journal if taken == step and slot_of(name) == slot_id)
+
+    async def pass_gate(self, step: str, name: str) -> None:
+        gate = self._gates.get((step, slot_of(name)))
+        if gate is not None:
+            await gate.passed()
+
+    async def reserve(self, order: Order, tell: Callable[[str], None]) -> None:
+        name = name_of(order)
+        if isinstance(order, GatewayAssignment):
+            return
+        self.waiting.add(name)
+        while len(self.reserved) >= self.capacity:
+            tell(f"waits for CPU: {len(self.reserved)} of {self.capacity} in use")
+            self._changed = asyncio.Event()
+            await self._changed.wait()
+        await self.pass_gate("reserve", name)
+        self.waiting.discard(name)
+        self.reserved.add(name)
+
+    async def create(self, order: Order) -> FakeActor:
+        name = name_of(order)
+        self.journal.append(("create", name))
+        await self.pass_gate("create", name)
+        actor = self.actors[name] = FakeActor(self, order)
+        return actor
+
+    async def remove(self, name: str) -> None:
+        self.journal.append(("remove", name))
+        await self.pass_gate("remove", name)
+        error = self.remove_errors.pop(slot_of(name), None)
+        if error is not None:
+            raise error
+        actor = self.actors.pop(name, None)
+        if actor is not None:
+            actor.die()
+        self.reserved.discard(name)
+        self.waiting.discard(name)
+        self._changed.set()
+
+    async def names(self) -> frozenset[str]:
+        return frozenset(self.reserved | self.waiting | set(self.actors))
