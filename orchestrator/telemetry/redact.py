@@ -13,6 +13,13 @@ from orchestrator.core.errors import SegueError
 
 Scalar = str | bool | int | float
 
+
+class Words(str):
+    """A sentence of Segue's own making (a routing reason), which may be shown although it looks like text."""
+
+    __slots__ = ()
+
+
 _ID = re.compile(r"[^\s\x00-\x1f\x7f]{1,128}")
 _TEXT_FIELDS = frozenset(
     {
@@ -29,7 +36,7 @@ def scalar(name: str, value: object) -> Scalar:
         return describe(value)
     if name in _TEXT_FIELDS:
         return _size(value)
-    if isinstance(value, bool | int | float):
+    if isinstance(value, bool | int | float | Words):
         return value
     if isinstance(value, str):
         return str(value) if not value or _ID.fullmatch(value) else _size(value)

@@ -131,12 +131,12 @@ def record(
         context=_context(parent),
         kind=kind,
         attributes=_attributes(attributes),
-        start_time=int(start_seconds * 1e9),
+        start_time=_nanoseconds(start_seconds),
     )
     if error is not None:
         fail(span, error)
     if span.is_recording():  # a span that only passes its parent's context on is not ours to end
-        span.end(int(end_seconds * 1e9))
+        span.end(_nanoseconds(end_seconds))
     return inject(span)
 
 
@@ -151,6 +151,11 @@ def shutdown(timeout_seconds: float = 3.0) -> bool:
     stopping.start()
     stopping.join(timeout_seconds)
     return not stopping.is_alive()
+
+
+def _nanoseconds(seconds: float) -> int:
+    # A double holds today's wall time to a quarter of a microsecond; digits beyond would be noise.
+    return round(seconds * 1e6) * 1000
 
 
 def _context(parent: Parent) -> Context | None:

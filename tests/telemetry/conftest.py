@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Iterator
+
+import pytest
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from orchestrator.telemetry import logs, tracing
+
+
+@pytest.fixture
+def spans() -> Iterator[InMemorySpanExporter]:
+    """This process records its spans here."""
+    exporter = InMemorySpanExporter()
+    tracing.init("segue-test", processor=SimpleSpanProcessor(exporter))
+    yield exporter
+    tracing.shutdown()
+
+
+@pytest.fixture
+def lines() -> Iterator[io.StringIO]:
+    """This process logs here, from debug up."""
+    root, own = logging.getLogger(), logging.getLogger("segue")
+    before = root.level, own.level, list(root.handlers)
+    stream = io.StringIO()
+    logs.setup("debug", stream)
+    yield stream
+    root.setLevel(before[0])
+    own.setLevel(before[1])
+    root.handlers[:] = before[2]
