@@ -14,6 +14,7 @@ from orchestrator.core.types import RequestReport
 from orchestrator.gateway.cluster_core import ClusterCore, EngineCoreRequest
 from orchestrator.gateway.context import RequestContext
 from orchestrator.telemetry import tracing
+from orchestrator.telemetry.redact import Words
 
 
 @dataclass(slots=True)
@@ -28,6 +29,7 @@ class Flight:
     transfers: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     wires: list[str] = field(default_factory=list)
     prefill_wires: set[str] = field(default_factory=set)
+    prefix_cached: int | None = None  # prompt tokens that the prefill worker found in its prefix cache
     output_tokens: int = 0
     last_token_at: float = 0.0
     half: Span | None = None
@@ -52,7 +54,7 @@ class Flight:
             self.trace,
             prefill_worker=decision.prefill or "",
             decode_worker=decision.decode,
-            reasons="; ".join(decision.reasons),
+            reasons=Words("; ".join(decision.reasons)),
         )
         self.half = tracing.start(name, self.trace, request_id=self.request_id)
         return tracing.inject(self.half)
