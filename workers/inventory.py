@@ -25,7 +25,7 @@ def bind_host(bind: Bind) -> str:
         return LOOPBACK
     import ray
 
-    return str(ray.util.get_node_ip_address())
+    return str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
 
 
 def free_port(host: str) -> int:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from typing import Any
@@ -20,6 +19,7 @@ from orchestrator.core.spec import Role
 from orchestrator.core.types import EngineFacts, Load
 from orchestrator.proto import worker_pb2, worker_pb2_grpc
 from orchestrator.proto.worker_pb2 import GatewayFrame, Hello, Rejected, Step, Submit, Welcome, WorkerFrame
+from orchestrator.telemetry.logs import events
 from workers import wire
 from workers.link import Link
 from workers.ports import Engine, EngineStep, Transfers
@@ -38,7 +38,7 @@ SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.so_reuseport", 0),
 )
 
-_log = logging.getLogger(__name__)
+_log = events("worker.session")
 _Context = grpc.aio.ServicerContext[GatewayFrame, WorkerFrame]
 
 
@@ -98,19 +98,19 @@ class WorkerSession(worker_pb2_grpc.WorkerServicer):
         self._links.add(link)
         link.send(self._step())
         tasks = [_ending(link, self._read(context, link)), _ending(link, self._write(context, link))]
-        _log.info("session opened by %s", link.gateway_id)
+        _log.info("session_opened", gateway=link.gateway_id)
         try:
-            error = await link.ended
+            reason = await link.ended
         finally:
             self._links.discard(link)
             for task in tasks:
                 task.cancel()
             await self._forget(link)
-        _log.info("session with %s ended: %s", link.gateway_id, error or "by the gateway")
-        if error is not None:
+        _log.info("session_ended", gateway=link.gateway_id, reason=reason)
+        if reason is not None:
             # Where the gateway does not even read, the status can't get through: don't wait for that.
             with suppress(TimeoutError):
-                await asyncio.wait_for(context.abort(grpc.StatusCode[error.grpc_code], str(error)), 1.0)
+                await asyncio.wait_for(context.abort(grpc.StatusCode[reason.grpc_code], str(reason)), 1.0)
 
     async def _hello(self, context: _Context) -> Hello:
         try:
@@ -277,7 +277,7 @@ def _ending(link: Link, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         except SegueError as error:
             link.end(error)
         except Exception as error:
-            _log.exception("the session with %s broke", link.gateway_id)
+            _log.error("session_broke", error, gateway=link.gateway_id)
             link.end(ProtocolError(f"the session broke: {type(error).__name__}", where=link.gateway_id))
         else:
             link.end(None)

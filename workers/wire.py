@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
+from vllm.distributed.kv_events import AllBlocksCleared, BlockRemoved, BlockStored, KVEventBatch
 from vllm.sampling_params import SamplingParams
 from vllm.v1.engine import (
     EngineCoreEvent,
@@ -22,6 +23,7 @@ from vllm.v1.metrics.stats import PrefillStats
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
 from orchestrator.core.errors import ProtocolError
+from orchestrator.proto.worker_pb2 import BlocksRemoved, BlocksStored, KvEvent
 
 Request = EngineCoreRequest
 Output = EngineCoreOutput
@@ -33,11 +35,12 @@ EventType = EngineCoreEventType
 _encoder = MsgpackEncoder()
 _requests = MsgpackDecoder(EngineCoreRequest)
 _outputs = MsgpackDecoder(EngineCoreOutputs)
+_kv_events = msgspec.msgpack.Decoder(KVEventBatch)
 
 
 def encode_request(request: Request) -> list[bytes]:
     """A request as it goes into ``Submit.request``."""
-    return [bytes(part) for part in _encoder.encode(request)]
+    return _encode(request)
 
 
 def decode_request(parts: Sequence[bytes]) -> Request:
@@ -47,12 +50,32 @@ def decode_request(parts: Sequence[bytes]) -> Request:
 
 def encode_outputs(outputs: Sequence[Output], timestamp: float) -> list[bytes]:
     """Outputs of one step as they go into ``Step.outputs``; ``timestamp`` is the engine's monotonic clock."""
-    return [bytes(part) for part in _encoder.encode(EngineCoreOutputs(outputs=list(outputs), timestamp=timestamp))]
+    return _encode(EngineCoreOutputs(outputs=list(outputs), timestamp=timestamp))
 
 
 def decode_outputs(parts: Sequence[bytes]) -> EngineCoreOutputs:
     """Raises ProtocolError where the bytes are no outputs of the vLLM that runs here."""
     return _decode(_outputs, parts, EngineCoreOutputs)  # type: ignore[no-any-return]
+
+
+def decode_kv_events(payload: bytes) -> list[KvEvent]:
+    """A batch of vLLM's prefix-cache publisher."""
+    found: list[KvEvent] = []
+    for event in _kv_events.decode(payload).events:
+        if isinstance(event, BlockStored):
+            stored = BlocksStored(
+                block_hashes=[_hash(each) for each in event.block_hashes],
+                parent_hash=b"" if event.parent_block_hash is None else _hash(event.parent_block_hash),
+                token_ids=event.token_ids,
+                block_size=event.block_size,
+                lora_name=event.lora_name or "",
+            )
+            found.append(KvEvent(stored=stored))
+        elif isinstance(event, BlockRemoved):
+            found.append(KvEvent(removed=BlocksRemoved(block_hashes=[_hash(each) for each in event.block_hashes])))
+        elif isinstance(event, AllBlocksCleared):
+            found.append(KvEvent(cleared=True))
+    return found
 
 
 def transfer_params(request: Request) -> Mapping[str, Any]:
@@ -78,6 +101,15 @@ def release_request(wire_id: str, transfer: Mapping[str, Any], now: float) -> Re
         data_parallel_rank=None,
         abort_immediately=True,
     )
+
+
+def _encode(message: Request | EngineCoreOutputs) -> list[bytes]:
+    return [part if isinstance(part, bytes) else bytes(memoryview(part)) for part in _encoder.encode(message)]
+
+
+def _hash(block: bytes | int) -> bytes:
+    """vLLM names a block by its digest, or by the digest's last 64 bits."""
+    return block if isinstance(block, bytes) else (block & (1 << 64) - 1).to_bytes(8, "big")
 
 
 def _decode(decoder: MsgpackDecoder, parts: Sequence[bytes], kind: type) -> Any:

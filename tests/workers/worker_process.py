@@ -1,0 +1,68 @@
+"""A worker actor in a process of its own: ``python -m tests.workers.worker_process '<assignment as JSON>'``.
+
+Prints one JSON line when it is up, then obeys lines on stdin: ``drain SECONDS``, ``stop``. Ends with stdin.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import sys
+
+from orchestrator.core.spec import Backend, Bind, Device, Role
+from orchestrator.core.types import WorkerAssignment
+from workers.actor import WorkerActor
+
+
+def assignment(given: dict[str, object]) -> WorkerAssignment:
+    fields = {
+        "cluster": "test",
+        "worker_id": "worker-0",
+        "epoch": 1,
+        "model": "test",
+        "source": "tiny:llama",
+        "role": "serve",
+        "device": "cpu",
+        "backend": "vllm",
+        "bind": "loopback",
+        "tensor_parallel": 1,
+        "pipeline_parallel": 1,
+        **given,
+    }
+    for name, kind in (("role", Role), ("device", Device), ("backend", Backend), ("bind", Bind)):
+        fields[name] = kind(fields[name])
+    return WorkerAssignment(**fields)  # type: ignore[arg-type]
+
+
+async def main() -> None:
+    out = sys.stdout
+    actor = WorkerActor(assignment(json.loads(sys.argv[1])))
+    starting = asyncio.create_task(actor.start())
+    stages: list[str] = []
+    while not starting.done():
+        await asyncio.wait([starting], timeout=0.05)
+        stage = (await actor.snapshot()).stage
+        if stage and stage not in stages:
+            stages.append(stage)
+    await starting
+    say(out, {**dataclasses.asdict(await actor.snapshot()), "stages": stages})
+    lines = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
+    while line := (await lines.readline()).split():
+        if line[0] == b"drain":
+            await actor.drain(float(line[1]))
+        if line[0] == b"stop":
+            break
+        say(out, dataclasses.asdict(await actor.snapshot()))
+    await actor.stop()
+    await asyncio.wait_for(actor.wait_closed(), 1)
+    say(out, dataclasses.asdict(await actor.snapshot()))
+
+
+def say(out: object, what: object) -> None:
+    print(json.dumps(what), file=out, flush=True)  # type: ignore[call-overload]  # noqa: T201
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -1,0 +1,195 @@
+"""A replica's life: model, engine, session, drain, end. A plain class; the controller makes a Ray actor of it.
+
+Nothing here imports vLLM before the environment of its engine stands.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import os
+import shutil
+import socket
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import grpc
+
+from orchestrator import models
+from orchestrator.core.errors import SegueError, WorkerLost, WorkerStartFailed
+from orchestrator.core.spec import Backend
+from orchestrator.core.types import ActorSnapshot, Load, WorkerAssignment, WorkerState
+from orchestrator.proto import worker_pb2_grpc
+from orchestrator.telemetry import logs, tracing
+from workers import environment, inventory
+from workers.ports import Engine
+
+if TYPE_CHECKING:
+    from workers.session import WorkerSession
+
+_GRACE_SECONDS = 1.0  # for the last status to reach a gateway
+_POLL_SECONDS = 0.05
+
+_log = logs.events("worker.actor")
+
+
+class WorkerActor:
+    """One replica. ``start`` and ``stop`` are for one caller each; ``snapshot`` answers at any time."""
+
+    def __init__(self, assignment: WorkerAssignment) -> None:
+        self._assignment = assignment
+        self._state = WorkerState.STARTING
+        self._stage = ""
+        self._detail = ""
+        self._address = ""
+        self._run_folder: Path | None = None
+        self._engine: Engine | None = None
+        self._session: WorkerSession | None = None
+        self._server: grpc.aio.Server | None = None
+        self._watch: asyncio.Task[None] | None = None
+        self._closed = asyncio.Event()
+
+    async def start(self) -> None:
+        """Returns when the replica takes requests. Raises WorkerStartFailed; nothing is left running then."""
+        assigned = self._assignment
+        if assigned.log_dir:
+            redirect_output(Path(assigned.log_dir) / f"{assigned.worker_id}.log")
+        logs.setup(assigned.log_level)
+        about = {"segue.cluster": assigned.cluster, "segue.model": assigned.model, "segue.worker": assigned.worker_id}
+        tracing.init("segue-worker", assigned.otlp_endpoint, about)
+        try:
+            await self._start()
+        except BaseException as error:
+            self._state, self._detail = WorkerState.FAILED, str(error)
+            _log.error("worker_start_failed", error, worker=assigned.worker_id, stage=self._stage)
+            await self._release_all()
+            if isinstance(error, SegueError) and not isinstance(error, WorkerStartFailed):
+                raise WorkerStartFailed(error.what, where=error.where, hint=error.hint) from error
+            raise
+        self._state, self._stage = WorkerState.READY, ""
+        _log.info("worker_ready", worker=assigned.worker_id, address=self._address)
+
+    async def snapshot(self) -> ActorSnapshot:
+        """What this replica is and does now; never waits."""
+        up = self._session is not None
+        return ActorSnapshot(
+            state=self._state,
+            stage=self._stage,
+            detail=self._detail,
+            node=socket.gethostname(),
+            address=self._address,
+            actor_pid=os.getpid(),
+            engine_pid=self._engine.pid if self._engine is not None else 0,
+            facts=self._engine.facts if self._engine is not None and up else None,
+            load=self._session.load if self._session is not None else Load(),
+        )
+
+    async def drain(self, seconds: float) -> None:
+        """Takes no new requests; returns when the running ones are done and collected, or after ``seconds``."""
+        if self._session is None:
+            return
+        self._state, self._stage = WorkerState.DRAINING, "draining"
+        self._session.drain()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while not self._session.idle:
+                    await asyncio.sleep(_POLL_SECONDS)
+        _log.info("worker_drained", worker=self._assignment.worker_id, left=self._session.live_requests)
+
+    async def stop(self) -> None:
+        """Ends the sessions, the engine and all its processes. Safe to call twice, and during a start."""
+        self._state, self._stage = WorkerState.DRAINING, "stopping"
+        if self._session is not None:
+            self._session.close(WorkerLost("the worker is stopping", where=self._assignment.worker_id))
+        await self._release_all()
+        tracing.shutdown()
+        self._closed.set()
+
+    async def wait_closed(self) -> None:
+        """Returns after ``stop``. Does not return if the engine dies: the whole process exits then."""
+        await self._closed.wait()
+
+    async def _start(self) -> None:
+        assigned = self._assignment
+        host = inventory.bind_host(assigned.bind)
+        self._run_folder = inventory.make_run_folder()
+        self._note("importing vLLM")
+        self._engine = await self._make_engine(host)
+        await self._engine.start(self._note)
+        self._note("starting the session")
+        session = importlib.import_module("workers.session")
+        self._session = session.WorkerSession(assigned.worker_id, assigned.epoch, assigned.role, self._engine)
+        self._server = grpc.aio.server(options=session.SERVER_OPTIONS)
+        worker_pb2_grpc.add_WorkerServicer_to_server(self._session, self._server)
+        port = self._server.add_insecure_port(f"{host}:0")
+        await self._server.start()
+        self._address = f"{host}:{port}"
+        self._watch = asyncio.create_task(self._run(self._session))
+
+    async def _make_engine(self, host: str) -> Engine:
+        assigned = self._assignment
+        assert self._run_folder is not None  # noqa: S101  (made just before)
+        if assigned.backend is Backend.MOCK:
+            mock = await asyncio.to_thread(importlib.import_module, "workers.mock")
+            made: Engine = mock.MockEngine(assigned.engine, host=host)
+            return made
+        self._note("preparing the model")
+        model = await asyncio.to_thread(models.prepare, assigned.source, self._note)
+        environment.prepare(assigned, model, host, self._run_folder)
+        self._note("importing vLLM")
+        engine = await asyncio.to_thread(importlib.import_module, "workers.engine")
+        made = engine.VllmEngine(assigned, model, self._run_folder)
+        return made
+
+    async def _run(self, session: WorkerSession) -> None:
+        try:
+            await session.run()
+        except WorkerLost as lost:
+            self._state, self._detail = WorkerState.DEAD, str(lost)
+            _log.error("engine_lost", lost, worker=self._assignment.worker_id)
+            await self._tidy("server", self._stop_server)
+            self._remove_run_folder()
+            sys.stderr.flush()
+            # A replica without an engine is no replica: whoever watches this process has to see it die.
+            os._exit(1)
+
+    async def _release_all(self) -> None:
+        await self._tidy("server", self._stop_server)
+        if self._engine is not None:
+            await self._tidy("engine", self._engine.shutdown)
+        if self._watch is not None:
+            await asyncio.gather(self._watch, return_exceptions=True)
+        self._remove_run_folder()
+
+    async def _stop_server(self) -> None:
+        if self._server is not None:
+            await self._server.stop(_GRACE_SECONDS)
+
+    async def _tidy(self, what: str, end: Callable[[], Any]) -> None:
+        """One failed step of an end must not keep the others from being taken."""
+        try:
+            await end()
+        except Exception as error:
+            _log.error("worker_end_failed", error, worker=self._assignment.worker_id, part=what)
+
+    def _remove_run_folder(self) -> None:
+        if self._run_folder is not None:
+            shutil.rmtree(self._run_folder, ignore_errors=True)
+
+    def _note(self, stage: str) -> None:
+        self._stage = stage
+        _log.info("worker_stage", worker=self._assignment.worker_id, stage=stage.replace(" ", "_"))
+
+
+def redirect_output(path: Path) -> None:
+    """Appends this process's stdout and stderr, and those of its children, to a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)

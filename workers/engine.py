@@ -1,0 +1,217 @@
+"""vLLM's engine core behind the worker's port: the one place (with ``wire``) that knows vLLM's API."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from vllm.config import KVEventsConfig, KVTransferConfig, VllmConfig
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.utils.torch_utils import get_kv_cache_torch_dtype
+from vllm.v1.engine import EngineCoreOutputs
+from vllm.v1.engine.core_client import AsyncMPClient, EngineCoreClient
+from vllm.v1.engine.exceptions import EngineDeadError
+from vllm.v1.executor import Executor
+
+from orchestrator.core.errors import SegueError, WorkerLost, WorkerStartFailed
+from orchestrator.core.spec import Device
+from orchestrator.core.types import EngineFacts, Load, WorkerAssignment
+from orchestrator.proto.worker_pb2 import KvEvent
+from orchestrator.telemetry.logs import events
+from workers import inventory, kv_events, wire
+from workers.ports import EngineStep, Progress, Transfers
+from workers.transfer import connector_settings, transfers_of
+
+_TASKS_SECONDS = 60.0
+_SHUTDOWN_SECONDS = 5.0
+_EVENT_DELAY = 0.01  # how long KV events wait for a step to travel with
+
+_log = events("worker.engine")
+
+
+class VllmEngine:
+    """Implements ``workers.ports.Engine``. ``model`` is a folder or a Hugging Face id."""
+
+    def __init__(self, assignment: WorkerAssignment, model: str, run_folder: Path) -> None:
+        self._assignment = assignment
+        self._model = model
+        self._run_folder = run_folder
+        self._client: AsyncMPClient | None = None
+        self._facts: EngineFacts | None = None
+        self._feed: kv_events.KvEventFeed | None = None
+        self._reader: asyncio.Task[None] | None = None
+        self._load = Load()
+        self._pending_events: list[KvEvent] = []
+        self._flush: asyncio.TimerHandle | None = None
+        self._steps: asyncio.Queue[EngineStep | SegueError | None] = asyncio.Queue()
+        self._closing = False
+
+    @property
+    def facts(self) -> EngineFacts:
+        if self._facts is None:
+            raise WorkerLost("the engine is not up", where=self._assignment.worker_id)
+        return self._facts
+
+    @property
+    def pid(self) -> int:
+        processes = self._processes()
+        return processes[0].pid or 0 if processes else 0
+
+    async def start(self, progress: Progress) -> None:
+        config = await self._guard(asyncio.to_thread(self._configure))
+        if config.kv_events_config is not None:
+            self._feed = kv_events.KvEventFeed(config.kv_events_config.endpoint, self._take_events)
+        progress("loading weights and starting the engine")
+        self._client = await self._guard(asyncio.to_thread(self._launch, config))
+        tasks = await self._guard(asyncio.wait_for(self._client.get_supported_tasks_async(), _TASKS_SECONDS))
+        self._facts = facts_of(self._client.vllm_config, tuple(tasks))
+        self._load = Load(kv_blocks_total=self._facts.kv_blocks_total)
+        if self._assignment.device is Device.CPU:
+            # NIXL pins the process that moves KV, which on a CPU also computes, to one core.
+            for pid in [self.pid, *inventory.descendants(self.pid)]:
+                inventory.widen_affinity(pid)
+        if self._feed is not None:
+            await self._feed.start()
+        self._reader = asyncio.create_task(self._read(self._client))
+
+    async def submit(self, request: wire.Request) -> None:
+        with _lost(self._assignment.worker_id):
+            await self._live_client().add_request_async(request)
+
+    async def abort(self, wire_ids: Sequence[str]) -> None:
+        with _lost(self._assignment.worker_id):
+            await self._live_client().abort_requests_async(list(wire_ids))
+
+    async def release(self, wire_id: str, transfer: Mapping[str, Any]) -> None:
+        await self.submit(wire.release_request(wire_id, transfer, time.time()))
+
+    async def steps(self) -> AsyncIterator[EngineStep]:
+        while (step := await self._steps.get()) is not None:
+            if isinstance(step, SegueError):
+                raise step
+            yield step
+
+    async def shutdown(self) -> None:
+        self._closing = True
+        if self._reader is not None:
+            self._reader.cancel()
+            await asyncio.gather(self._reader, return_exceptions=True)
+        if self._feed is not None:
+            await self._feed.stop()
+        if self._client is not None:
+            await asyncio.to_thread(self._client.shutdown, _SHUTDOWN_SECONDS)
+        for process in self._processes():
+            with suppress(ValueError):  # closed by the client: it is gone
+                process.kill()
+        self._steps.put_nowait(None)
+
+    def _configure(self) -> VllmConfig:
+        arguments = dict(self._assignment.engine)
+        chosen = arguments.pop("kv_transfer_config", None) or {}
+        if self._assignment.kv_transfer:
+            settings = connector_settings(self._assignment.device, chosen)
+            arguments["kv_transfer_config"] = KVTransferConfig(**settings)
+        if arguments.get("enable_prefix_caching") is not False:
+            arguments["kv_events_config"] = KVEventsConfig(
+                enable_kv_cache_events=True,
+                publisher="zmq",
+                endpoint=kv_events.endpoint(self._run_folder),
+                topic=kv_events.TOPIC,
+            )
+        return AsyncEngineArgs(model=self._model, **arguments).create_engine_config()
+
+    def _launch(self, config: VllmConfig) -> AsyncMPClient:
+        client = EngineCoreClient.make_async_mp_client(config, Executor.get_class(config), log_stats=True)
+        if self._closing:
+            client.shutdown(_SHUTDOWN_SECONDS)
+            raise WorkerStartFailed("stopped while it started", where=self._assignment.worker_id)
+        return client
+
+    async def _guard(self, work: Any) -> Any:
+        try:
+            return await work
+        except SegueError:
+            raise
+        except Exception as error:
+            # Configuration and start-up only: no request, and so no prompt, can be in the message.
+            what = f"vLLM did not start: {type(error).__name__}: {str(error).strip() or 'no reason given'}"
+            hint = f"see {self._assignment.worker_id}'s log for the engine's own words"
+            raise WorkerStartFailed(what, where=self._assignment.worker_id, hint=hint) from error
+
+    def _live_client(self) -> AsyncMPClient:
+        if self._client is None or self._closing:
+            raise WorkerLost("the engine is not up", where=self._assignment.worker_id)
+        return self._client
+
+    def _processes(self) -> list[Any]:
+        """The engine core's processes, also while they start."""
+        if self._client is not None:
+            return list(getattr(self._client.resources.engine_manager, "processes", ()))
+        return [child for child in multiprocessing.active_children() if child.name.startswith("EngineCore")]
+
+    async def _read(self, client: AsyncMPClient) -> None:
+        try:
+            while True:
+                self._take(await client.get_output_async())
+        except Exception as error:
+            if not self._closing:
+                _log.error("engine_lost", error)
+            what = f"the engine died: {type(error).__name__}"
+            self._steps.put_nowait(WorkerLost(what, where=self._assignment.worker_id))
+
+    def _take(self, outputs: EngineCoreOutputs) -> None:
+        transfers, load = Transfers(), self._load
+        stats = outputs.scheduler_stats
+        if stats is not None:
+            total = self.facts.kv_blocks_total
+            waiting = stats.num_waiting_reqs + stats.num_skipped_waiting_reqs
+            load = Load(stats.num_running_reqs, waiting, round(stats.kv_cache_usage * total), total)
+            transfers = transfers_of(stats.kv_connector_stats)
+        # A prefill engine whose blocks wait to be collected steps a thousand times a second with nothing to say.
+        if outputs.outputs or transfers or load != self._load:
+            self._load = load
+            self._emit(EngineStep(load, outputs.outputs, outputs.timestamp, transfers))
+
+    def _emit(self, step: EngineStep) -> None:
+        found, self._pending_events = self._pending_events, []
+        if self._flush is not None:
+            self._flush.cancel()
+            self._flush = None
+        self._steps.put_nowait(replace(step, kv_events=found))
+
+    def _take_events(self, batch: list[KvEvent]) -> None:
+        self._pending_events += batch
+        if self._flush is None and self._pending_events:
+            loop = asyncio.get_running_loop()
+            self._flush = loop.call_later(_EVENT_DELAY, lambda: self._emit(EngineStep(self._load)))
+
+
+@contextmanager
+def _lost(worker_id: str) -> Iterator[None]:
+    try:
+        yield
+    except EngineDeadError as error:
+        raise WorkerLost("the engine died", where=worker_id) from error
+
+
+def facts_of(config: VllmConfig, tasks: tuple[str, ...]) -> EngineFacts:
+    """What vLLM settled on. One of its KV blocks is a placeholder that no request gets."""
+    model, parallel, cache = config.model_config, config.parallel_config, config.cache_config
+    dtype = get_kv_cache_torch_dtype(cache.cache_dtype, model.dtype)
+    planes = 1 if model.use_mla else 2  # K and V; multi-head latent attention keeps one for both
+    heads = model.get_num_kv_heads(parallel) * parallel.tensor_parallel_size
+    token_bytes = planes * model.get_total_num_hidden_layers() * heads * model.get_head_size() * dtype.itemsize
+    return EngineFacts(
+        block_size=cache.block_size,
+        kv_blocks_total=max(0, (cache.num_gpu_blocks or 0) - 1),
+        kv_block_bytes=token_bytes * cache.block_size,
+        max_model_len=model.max_model_len,
+        max_num_seqs=config.scheduler_config.max_num_seqs,
+        tasks=tasks,
+    )

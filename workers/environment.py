@@ -1,0 +1,50 @@
+"""The environment of an engine's processes. It has to stand before vLLM is imported: vLLM reads it once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from orchestrator.core.spec import Bind, Device
+from orchestrator.core.types import WorkerAssignment
+from workers.inventory import free_port
+from workers.plugin import mark_environment
+
+
+def prepare(assignment: WorkerAssignment, model: str, host: str, run_folder: Path) -> None:
+    """Sets this process's environment for the engine that it is about to start.
+
+    What Segue relies on is set; what an operator may know better (threads, transports) is left as it is if it is there.
+    """
+    mark_environment()
+    os.environ.update(_fixed(assignment, model, host, run_folder))
+    for name, value in _suggested(assignment).items():
+        os.environ.setdefault(name, value)
+
+
+def _fixed(assignment: WorkerAssignment, model: str, host: str, run_folder: Path) -> Mapping[str, str]:
+    fixed = {
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # the worker has threads and an event loop: a fork would copy locks
+        "VLLM_RPC_BASE_PATH": str(run_folder),
+        "VLLM_HOST_IP": host,
+    }
+    if assignment.kv_transfer:
+        fixed["VLLM_NIXL_SIDE_CHANNEL_HOST"] = host
+        fixed["VLLM_NIXL_SIDE_CHANNEL_PORT"] = str(free_port(host))
+    if Path(model).is_dir():
+        fixed["HF_HUB_OFFLINE"] = "1"
+    if assignment.device is Device.CPU:
+        # Several workers share the machine: none may claim cores for itself.
+        fixed["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+    return fixed
+
+
+def _suggested(assignment: WorkerAssignment) -> Mapping[str, str]:
+    suggested: dict[str, str] = {}
+    if assignment.device is Device.CPU:
+        suggested["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // 2))
+    if assignment.kv_transfer and assignment.bind is Bind.LOOPBACK:
+        suggested["UCX_NET_DEVICES"] = "lo"
+    return suggested

@@ -1,0 +1,35 @@
+"""KV hand-over as NIXL does it: how its connector is set up, and what its statistics say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from orchestrator.core.spec import Device
+from workers.ports import Transfers
+
+
+def connector_settings(device: Device, chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of vLLM's KVTransferConfig; ``chosen`` is the configuration's own and goes first."""
+    settings: dict[str, Any] = {
+        "kv_connector": "NixlConnector",
+        "kv_role": "kv_both",
+        # A prefill worker that died between the halves costs a second prefill, not the request.
+        "kv_load_failure_policy": "recompute",
+    }
+    if device is Device.CPU:
+        settings["kv_buffer_device"] = "cpu"
+    return {**settings, **chosen}
+
+
+def transfers_of(stats: Mapping[str, Any] | None) -> Transfers:
+    """What NixlKVConnectorStats counted in a step: one list entry a transfer, seconds and bytes."""
+    if not stats:
+        return Transfers()
+    durations = stats.get("transfer_duration", ())
+    return Transfers(
+        count=len(durations),
+        bytes=sum(stats.get("bytes_transferred", ())),
+        seconds=sum(durations),
+        failed=len(stats.get("num_failed_transfers", ())) + len(stats.get("num_failed_handshakes", ())),
+    )
