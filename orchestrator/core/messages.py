@@ -66,7 +66,7 @@ class PrefillEnded:
 
 @dataclass(frozen=True, slots=True)
 class FirstToken:
-    """The decode half's first output, with where its prompt's KV came from (in tokens)."""
+    """The decode half's first output; prompt tokens that a prefix cache saved, and those whose KV was moved."""
 
     wire_id: str
     cached_tokens: int

@@ -123,7 +123,7 @@ class RequestReport:
     decode_worker: str = ""
     prompt_tokens: int = 0
     output_tokens: int = 0
-    cached_tokens: int = 0  # found in the decoding engine's own prefix cache
+    cached_tokens: int = 0  # that a prefix cache saved (the prefill worker's, where prefill ran apart)
     transferred_tokens: int = 0  # whose KV came over from the prefill worker
     kv_bytes: int = 0
     queue_seconds: float | None = None

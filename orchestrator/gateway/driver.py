@@ -189,10 +189,7 @@ class Driver:
         if count:
             first = flight.output_tokens == 0
             if first:
-                stats = output.prefill_stats
-                cached = stats.num_local_cached_tokens if stats else 0
-                moved = stats.num_external_cached_tokens if stats else 0
-                self._feed(m.FirstToken(output.request_id, cached, moved))
+                self._feed(m.FirstToken(output.request_id, *_prompt_origin(output, flight.prefix_cached)))
             gap = None if first else now - flight.last_token_at
             self._metrics.tokens(worker.model, worker.role.value, worker.worker_id, gap, count)
             flight.output_tokens += count
@@ -232,6 +229,7 @@ class Driver:
         flight = self._flights[command.request_id]
         trace = flight.begin_half("segue.decode", command.decision)
         transfer = flight.transfers[command.collect] if command.collect else None
+        flight.prefix_cached = transfer.get("remote_prefill_cached_tokens") if transfer else None
         request = cc.for_decode(flight.request, command.wire_id, transfer)
         self._send(flight, command.wire_id, command.worker_id, request, trace)
 
@@ -267,3 +265,16 @@ class Driver:
         self._metrics.request_finished(command.report)
         if error is not None:
             flight.core.fail(request_id, error)
+
+
+def _prompt_origin(output: cc.EngineCoreOutput, prefix_cached: int | None) -> tuple[int, int]:
+    """Prompt tokens that a prefix cache saved, and those whose KV was moved.
+
+    To the decoding engine what was moved is cached too. The client is told of what nobody had to compute: where prefill
+    ran apart, that is what its prefix cache knew (``prefix_cached``).
+    """
+    stats = output.prefill_stats
+    if stats is None:
+        return 0, 0
+    stats.num_cached_tokens = stats.num_local_cached_tokens if prefix_cached is None else prefix_cached
+    return stats.num_cached_tokens, stats.num_external_cached_tokens

@@ -17,7 +17,7 @@ from orchestrator.proto import cluster_pb2_grpc
 
 _DEFAULT_INTERVAL_MS = 500
 _MIN_INTERVAL_SECONDS = 0.02
-_QUIET_SECONDS = 30.0
+_QUIET_SECONDS = 1.0  # how long a change that nobody announced (a drain) may go unseen
 _HEALTH_INTERVAL_SECONDS = 0.1
 
 M = TypeVar("M", bound=Message)
@@ -29,14 +29,12 @@ async def changes(gateway: GatewayView, look: Callable[[], M], interval_seconds:
     while True:
         message = look()
         encoded = message.SerializeToString(deterministic=True)
-        if encoded == seen:
-            # Nothing may be awaited between the look and this wait, or a change in between would go unseen.
-            await gateway.status_changed(_QUIET_SECONDS)
-            if look().SerializeToString(deterministic=True) == seen:
-                await asyncio.sleep(interval_seconds)
+        if encoded != seen:
+            seen = encoded
+            yield message
+        elif await gateway.status_changed(_QUIET_SECONDS):
+            # Nothing was awaited between the look and this wait, so no change in between went unseen.
             continue
-        seen = encoded
-        yield message
         await asyncio.sleep(interval_seconds)
 
 

@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest_asyncio
+
+from orchestrator.core.spec import Role
+from tests.gateway.support import Stack, cluster, model, running
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def shared_stack() -> AsyncIterator[Stack]:
+    """One model apart, one together, both with the tiny model's tokenizer."""
+    spec = cluster(
+        model(
+            "apart", "tiny:llama", Role.PREFILL, Role.DECODE, enable_auto_tool_choice=True, tool_call_parser="hermes"
+        ),
+        model("together", "tiny:llama", Role.SERVE),
+        max_body_bytes=1 << 20,
+    )
+    async with running(spec) as stack:
+        yield stack
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def stack(shared_stack: Stack) -> AsyncIterator[Stack]:
+    """The shared gateway, which must be quiet again after each test."""
+    yield shared_stack
+    await shared_stack.quiet()
