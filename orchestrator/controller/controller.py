@@ -50,12 +50,17 @@ class Controller:
         """The cluster as it is known now."""
         return Observed(self._epoch, self._roster.observe(), self._histories)
 
+    def look(self) -> None:
+        """Has the loop look now rather than at its next tick."""
+        self._awake.set()
+
     async def run(self) -> None:
         """Returns once the cluster was shut down and nothing of it is left."""
         try:
+            wake_at = self._step()
             while not self._ended.is_set():
-                wake_at = self._step()
                 await self._pause(wake_at)
+                wake_at = self._step()
         finally:
             await self._roster.close()
 
@@ -97,7 +102,8 @@ class Controller:
     async def _pause(self, wake_at: float | None) -> None:
         limit = _TICK if wake_at is None else min(_TICK, max(_COALESCE, wake_at - self._clock()))
         try:
-            await asyncio.wait_for(self._awake.wait(), limit)
+            async with asyncio.timeout(limit):
+                await self._awake.wait()
         except TimeoutError:
             return
         await asyncio.sleep(_COALESCE)

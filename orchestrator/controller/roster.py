@@ -94,7 +94,7 @@ class Roster:
             await self._come_up(entry, order())
             assert entry.actor is not None  # noqa: S101
             await entry.actor.wait_closed()
-            last = await asyncio.wait_for(entry.actor.snapshot(), self._bounds.snapshot)
+            last = await _within(self._bounds.snapshot, entry.actor.snapshot(), "its last account")
             raise ActorLost(last.detail or "it stopped by itself", where=entry.seen.slot.slot_id)
         except Exception as error:  # whatever it is, it is this actor's story and must reach status
             self._lose(entry, error)
@@ -115,7 +115,8 @@ class Roster:
             starting = entry.seen.state is WorkerState.STARTING
             await asyncio.sleep(self._bounds.ask_starting if starting else self._bounds.ask_ready)
             try:
-                word = await asyncio.wait_for(actor.snapshot(), self._bounds.snapshot)
+                async with asyncio.timeout(self._bounds.snapshot):
+                    word = await actor.snapshot()
             except TimeoutError:
                 continue  # reconcile counts its silence from heard_at
             except ActorLost:
@@ -180,7 +181,8 @@ class Roster:
     async def _try(self, step: str, name: str, seconds: float, work: Coroutine[Any, Any, None]) -> bool:
         """A step that may fail because the other end is already gone or stuck; the steps after it do without."""
         try:
-            await asyncio.wait_for(work, seconds)
+            async with asyncio.timeout(seconds):
+                await work
         except ActorLost:
             return True
         except TimeoutError:
@@ -200,6 +202,7 @@ class Roster:
 
 async def _within(seconds: float, step: Coroutine[Any, Any, T], what: str) -> T:
     try:
-        return await asyncio.wait_for(step, seconds)
+        async with asyncio.timeout(seconds):
+            return await step
     except TimeoutError:
         raise WorkerStartFailed(f"{what} took longer than {seconds:g} s") from None

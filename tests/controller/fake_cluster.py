@@ -102,6 +102,10 @@ class FakeCluster:
         gate = self._gates[step, slot_id] = Gate()
         return gate
 
+    def open_all(self) -> None:
+        for gate in self._gates.values():
+            gate.open()
+
     def actor(self, slot_id: str) -> FakeActor:
         [found] = [actor for name, actor in self.actors.items() if slot_of(name) == slot_id]
         return found

@@ -157,7 +157,7 @@ def test_at_the_end_workers_go_on_while_a_gateway_is_there(
 
 
 def obey(made: Plan, now: float, *, failing: frozenset[str] = frozenset()) -> Observed:
-    """The world at ``now``, all orders carried out: who was started is ready, or has failed where ``failing`` says so."""
+    """The world at ``now``, all orders carried out; who was started is ready, or has failed if in ``failing``."""
     kept = [replace(actor, heard_at=now) for actor in (*made.keep, *made.hold)]
     started = [
         actor_of(slot, WorkerState.FAILED if slot.slot_id in failing else WorkerState.READY, now, epoch=made.epoch)

@@ -1,0 +1,116 @@
+"""A controller on a fake cluster and a hand-driven clock, checked after every test for what it left behind."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+
+from orchestrator.controller.assignments import Assigner
+from orchestrator.controller.controller import Controller
+from orchestrator.controller.roster import Bounds
+from orchestrator.controller.status import cluster_status
+from orchestrator.core.slots import Observed
+from orchestrator.core.spec import ClusterSpec, ControllerSpec, GatewaySpec, ModelSpec, PoolSpec, Role
+from orchestrator.core.types import WorkerState
+from orchestrator.proto import cluster_pb2 as pb
+from tests.controller.fake_cluster import FakeCluster
+
+WAIT = 5.0  # seconds; the bound of every wait in these tests, never reached when they pass
+QUICK = Bounds(
+    create=1, snapshot=0.2, ask_starting=0.01, ask_ready=0.01, drain_grace=0.2, stop=0.2, remove=0.2, retry=0.01
+)
+PREFILL, DECODE, GATEWAY = "m-prefill-0", "m-decode-0", "gateway-0"
+
+
+def no_engine_args(model: ModelSpec, pool: PoolSpec) -> dict[str, Any]:
+    return {**model.engine, **pool.engine}
+
+
+def spec_of(*, replicas: int = 1, **controller: Any) -> ClusterSpec:
+    """One model m apart in two pools, and one gateway."""
+    pools = {role: PoolSpec(role, replicas) for role in (Role.PREFILL, Role.DECODE)}
+    return ClusterSpec(
+        "test",
+        (ModelSpec("m", "none", pools),),
+        gateway=GatewaySpec(processes=1),
+        controller=ControllerSpec(**controller),
+    )
+
+
+class Bench:
+    """A controller that runs, its cluster, its clock and the statuses it published."""
+
+    def __init__(self, spec: ClusterSpec, cluster: FakeCluster) -> None:
+        self.spec = spec
+        self.cluster = cluster
+        self.now = 1000.0
+        self.statuses: list[pb.ClusterStatus] = []
+        self._news = asyncio.Event()
+        assigner = Assigner(spec, "/nowhere", no_engine_args, "127.0.0.1:9100")
+        self.controller = Controller(assigner, cluster, self._publish, clock=lambda: self.now, bounds=QUICK)
+        self.running = asyncio.create_task(self.controller.run())
+
+    def _publish(self, observed: Observed, ending: bool) -> None:
+        self.statuses.append(cluster_status(self.spec, observed, ending=ending))
+        self._news.set()
+
+    @property
+    def status(self) -> pb.ClusterStatus:
+        return self.statuses[-1]
+
+    def worker(self, slot_id: str) -> pb.WorkerStatus:
+        [found] = [
+            worker
+            for model in self.status.models
+            for pool in model.pools
+            for worker in pool.workers
+            if worker.id == slot_id
+        ]
+        return found
+
+    def state(self, slot_id: str) -> WorkerState:
+        return WorkerState(self.worker(slot_id).state)
+
+    def later(self, seconds: float) -> None:
+        """Moves the planner's clock on and has the controller look."""
+        self.now += seconds
+        self.controller.look()
+
+    async def until(self, seen: Callable[[], object]) -> None:
+        """Until a published status shows it."""
+        async with asyncio.timeout(WAIT):
+            while not (self.statuses and seen()):
+                self._news.clear()
+                await self._news.wait()
+
+    async def ready(self) -> None:
+        await self.until(lambda: self.status.ready)
+
+    async def settle(self) -> None:
+        """Until the controller looked twice more: whatever it had to do about the present, it has begun."""
+        for _ in range(2):
+            seen = len(self.statuses)
+            self.controller.look()
+            await self.until(lambda seen=seen: len(self.statuses) > seen)  # type: ignore[misc]
+
+
+@pytest.fixture
+async def start() -> AsyncIterator[Callable[..., Bench]]:
+    """Starts benches; after the test each is shut down, and nothing may be left: no actor, reservation or task."""
+    benches: list[Bench] = []
+
+    def begin(spec: ClusterSpec | None = None, cluster: FakeCluster | None = None) -> Bench:
+        benches.append(Bench(spec or spec_of(), cluster or FakeCluster()))
+        return benches[-1]
+
+    yield begin
+    for bench in benches:
+        bench.cluster.open_all()
+        async with asyncio.timeout(WAIT):
+            await bench.controller.shutdown(0.1)
+            await bench.running
+        assert await bench.cluster.names() == frozenset()
+    assert asyncio.all_tasks() == {asyncio.current_task()}
