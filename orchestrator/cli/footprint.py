@@ -33,11 +33,12 @@ class Swept:
 
 @dataclass(slots=True)
 class Footprint:
-    """``processes`` maps a pid to when it was created: together they name a process for good."""
+    """``processes`` maps pids to when they were created: both name a process for good. ``guard`` is left out."""
 
     path: Path
     processes: dict[int, float] = field(default_factory=dict)
     shm: set[str] = field(default_factory=set)
+    guard: int = 0
 
     @classmethod
     def load(cls, path: Path) -> Footprint:
@@ -51,6 +52,7 @@ class Footprint:
     def sample(self) -> None:
         """Adds what is below this process now, and writes it down for whoever sweeps if this process is killed."""
         found = _descendants()
+        found.pop(self.guard, None)
         self.processes = {pid: made for pid, made in (self.processes | found).items() if _alive(pid, made)}
         for pid in self.processes:
             self.shm |= _shm_of(pid)
@@ -84,7 +86,6 @@ class Footprint:
             time.sleep(_POLL_SECONDS)
 
     def _living(self) -> list[psutil.Process]:
-        _reap_adopted()
         living = []
         for pid, created in self.processes.items():
             if _alive(pid, created):
@@ -113,13 +114,6 @@ def _alive(pid: int, created: float) -> bool:
         return process.create_time() == created and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
-
-
-def _reap_adopted() -> None:
-    """Adopted processes that ended stay zombies until someone asks for their exit status."""
-    with contextlib.suppress(ChildProcessError):
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
 
 
 def _shm_of(pid: int) -> set[str]:

@@ -21,15 +21,15 @@ _GRACE_SECONDS = 2.0
 
 
 @contextmanager
-def guarded(folder: RunFolder) -> Iterator[None]:
-    """While it lasts, the death of this process gets the folder's cluster cleaned up."""
+def guarded(folder: RunFolder) -> Iterator[int]:
+    """While it lasts, the death of this process gets the folder's cluster cleaned up. Yields the guard's pid."""
     command = [sys.executable, "-m", "orchestrator.cli.guard", str(folder.path)]
     # A session of its own: Ctrl-C and a closing terminal are for the owner.
     guard = subprocess.Popen(  # noqa: S603
         command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
     try:
-        yield
+        yield guard.pid
     finally:
         with contextlib.suppress(BrokenPipeError):
             guard.communicate(_RELEASED, timeout=10)

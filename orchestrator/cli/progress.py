@@ -15,6 +15,7 @@ from rich.text import Text
 from orchestrator.cli.board import Board, Step, StepState
 from orchestrator.cli.terminal import duration
 
+_INSTANT = 0.02
 _MARKS = {
     StepState.WAITING: Text("·", style="dim"),
     StepState.DONE: Text("✓", style="bold green"),
@@ -69,7 +70,9 @@ class Progress:
 
     def _line(self, step: Step) -> Text:
         mark = _MARKS.get(step.state, Text("…"))
-        took = f" ({duration(step.elapsed(step.ended))})" if step.ended is not None else ""
+        elapsed = step.elapsed(time.monotonic())
+        # A step that was over when it was first heard of took who knows how long.
+        took = f" ({duration(elapsed)})" if step.ended is not None and elapsed > _INSTANT else ""
         return Text.assemble(f"[{self.elapsed:6.1f} s] ", mark, f" {step.name}: {step.detail}{took}")
 
     def _table(self) -> Table:

@@ -18,8 +18,8 @@ from orchestrator.cli.ground import Ground, LocalRay
 from orchestrator.cli.progress import Progress
 from orchestrator.cli.run_folder import RunFolder, RunRecord
 from orchestrator.cli.signals import Interrupted, Interrupts
-from orchestrator.core.errors import SegueError
-from orchestrator.core.spec import Backend, ClusterSpec
+from orchestrator.core.errors import ClusterUnreachable, SegueError
+from orchestrator.core.spec import ClusterSpec
 
 _GRACE_SECONDS = 5.0
 
@@ -48,6 +48,7 @@ class Owner:
         self._footprint = Footprint(self._folder.footprint)
         self._interrupts = Interrupts()
         self._ray_folder: Path | None = None
+        self._controller_asked = False
         self._controller = ""
 
     def run(self) -> Exit:
@@ -57,7 +58,7 @@ class Owner:
             self._interrupts.install()
             adopt_orphans()
             self._write_record()
-            with guard.guarded(self._folder):
+            with guard.guarded(self._folder) as self._footprint.guard:
                 return self._life()
 
     def _life(self) -> Exit:
@@ -83,6 +84,7 @@ class Owner:
             self._prepare_models()
             self._start_ray()
             progress.running("controller", "starting")
+            self._controller_asked = True
             self._folder.update(phase="starting")
             self._controller = self._ground.start_controller(spec, str(self._folder.logs))
             progress.done("controller", self._controller)
@@ -95,8 +97,6 @@ class Owner:
 
     def _prepare_models(self) -> None:
         for model in self._spec.models:
-            if all(pool.backend is Backend.MOCK for pool in model.pools.values()):
-                continue
             name = f"model {model.name}"
             self._progress.running(name, f"preparing {model.source}")
             place = models.prepare(model.source, partial(self._progress.running, name))
@@ -116,7 +116,7 @@ class Owner:
         """Takes down what is up, whatever state it is in; returns whether all went as it should."""
         self._folder.update(phase="stopping")
         self._footprint.sample()
-        drained = self._drain() if self._ray_folder else True
+        drained = self._drain() if self._controller_asked else True
         self._progress.running("processes", "ending")
         if self._ray_folder:
             self._ground.stop()
@@ -136,6 +136,8 @@ class Owner:
             except Interrupted:
                 self._progress.running("drain", "hurrying")
                 continue
+            except ClusterUnreachable:  # it was not there yet
+                pass
             except SegueError as error:
                 self._progress.failed("drain", str(error))
                 return False

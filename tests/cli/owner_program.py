@@ -1,0 +1,81 @@
+"""``segue up`` with everything real but Ray: run as a program, so that its signals, children and end are its own.
+
+    python -m tests.cli.owner_program CONFIG ADDRESS [--background]
+
+ADDRESS is a fake cluster that plays controller and gateway. "Ray" is a process that ends when asked. With
+SEGUE_TEST_ORPHAN set there is an orphan beside it, which maps shared memory and ends only by force, as an engine may
+whose actor was killed.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from orchestrator import config
+from orchestrator.cli import terminal
+from orchestrator.cli.progress import Progress
+from orchestrator.cli.up import Owner
+from orchestrator.core.spec import ClusterSpec
+
+ORPHAN = "import tests.cli.owner_program as program; program.orphan()"
+BEAR_AND_DIE = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {ORPHAN!r}])"
+SHM = Path("/dev/shm")  # noqa: S108
+
+
+class FakeRay:
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._child: subprocess.Popen[bytes] | None = None
+
+    def folder(self, run_folder: Path) -> Path:
+        return run_folder / "ray"
+
+    def start(self, folder: Path) -> str:
+        (folder / "session").mkdir(parents=True)
+        self._child = subprocess.Popen(["sleep", "600"])
+        if "SEGUE_TEST_ORPHAN" in os.environ:
+            subprocess.run([sys.executable, "-c", BEAR_AND_DIE], check=True)
+            while not list(SHM.glob(f"segue-test-{os.getpid()}-*")):
+                time.sleep(0.02)
+        return "127.0.0.1:1"
+
+    def start_controller(self, spec: ClusterSpec, log_dir: str) -> str:
+        (Path(log_dir) / "tiny-decode-0.log").write_text("importing\nno memory for the cache\n")
+        return self._address
+
+    def stop_controller(self, name: str, drain_seconds: float) -> None:
+        print(f"draining {name} for {drain_seconds:g} s", flush=True)  # noqa: T201
+        # The request that never ends: only hurrying gets past it.
+        time.sleep(drain_seconds if drain_seconds == 600 else 0)
+
+    def stop(self) -> None:
+        if self._child:
+            self._child.terminate()
+            self._child.wait()
+
+
+def orphan() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    owner = os.environ["SEGUE_TEST_OWNER"]
+    with (SHM / f"segue-test-{owner}-{os.getpid()}").open("wb+") as file:
+        file.truncate(4096)
+        held = mmap.mmap(file.fileno(), 4096)
+        time.sleep(600)
+        held.close()
+
+
+def main() -> int:
+    path, address, *options = sys.argv[1:]
+    os.environ["SEGUE_TEST_OWNER"] = str(os.getpid())
+    background = "--background" in options
+    return Owner(config.load(path), Path(path), FakeRay(address), Progress(terminal.out()), background=background).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,133 @@
+"""What scripts and people see of a running cluster."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+
+import pytest
+
+from orchestrator.cli.main import main
+from tests.cli.conftest import Runs
+from tests.cli.fakes import FakeCluster, status, worker
+
+
+def unused_address() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{probe.getsockname()[1]}"
+
+
+def test_json_has_the_promised_shape(cluster: FakeCluster, runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
+    runs(grpc=cluster.address)
+    cluster.tell(status(worker("prefill"), worker("decode", running=2, waiting=1, kv_blocks_used=128)))
+    assert main(["status", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["ready"] is True
+    [model] = told["models"]
+    assert model["name"] == "tiny"
+    assert [pool["role"] for pool in model["pools"]] == ["prefill", "decode"]
+    [decode] = model["pools"][1]["workers"]
+    promised = {"id", "node", "state", "pids", "running", "waiting", "kv_usage", "kv_blocks_used"}
+    assert {key: decode[key] for key in promised} == {
+        "id": "tiny-decode-0",
+        "node": "127.0.0.1",
+        "state": "ready",
+        "pids": {"actor": 11, "engine": 12},
+        "running": 2,
+        "waiting": 1,
+        "kv_usage": 0.25,
+        "kv_blocks_used": 128,
+    }
+    assert [(one["http"], one["grpc"], one["pid"]) for one in told["gateways"]] == [
+        ("127.0.0.1:8000", "127.0.0.1:1", 13)
+    ]
+    assert (told["controller"]["pid"], told["controller"]["epoch"]) == (14, 3)
+
+
+def test_the_table_is_plain_text_when_piped(
+    cluster: FakeCluster, runs: Runs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs(grpc=cluster.address)
+    cluster.tell(status(worker("prefill", restarts=2), worker("decode", running=7, kv_blocks_used=256)))
+    assert main(["status"]) == 0
+    shown = capsys.readouterr().out
+    assert "\x1b" not in shown
+    [decode] = [line for line in shown.splitlines() if "tiny-decode-0" in line]
+    assert "decode 1/1" in decode
+    assert "█████░░░░░ 256/512" in decode
+    assert decode.split("ready")[1].split()[0] == "7"
+    [prefill] = [line for line in shown.splitlines() if "tiny-prefill-0" in line]
+    assert prefill.startswith("tiny ")
+    assert "http://127.0.0.1:8000" in shown
+
+
+def test_not_ready_is_exit_3_and_says_why(cluster: FakeCluster, runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
+    runs(grpc=cluster.address)
+    failed = worker("decode", "failed", detail="out of memory")
+    cluster.tell(status(worker("prefill", "starting", stage="loading weights"), failed, ready=False))
+    assert main(["status"]) == 3
+    shown = capsys.readouterr().out
+    assert "not ready" in shown
+    assert "loading weights" in shown
+    assert "out of memory" in shown
+
+
+def test_the_controller_answers_where_no_gateway_does(
+    cluster: FakeCluster, runs: Runs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs(grpc=unused_address(), controller=cluster.address)
+    assert main(["status", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["ready"] is True
+
+
+def test_nothing_running_is_exit_3_for_people_and_programs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status"]) == 3
+    assert "no cluster is running" in capsys.readouterr().err
+    assert main(["status", "--json"]) == 3
+    told = json.loads(capsys.readouterr().out)
+    assert (told["ready"], told["models"]) == (False, [])
+
+
+def test_a_cluster_on_its_way_up_says_so(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
+    runs(phase="starting")
+    assert main(["status"]) == 3
+    assert "cluster test is starting" in capsys.readouterr().err
+
+
+def test_several_clusters_need_a_name(cluster: FakeCluster, runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
+    runs("one", grpc=cluster.address)
+    runs("two", grpc=unused_address())
+    assert main(["status"]) == 2
+    assert "one, two" in capsys.readouterr().err
+    assert main(["status", "--name", "one"]) == 0
+
+
+def test_watch_follows_changes_until_the_cluster_is_gone(
+    cluster: FakeCluster, runs: Runs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = runs(grpc=cluster.address)
+    cluster.tell(status(ready=False))
+    codes: list[int] = []
+    watcher = threading.Thread(target=lambda: codes.append(main(["status", "--watch", "--json"])))
+    watcher.start()
+    shown: list[str] = []
+
+    def wait_for(part: str) -> None:
+        for _ in range(200):
+            shown.extend(capsys.readouterr().out.splitlines())
+            if any(part in line for line in shown):
+                return
+            watcher.join(0.05)
+        pytest.fail(f"{part} was not shown, but {shown}")
+
+    wait_for('"ready": false')
+    cluster.tell(status(ready=True))
+    wait_for('"ready": true')
+    folder.forget()
+    cluster.stop()
+    wait_for("no cluster is running")
+    watcher.join(10)
+    assert codes == [3]
+    assert all(json.loads(line) for line in shown)
