@@ -15,6 +15,7 @@ from orchestrator.config.owned import ENGINE_INSTEAD, FRONTEND_ALLOWED, FRONTEND
 DATA = Path(__file__).with_name("vllm_fields.json")
 Type = list[Any]
 LISTED_CHOICES = 12
+SCALAR_TYPES = {"bool": bool, "int": int, "float": float, "str": str}
 SCALAR_WORDS = {
     "null": "null",
     "bool": "true or false",
@@ -52,7 +53,7 @@ def _checked(cursor: Cursor, allowed: Mapping[str, Type], instead: Mapping[str, 
     values = {}
     for name, entry in cursor.entries().items():
         if name in instead:
-            raise entry.error(f"{name} is not for configurations, allowed: {listed}", instead[name])
+            raise entry.error(f"{name} is Segue's to set, allowed: {listed}", instead[name])
         if name not in allowed:
             raise entry.error(f"unknown key {name!r}, allowed: {listed}", closest(name, allowed))
         values[name] = checked(entry, allowed[name])

@@ -75,7 +75,8 @@ def ports(cursor: Cursor, spec: ClusterSpec) -> None:
         for other in places[:index]:
             if _clash(wanted[place], wanted[other]):
                 found = f"found {wanted[place]} for {place} and {wanted[other]} for {other}"
-                raise cursor.find(*place.split(".")).error(f"{found}, allowed: a port for each")
+                written = [cursor.find(*each.split(".")) for each in (place, other)]
+                raise max(written, key=lambda at: at.path.count(".")).error(f"{found}, allowed: a port for each")
     if spec.gateway.processes > 1 and 0 in (spec.gateway.http.port, spec.gateway.grpc.port):
         processes = cursor.find("gateway", "processes")
         raise processes.wrong("1 with port 0, or ports above 0, which several processes can share")

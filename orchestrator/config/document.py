@@ -11,6 +11,7 @@ import yaml
 from orchestrator.core.errors import ConfigError
 
 MERGE_TAG = "tag:yaml.org,2002:merge"
+PLAIN_TAGS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,19 +32,16 @@ def join(path: str, key: object) -> str:
 
 def read(text: str, origin: str) -> Document:
     """Parse YAML, safe tags only. A syntax error, a duplicate key or a recursive alias is a ConfigError."""
-    loader = yaml.SafeLoader(text)
     try:
-        node = loader.get_single_node()
+        loader = yaml.SafeLoader(text)
         reader = _Reader(loader, origin)
-        return Document(reader.value(node, ""), origin, reader.lines)
+        return Document(reader.value(loader.get_single_node(), ""), origin, reader.lines)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"{origin}:{mark.line + 1}" if mark else origin
         raise ConfigError(f"not valid YAML: {_one_line(error.problem or error.context)}", where=place) from error
     except yaml.YAMLError as error:
         raise ConfigError(f"not valid YAML: {_one_line(error)}", where=origin) from error
-    finally:
-        loader.dispose()
 
 
 def _one_line(words: object) -> str:
@@ -69,13 +67,13 @@ class _Reader:
             raise self._error("an alias that contains itself", node, path)
         self._open.append(id(node))
         try:
-            if isinstance(node, yaml.SequenceNode):
+            if isinstance(node, yaml.SequenceNode) and node.tag in PLAIN_TAGS:
                 return [self.value(item, join(path, place)) for place, item in enumerate(node.value)]
-            if isinstance(node, yaml.MappingNode):
+            if isinstance(node, yaml.MappingNode) and node.tag in PLAIN_TAGS:
                 return self._mapping(node, path)
         finally:
             self._open.pop()
-        raise self._error(f"a YAML {node.tag}, which has no meaning here", node, path)
+        raise self._error(f"the YAML tag {node.tag}", node, path)
 
     def _mapping(self, node: yaml.MappingNode, path: str) -> dict[Any, Any]:
         self._refuse_duplicates(node, path)

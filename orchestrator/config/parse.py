@@ -148,7 +148,8 @@ def _model(cursor: Cursor) -> ModelSpec:
         raise source_at.wrong(source.FORMS)
     pools_at = _required(cursor, fields, "pools", "prefill and decode, or serve")
     pools = _pools(pools_at)
-    engine = _engine(fields["engine"], checks.one_backend(pools_at, pools)) if "engine" in fields else {}
+    backend = checks.one_backend(pools_at, pools)
+    engine = _engine(fields["engine"], backend) if "engine" in fields else {}
     options = arguments.frontend(fields["frontend"]) if "frontend" in fields else {}
     if "frontend" in fields:
         checks.frontend(fields["frontend"], options)

