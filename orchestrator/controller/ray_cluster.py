@@ -249,8 +249,14 @@ def _ours(error: Exception, where: str) -> SegueError:
         return WorkerStartFailed(f"{type(cause).__name__}: {cause}", where=where)
     if isinstance(error, GetTimeoutError):
         return WorkerStartFailed("it did not answer in time", where=where)
+    return ActorLost(_last_words(error), where=where, hint="its log may tell more")
+
+
+def _last_words(error: Exception) -> str:
+    """What Ray knows of a death, without its advice; the last line names the cause, a constructor's error or an exit."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return ActorLost(lines[-1] if lines else type(error).__name__, where=where)
+    words = lines[-1] if lines else type(error).__name__
+    return words.partition(" Some common causes")[0].removesuffix(".")
 
 
 async def _in_thread(call: Callable[[], T]) -> T:

@@ -31,7 +31,7 @@ class Bounds:
     ask_starting: float = 0.5
     ask_ready: float = 2.0
     drain_grace: float = 5.0
-    stop: float = 10.0
+    stop: float = 20.0
     remove: float = 30.0
     retry: float = 2.0
 

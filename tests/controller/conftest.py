@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import os
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -95,6 +97,26 @@ class Bench:
             seen = len(self.statuses)
             self.controller.look()
             await self.until(lambda seen=seen: len(self.statuses) > seen)  # type: ignore[misc]
+
+
+@pytest.fixture(scope="package")
+def local_ray() -> Iterator[None]:
+    """A Ray on this machine with one GPU that is only a number. Its processes can import this project and its tests."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    import ray
+
+    root = str(Path(__file__).parents[2])
+    ray.init(
+        num_cpus=2,
+        num_gpus=1,
+        include_dashboard=False,
+        object_store_memory=80 << 20,
+        log_to_driver=False,
+        namespace="segue-tests",
+        runtime_env={"env_vars": {"PYTHONPATH": root}},
+    )
+    yield
+    ray.shutdown()
 
 
 @pytest.fixture

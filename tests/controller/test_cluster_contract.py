@@ -1,0 +1,236 @@
+"""What the controller relies on, run against the fake and against Ray, so that the fake can't lie."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+
+from orchestrator.controller.ports import ActorLost, ActorPort, ClusterPort, Order, actor_name, name_of
+from orchestrator.core.errors import WorkerStartFailed
+from orchestrator.core.spec import Backend, Bind, Device, Role
+from orchestrator.core.types import GatewayAssignment, WorkerAssignment, WorkerState
+from tests.controller.fake_cluster import FakeCluster, Gate
+
+DECODE = "m-decode-0"
+WAIT = 20.0  # seconds; Ray starts a process in one or two
+
+
+class Levers(Protocol):
+    """What a test may do to a cluster behind the controller's back."""
+
+    cluster: ClusterPort
+    log_dir: Path
+
+    def fail_starts(self, slot_id: str, why: str) -> None: ...
+
+    def hold_starts(self, slot_id: str) -> Callable[[], None]: ...
+
+    def kill(self, slot_id: str, pid: int) -> None: ...
+
+    def scarce(self) -> Device:
+        """A device of which there is just one."""
+
+
+class FakeLevers:
+    def __init__(self, log_dir: Path) -> None:
+        self.cluster = FakeCluster()
+        self.log_dir = log_dir
+
+    def fail_starts(self, slot_id: str, why: str) -> None:
+        self.cluster.start_errors[slot_id] = WorkerStartFailed(why)
+
+    def hold_starts(self, slot_id: str) -> Callable[[], None]:
+        gate: Gate = self.cluster.freeze("start", slot_id)
+        return gate.open
+
+    def kill(self, slot_id: str, pid: int) -> None:
+        self.cluster.actor(slot_id).die()
+
+    def scarce(self) -> Device:
+        self.cluster.capacity = 1
+        return Device.GPU
+
+
+class RayLevers:
+    def __init__(self, log_dir: Path) -> None:
+        from orchestrator.controller.ray_cluster import RayCluster
+        from tests.controller.standin import standin_gateway, standin_worker
+
+        self.cluster = RayCluster("contract", standin_worker, standin_gateway)
+        self.log_dir = log_dir
+
+    def fail_starts(self, slot_id: str, why: str) -> None:
+        (self.log_dir / f"{slot_id}.fail").write_text(why)
+
+    def hold_starts(self, slot_id: str) -> Callable[[], None]:
+        hold = self.log_dir / f"{slot_id}.hold"
+        hold.touch()
+        return hold.unlink
+
+    def kill(self, slot_id: str, pid: int) -> None:
+        os.kill(pid, signal.SIGKILL)
+
+    def scarce(self) -> Device:
+        return Device.GPU
+
+
+@pytest.fixture(params=["fake", pytest.param("ray", marks=pytest.mark.ray)])
+async def levers(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Levers]:
+    if request.param == "ray":
+        request.getfixturevalue("local_ray")
+    made: Levers = RayLevers(tmp_path) if request.param == "ray" else FakeLevers(tmp_path)
+    yield made
+    for name in await made.cluster.names():
+        await made.cluster.remove(name)
+    assert await made.cluster.names() == frozenset()
+
+
+def worker_order(
+    levers: Levers, slot_id: str = DECODE, *, epoch: int = 1, device: Device = Device.CPU
+) -> WorkerAssignment:
+    return WorkerAssignment(
+        cluster="contract",
+        worker_id=slot_id,
+        epoch=epoch,
+        model="m",
+        source="none",
+        role=Role.DECODE,
+        device=device,
+        backend=Backend.MOCK,
+        bind=Bind.LOOPBACK,
+        tensor_parallel=1,
+        pipeline_parallel=1,
+        log_dir=str(levers.log_dir),
+    )
+
+
+async def created(levers: Levers, order: Order) -> ActorPort:
+    async with asyncio.timeout(WAIT):
+        await levers.cluster.reserve(order, lambda _: None)
+        return await levers.cluster.create(order)
+
+
+async def test_an_actor_starts_accounts_for_itself_and_stops(levers: Levers) -> None:
+    order = worker_order(levers)
+    actor = await created(levers, order)
+    async with asyncio.timeout(WAIT):
+        await actor.start()
+        word = await actor.snapshot()
+        assert word.state is WorkerState.READY
+        assert word.actor_pid
+        assert await levers.cluster.names() == {name_of(order)}
+        closing = asyncio.create_task(actor.wait_closed())
+        await actor.drain(3)
+        assert (await actor.snapshot()).state is WorkerState.DRAINING
+        assert not closing.done()
+        await actor.stop()
+        await closing
+        await levers.cluster.remove(name_of(order))
+    assert await levers.cluster.names() == frozenset()
+
+
+async def test_a_gateway_reserves_nothing_and_lives_the_same_life(levers: Levers) -> None:
+    order = GatewayAssignment("contract", "gateway-0", 1, "127.0.0.1:9100", str(levers.log_dir))
+    actor = await created(levers, order)
+    async with asyncio.timeout(WAIT):
+        await actor.start()
+        assert (await actor.snapshot()).state is WorkerState.READY
+    assert await levers.cluster.names() == {"contract/gateway-0@1"}
+
+
+async def test_it_accounts_for_itself_while_it_starts(levers: Levers) -> None:
+    go_on = levers.hold_starts(DECODE)
+    actor = await created(levers, worker_order(levers))
+    async with asyncio.timeout(WAIT):
+        starting = asyncio.create_task(actor.start())
+        word = await actor.snapshot()
+        assert (word.state, word.stage) == (WorkerState.STARTING, "loading weights")
+        assert not starting.done()
+        go_on()
+        await starting
+
+
+async def test_why_a_start_failed_comes_over_whole(levers: Levers) -> None:
+    levers.fail_starts(DECODE, "no weights there")
+    actor = await created(levers, worker_order(levers))
+    async with asyncio.timeout(WAIT):
+        with pytest.raises(WorkerStartFailed, match="no weights there"):
+            await actor.start()
+
+
+async def test_a_killed_process_is_noticed_at_once_by_whoever_waits(levers: Levers) -> None:
+    actor = await created(levers, worker_order(levers))
+    async with asyncio.timeout(WAIT):
+        await actor.start()
+        pid = (await actor.snapshot()).actor_pid
+        closing = asyncio.create_task(actor.wait_closed())
+        await asyncio.sleep(0)
+        levers.kill(DECODE, pid)
+    async with asyncio.timeout(2):
+        with pytest.raises(ActorLost):
+            await closing
+        for question in (actor.snapshot, actor.start, actor.stop):
+            with pytest.raises(ActorLost):
+                await question()
+
+
+async def test_removing_ends_an_actor_that_runs_and_may_be_repeated(levers: Levers) -> None:
+    order = worker_order(levers)
+    actor = await created(levers, order)
+    async with asyncio.timeout(WAIT):
+        await actor.start()
+        closing = asyncio.create_task(actor.wait_closed())
+        await asyncio.sleep(0)
+        for _ in range(2):
+            await levers.cluster.remove(name_of(order))
+        with pytest.raises(ActorLost):
+            await closing
+        await levers.cluster.remove(actor_name("contract", "never-there", 1))
+
+
+async def test_two_fillings_of_a_slot_are_two_actors(levers: Levers) -> None:
+    for epoch in (1, 2):
+        actor = await created(levers, worker_order(levers, epoch=epoch))
+        async with asyncio.timeout(WAIT):
+            await actor.start()
+    await levers.cluster.remove(actor_name("contract", DECODE, 1))
+    assert await levers.cluster.names() == {f"contract/{DECODE}@2"}
+    async with asyncio.timeout(WAIT):
+        assert (await actor.snapshot()).state is WorkerState.READY
+
+
+async def test_a_reservation_waits_for_room_says_why_and_is_met_when_there_is_some(levers: Levers) -> None:
+    device = levers.scarce()
+    first = worker_order(levers, device=device)
+    await created(levers, first)
+    told: list[str] = []
+    waiting = asyncio.create_task(
+        levers.cluster.reserve(worker_order(levers, "m-decode-1", device=device), told.append)
+    )
+    async with asyncio.timeout(WAIT):
+        while not told:  # noqa: ASYNC110 - the reason comes by a plain call
+            await asyncio.sleep(0.02)
+        assert "waits for" in told[0]
+        assert "in use" in told[0]
+        assert not waiting.done()
+        await levers.cluster.remove(name_of(first))
+        await waiting
+
+
+async def test_a_reservation_given_up_leaves_nothing(levers: Levers) -> None:
+    device = levers.scarce()
+    await created(levers, worker_order(levers, device=device))
+    second = worker_order(levers, "m-decode-1", device=device)
+    waiting = asyncio.create_task(levers.cluster.reserve(second, lambda _: None))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    async with asyncio.timeout(WAIT):
+        await asyncio.wait({waiting})
+        await levers.cluster.remove(name_of(second))
+    assert name_of(second) not in await levers.cluster.names()
