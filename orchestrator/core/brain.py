@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from random import Random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.core import messages as m
 from orchestrator.core.errors import DeadlineExceeded, InvalidRequest, NotReady, SegueError, WorkerLost
@@ -17,6 +16,9 @@ from orchestrator.core.fleet import Fleet
 from orchestrator.core.routing import decide, least_loaded
 from orchestrator.core.session import Session, Signal, State
 from orchestrator.core.spec import Role
+
+if TYPE_CHECKING:
+    from random import Random
 
 ORPHAN_SECONDS = 60.0  # how long an aborted prefill may still report a result that has to be released
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from random import Random
+from typing import TYPE_CHECKING
 
 from orchestrator.core.fleet import Fleet, WorkerView
 from orchestrator.core.messages import Decision
 from orchestrator.core.session import Session
 from orchestrator.core.spec import Role
+
+if TYPE_CHECKING:
+    from random import Random
 
 
 def least_loaded(candidates: Sequence[WorkerView], rng: Random) -> WorkerView:

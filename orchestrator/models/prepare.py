@@ -100,6 +100,7 @@ def _run(source: str, program: str, *arguments: str) -> None:
         **os.environ,
         "HF_HUB_OFFLINE": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "OMP_NUM_THREADS": "1",  # there is little to share, and on a busy machine threads wait for one another
         "PYTHONPATH": _search_path(),
     }
     try:
