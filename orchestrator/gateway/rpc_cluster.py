@@ -26,15 +26,18 @@ M = TypeVar("M", bound=Message)
 async def changes(gateway: GatewayView, look: Callable[[], M], interval_seconds: float) -> AsyncIterator[M]:
     """What ``look`` sees now, and again whenever that differs, at most once in ``interval_seconds``. Never ends."""
     seen: bytes | None = None
+    woken = False
     while True:
         message = look()
         encoded = message.SerializeToString(deterministic=True)
+        if encoded == seen and not woken:
+            # Nothing was awaited between the look and this wait, so no change in between goes unseen.
+            woken = await gateway.status_changed(_QUIET_SECONDS)
+            continue
         if encoded != seen:
             seen = encoded
             yield message
-        elif await gateway.status_changed(_QUIET_SECONDS):
-            # Nothing was awaited between the look and this wait, so no change in between went unseen.
-            continue
+        woken = False
         await asyncio.sleep(interval_seconds)
 
 

@@ -6,13 +6,14 @@ import asyncio
 import re
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from typing import Any
 
 from opentelemetry.trace import Span, SpanKind
 
 from orchestrator.core.errors import DeadlineExceeded, ModelNotFound
+from orchestrator.core.types import RequestReport
 from orchestrator.gateway.context import CURRENT, RequestContext
 from orchestrator.gateway.ports import GatewayView, ModelFront
 from orchestrator.gateway.rpc_delta import Deltas
@@ -25,6 +26,8 @@ from orchestrator.proto import inference_pb2_grpc
 from orchestrator.telemetry import tracing
 
 _ID = re.compile(r"\S{1,128}")
+_REPORT_LOOKS = 20
+_REPORT_SECONDS = 0.005
 
 
 class InferenceService(inference_pb2_grpc.InferenceServicer):
@@ -45,7 +48,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
                 async for output in outputs:
                     if (message := deltas.message(output)) is not None:
                         await context.write(message)
-            await context.write(deltas.totals(current.reports))
+            await context.write(deltas.totals(await _reports(current, request)))
 
     async def Embed(self, request: pb.EmbedRequest, context: Context) -> pb.EmbedResponse:  # noqa: N802
         """One vector a text."""
@@ -83,6 +86,16 @@ async def _call(context: Context, method: str, model: str, request_id: str) -> A
     async with answered(context, span, request_id), _deadline(context.time_remaining()):
         with _current(context, span, request_id) as current:
             yield current
+
+
+async def _reports(current: RequestContext, request: pb.GenerateRequest) -> Sequence[RequestReport]:
+    """The seam's reports. Of a sequence that a stop string ended they may come a moment after its last token."""
+    expected = request.sampling.n if request.sampling.HasField("n") else 1
+    for _ in range(_REPORT_LOOKS):
+        if len(current.reports) >= expected:
+            break
+        await asyncio.sleep(_REPORT_SECONDS)
+    return current.reports
 
 
 @asynccontextmanager
