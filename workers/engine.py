@@ -29,7 +29,7 @@ from workers.ports import EngineStep, Progress, Transfers
 from workers.transfer import connector_settings, transfers_of
 
 _TASKS_SECONDS = 60.0
-_SHUTDOWN_SECONDS = 5.0
+_SHUTDOWN_SECONDS = 3.0  # then it is killed: it has been drained, and nothing of it is worth a longer wait
 _EVENT_DELAY = 0.01  # how long KV events wait for a step to travel with
 
 _log = events("worker.engine")
@@ -127,7 +127,8 @@ class VllmEngine:
         return AsyncEngineArgs(model=self._model, **arguments).create_engine_config()
 
     def _launch(self, config: VllmConfig) -> AsyncMPClient:
-        client = EngineCoreClient.make_async_mp_client(config, Executor.get_class(config), log_stats=True)
+        executor = Executor.get_class(config)
+        client: AsyncMPClient = EngineCoreClient.make_async_mp_client(config, executor, log_stats=True)
         if self._closing:
             client.shutdown(_SHUTDOWN_SECONDS)
             raise WorkerStartFailed("stopped while it started", where=self._assignment.worker_id)

@@ -38,6 +38,9 @@ def _fixed(assignment: WorkerAssignment, model: str, host: str, run_folder: Path
     if assignment.device is Device.CPU:
         # Several workers share the machine: none may claim cores for itself.
         fixed["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+        if assignment.tensor_parallel * assignment.pipeline_parallel == 1:
+            # The engine core computes by itself: on a CPU a worker process below it would cost 0.6 GB for nothing.
+            fixed["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     return fixed
 
 

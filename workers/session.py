@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from typing import Any
@@ -16,18 +17,20 @@ import grpc
 
 from orchestrator.core.errors import ProtocolError, SegueError, WorkerLost
 from orchestrator.core.spec import Role
-from orchestrator.core.types import EngineFacts, Load
+from orchestrator.core.types import Load
 from orchestrator.proto import worker_pb2, worker_pb2_grpc
 from orchestrator.proto.worker_pb2 import GatewayFrame, Hello, Rejected, Step, Submit, Welcome, WorkerFrame
 from orchestrator.telemetry.logs import events
 from workers import wire
 from workers.link import Link
+from workers.messages import facts_message, load_message, transfers_message
 from workers.ports import Engine, EngineStep, Transfers
 from workers.work import Work
 
 PROTOCOL_VERSION = 1
 HEARTBEAT_SECONDS = 1.0
 HELLO_SECONDS = 10.0
+LATE_SECONDS = 60.0  # how long an engine may take to come out with what it had done when an abort reached it
 MAX_MESSAGE_BYTES = 256 << 20
 SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -56,7 +59,7 @@ class WorkerSession(worker_pb2_grpc.WorkerServicer):
         self._max_live = max(1024, 16 * engine.facts.max_num_seqs)
         self._links: set[Link] = set()
         self._live: dict[str, Work] = {}
-        self._discards: set[asyncio.Task[None]] = set()
+        self._aborted: dict[str, tuple[Link, float]] = {}  # wire id -> who aborted it, and until when it matters
 
     @property
     def live_requests(self) -> int:
@@ -202,9 +205,13 @@ class WorkerSession(worker_pb2_grpc.WorkerServicer):
 
     async def _abort(self, link: Link, wire_ids: Sequence[str]) -> None:
         owned = [wire_id for wire_id in wire_ids if wire_id in link.wire_ids]
+        now = time.monotonic()
+        while self._aborted and next(iter(self._aborted.values()))[1] < now:
+            del self._aborted[next(iter(self._aborted))]
         for wire_id in owned:
             link.wire_ids.discard(wire_id)
             self._live.pop(wire_id).end(self._role, "aborted")
+            self._aborted[wire_id] = (link, now + LATE_SECONDS)
         if owned:
             await self._engine.abort(owned)
 
@@ -229,7 +236,8 @@ class WorkerSession(worker_pb2_grpc.WorkerServicer):
         for output in step.outputs:
             work = self._live.get(output.request_id)
             if work is None:
-                self._discard(output)
+                if link := self._late(output):
+                    by_link.setdefault(link, []).append(output)
                 continue
             work.note(output)
             by_link.setdefault(work.link, []).append(output)
@@ -247,13 +255,11 @@ class WorkerSession(worker_pb2_grpc.WorkerServicer):
             else:
                 link.send(shared)
 
-    def _discard(self, output: wire.Output) -> None:
-        """An output for a request that was aborted in the meantime: if it pinned blocks, nobody will collect them."""
-        if output.kv_transfer_params:
-            name = f"{output.request_id}-discarded"
-            task = asyncio.get_running_loop().create_task(self._engine.release(name, output.kv_transfer_params))
-            self._discards.add(task)
-            task.add_done_callback(self._discards.discard)
+    def _late(self, output: wire.Output) -> Link | None:
+        """Who gets an output of a request that was aborted in the meantime: a prefill that still came to its end has
+        pinned blocks, and whoever asked for it has to have them released."""
+        link, _ = self._aborted.pop(output.request_id, (None, 0.0))
+        return link if output.kv_transfer_params else None
 
     def _step(self, step: EngineStep | None = None, rejected: Sequence[Rejected] = ()) -> Step:
         transfers = step.transfers if step else Transfers()
@@ -283,29 +289,3 @@ def _ending(link: Link, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
             link.end(None)
 
     return asyncio.get_running_loop().create_task(run())
-
-
-def facts_message(facts: EngineFacts) -> worker_pb2.EngineFacts:
-    return worker_pb2.EngineFacts(
-        block_size=facts.block_size,
-        kv_blocks_total=facts.kv_blocks_total,
-        kv_block_bytes=facts.kv_block_bytes,
-        max_model_len=facts.max_model_len,
-        max_num_seqs=facts.max_num_seqs,
-        tasks=facts.tasks,
-    )
-
-
-def load_message(load: Load) -> worker_pb2.Load:
-    return worker_pb2.Load(
-        running=load.running,
-        waiting=load.waiting,
-        kv_blocks_used=load.kv_blocks_used,
-        kv_blocks_total=load.kv_blocks_total,
-    )
-
-
-def transfers_message(transfers: Transfers) -> worker_pb2.Transfers:
-    return worker_pb2.Transfers(
-        count=transfers.count, bytes=transfers.bytes, seconds=transfers.seconds, failed=transfers.failed
-    )

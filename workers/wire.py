@@ -6,7 +6,7 @@ A message is a list of bytes: the msgpack itself, then the buffers of large tens
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 from vllm.distributed.kv_events import AllBlocksCleared, BlockRemoved, BlockStored, KVEventBatch
@@ -104,7 +104,7 @@ def release_request(wire_id: str, transfer: Mapping[str, Any], now: float) -> Re
 
 
 def _encode(message: Request | EngineCoreOutputs) -> list[bytes]:
-    return [part if isinstance(part, bytes) else bytes(memoryview(part)) for part in _encoder.encode(message)]
+    return [part if isinstance(part, bytes) else bytes(cast(bytearray, part)) for part in _encoder.encode(message)]
 
 
 def _hash(block: bytes | int) -> bytes:

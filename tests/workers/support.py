@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+import json
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -19,6 +24,24 @@ from workers import wire
 from workers.mock import MockEngine
 from workers.ports import Clock
 from workers.session import PROTOCOL_VERSION, SERVER_OPTIONS, WorkerSession
+
+# Small enough to start in seconds and to run out of; the same numbers as the mock pair's.
+TINY_ENGINE = {
+    "dtype": "float32",
+    "max_model_len": 512,
+    "kv_cache_memory_bytes": 64 << 20,
+    "max_num_seqs": 8,
+    "enforce_eager": True,
+    "block_size": 32,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Addresses of a prefill worker and of a decode worker that collects from it."""
+
+    prefill: str
+    decode: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +83,59 @@ async def mock_worker(
             await asyncio.wait_for(pump, 5)
 
 
+class WorkerProcess:
+    """A worker actor in a process of its own (see ``worker_process``). ``log``: all that it and its children wrote."""
+
+    def __init__(self, log: Path, **assignment: Any) -> None:
+        self.log = log
+        log_dir, name = log.parent, log.stem
+        given = {"worker_id": name, "log_dir": str(log_dir), **assignment}
+        command = [sys.executable, "-m", "tests.workers.worker_process", json.dumps(given)]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+        self.snapshot: dict[str, Any] = {}
+
+    def ready(self) -> WorkerProcess:
+        """Waits until the worker is up."""
+        self.snapshot = self.read()
+        assert self.snapshot["state"] == "ready", self.snapshot
+        return self
+
+    @property
+    def address(self) -> str:
+        return str(self.snapshot["address"])
+
+    @property
+    def engine_pid(self) -> int:
+        return int(self.snapshot["engine_pid"])
+
+    def ask(self, order: str) -> dict[str, Any]:
+        """Gives an order and returns the snapshot after it."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(order + "\n")
+        self.process.stdin.flush()
+        return self.read()
+
+    def read(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line, f"the worker died; the end of {self.log}:\n{self.log.read_text()[-3000:]}"
+        return dict(json.loads(line))
+
+
+@contextmanager
+def engine_process(role: str, logs: Path, **assignment: Any) -> Iterator[WorkerProcess]:
+    """A worker process with a tiny vLLM engine; not yet ready when it is handed out."""
+    given = {"role": role, "kv_transfer": role != "serve", "engine": TINY_ENGINE, **assignment}
+    worker = WorkerProcess(logs / f"{role}-{time.monotonic_ns()}.log", **given)
+    try:
+        yield worker
+    finally:
+        worker.process.kill()
+        worker.process.communicate()
+
+
 class Gateway:
     """The smallest gateway: one session with one worker, everything that came over it kept."""
 
@@ -73,6 +149,9 @@ class Gateway:
         self._call = call
         self._news = asyncio.Condition()
         self._reader = asyncio.create_task(self._read())
+        # A stream takes one write at a time, and a write that is cancelled cancels the stream.
+        self._outbox: asyncio.Queue[GatewayFrame] = asyncio.Queue()
+        self._writer = asyncio.create_task(self._write())
 
     async def submit(
         self,
@@ -94,7 +173,7 @@ class Gateway:
         await self.send(release=Release(wire_id=wire_id, transfer=transfer))
 
     async def send(self, **frame: Any) -> None:
-        await self._call.write(GatewayFrame(**frame))
+        self._outbox.put_nowait(GatewayFrame(**frame))
 
     async def until(self, condition: Any, seconds: float = 20.0) -> None:
         """Waits until ``condition(self)`` holds, looking again after every frame."""
@@ -137,8 +216,14 @@ class Gateway:
         return await self._call.code()
 
     async def close(self) -> None:
+        self._writer.cancel()
         self._call.cancel()
-        await asyncio.gather(self._reader, return_exceptions=True)
+        await asyncio.gather(self._reader, self._writer, return_exceptions=True)
+
+    async def _write(self) -> None:
+        with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):  # the reader tells of the stream's end
+            while True:
+                await self._call.write(await self._outbox.get())
 
     async def _read(self) -> None:
         try:

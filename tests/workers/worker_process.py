@@ -8,8 +8,11 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import os
 import sys
+from typing import TextIO
 
+from orchestrator.core.errors import WorkerStartFailed
 from orchestrator.core.spec import Backend, Bind, Device, Role
 from orchestrator.core.types import WorkerAssignment
 from workers.actor import WorkerActor
@@ -36,7 +39,7 @@ def assignment(given: dict[str, object]) -> WorkerAssignment:
 
 
 async def main() -> None:
-    out = sys.stdout
+    out = os.fdopen(os.dup(1), "w")  # the actor sends descriptor 1 to its log
     actor = WorkerActor(assignment(json.loads(sys.argv[1])))
     starting = asyncio.create_task(actor.start())
     stages: list[str] = []
@@ -45,7 +48,11 @@ async def main() -> None:
         stage = (await actor.snapshot()).stage
         if stage and stage not in stages:
             stages.append(stage)
-    await starting
+    try:
+        await starting
+    except WorkerStartFailed as error:
+        say(out, {**dataclasses.asdict(await actor.snapshot()), "error": str(error), "stages": stages})
+        return
     say(out, {**dataclasses.asdict(await actor.snapshot()), "stages": stages})
     lines = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
@@ -60,8 +67,8 @@ async def main() -> None:
     say(out, dataclasses.asdict(await actor.snapshot()))
 
 
-def say(out: object, what: object) -> None:
-    print(json.dumps(what), file=out, flush=True)  # type: ignore[call-overload]  # noqa: T201
+def say(out: TextIO, what: object) -> None:
+    print(json.dumps(what), file=out, flush=True)
 
 
 if __name__ == "__main__":
