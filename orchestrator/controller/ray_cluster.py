@@ -26,7 +26,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 
 from orchestrator.controller.ports import ActorLost, ActorPort, Order, belongs, name_of
 from orchestrator.controller.resources import footprint, why_waiting
-from orchestrator.core.errors import ClusterUnreachable, ConfigError, SegueError, WorkerStartFailed
+from orchestrator.core.errors import ClusterUnreachable, ConfigError, ProtocolError, SegueError, WorkerStartFailed
 from orchestrator.core.spec import ClusterSpec
 from orchestrator.core.types import ActorSnapshot, GatewayAssignment, WorkerAssignment
 from orchestrator.telemetry import logs
@@ -124,7 +124,7 @@ class _RayActor:
     async def snapshot(self) -> ActorSnapshot:
         word = await self._call("snapshot")
         if not isinstance(word, ActorSnapshot):
-            raise WorkerStartFailed(f"its account is a {type(word).__name__}", where=self._name)
+            raise ProtocolError(f"its account is a {type(word).__name__}", where=self._name)
         return word
 
     async def drain(self, seconds: float) -> None:
@@ -151,13 +151,20 @@ def start_controller(spec: ClusterSpec, log_dir: str, cluster: RayCluster | None
     """
     from orchestrator.controller.service import ControllerActor
 
-    left = names(spec.name)
-    if _find(_controller_name(spec.name)) is not None or left:
-        what = f"a cluster named {spec.name!r} runs here already"
-        raise ConfigError(what, where="cluster.name", hint="stop it with 'segue down', or choose another name")
-    actor = _detached(ControllerActor, _controller_name(spec.name), {"num_cpus": 0, "scheduling_strategy": _here()})
+    name = _controller_name(spec.name)
+    taken = ConfigError(
+        f"a cluster named {spec.name!r} runs here already",
+        where="cluster.name",
+        hint="stop it with 'segue down', or choose another name",
+    )
+    if _find(name) is not None or names(spec.name):
+        raise taken
+    actor = _detached(ControllerActor, name, {"num_cpus": 0, "scheduling_strategy": _here()})
     node_host = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
-    handle = actor.remote(spec, log_dir, cluster or RayCluster(spec.name), node_host)
+    try:
+        handle = actor.remote(spec, log_dir, cluster or RayCluster(spec.name), node_host)
+    except ValueError:  # Ray's word for a name that another caller took in between
+        raise taken from None
     try:
         return str(ray.get(handle.start.remote(), timeout=_CONTROLLER_START))
     except (RayError, GetTimeoutError) as error:
@@ -205,7 +212,7 @@ def remove(name: str) -> None:
         if _find(name) is None and not groups:
             return
         if time.monotonic() > deadline:
-            raise WorkerStartFailed(f"still there {_GONE:g} s after it was killed", where=name)
+            raise SegueError(f"still there {_GONE:g} s after it was killed", where=name)
         time.sleep(_POLL[0])
 
 
@@ -248,12 +255,12 @@ def _ours(error: Exception, where: str) -> SegueError:
             return cause
         return WorkerStartFailed(f"{type(cause).__name__}: {cause}", where=where)
     if isinstance(error, GetTimeoutError):
-        return WorkerStartFailed("it did not answer in time", where=where)
+        return ClusterUnreachable("it did not answer in time", where=where)
     return ActorLost(_last_words(error), where=where, hint="its log may tell more")
 
 
 def _last_words(error: Exception) -> str:
-    """What Ray knows of a death, without its advice; the last line names the cause, a constructor's error or an exit."""
+    """What Ray knows of a death, without its advice; the last line names the cause: a constructor's error, an exit."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     words = lines[-1] if lines else type(error).__name__
     return words.partition(" Some common causes")[0].removesuffix(".")

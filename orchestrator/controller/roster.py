@@ -131,8 +131,8 @@ class Roster:
         state = entry.seen.state
         if state in _LOST:
             return  # spoken before the loss; the loss's own detail stays
-        known = replace(word, state=state)
-        changed = entry.seen.snapshot != known
+        last, known = entry.seen.snapshot, replace(word, state=state)
+        changed = replace(last, load=known.load) != known  # a new load can wait for the next tick
         entry.seen = replace(entry.seen, snapshot=known, heard_at=self._clock())
         if state is WorkerState.READY and word.state in (WorkerState.DRAINING, *_LOST):
             self._enter(entry, WorkerState.DRAINING if word.state is WorkerState.DRAINING else WorkerState.DEAD)
@@ -160,15 +160,16 @@ class Roster:
 
     async def _see_off(self, entry: _Entry, drain_seconds: float | None) -> None:
         me, name = asyncio.current_task(), entry.seen.slot.slot_id
+        answers = entry.seen.state is not WorkerState.DEAD
         if drain_seconds is not None and entry.actor is not None:
             limit = drain_seconds + self._bounds.drain_grace
-            await self._try("drain", name, limit, entry.actor.drain(drain_seconds))
+            answers = await self._try("drain", name, limit, entry.actor.drain(drain_seconds))
         others = [task for task in entry.tasks if task is not me]
         for task in others:
             task.cancel()
         if others:
             await asyncio.wait(others, timeout=self._bounds.create)
-        if entry.actor is not None and entry.seen.state is not WorkerState.DEAD:
+        if entry.actor is not None and answers:
             await self._try("stop", name, self._bounds.stop, entry.actor.stop())
         full_name = actor_name(self._name, *entry.seen.key)
         gone = False

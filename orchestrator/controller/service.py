@@ -46,6 +46,7 @@ class ControllerActor:
         assigner = Assigner(self._spec, self._log_dir, effective_engine_args, self._address)
         self._controller = Controller(assigner, self._cluster, self._publish)
         self._run = asyncio.create_task(self._controller.run())
+        self._run.add_done_callback(_die_with)
         log.info("listening", cluster=self._spec.name, address=self._address)
         return self._address
 
@@ -59,6 +60,15 @@ class ControllerActor:
     def _publish(self, observed: Observed, ending: bool) -> None:
         status = cluster_status(self._spec, observed, ending=ending, pid=os.getpid(), address=self._address)
         self._bulletin.publish(status)
+
+
+def _die_with(run: asyncio.Task[None]) -> None:
+    """A controller whose loop broke must not look alive: gateways go on without it, and people see that it is gone."""
+    error = None if run.cancelled() else run.exception()
+    if error is not None:
+        log.error("loop_broke", error=error)
+        sys.stderr.flush()
+        os._exit(1)
 
 
 def _write_output_to(path: Path) -> None:

@@ -27,6 +27,8 @@ from dataclasses import dataclass, replace
 from orchestrator.core.slots import Kind, Limits, Observed, ObservedActor, Slot, SlotHistory
 from orchestrator.core.types import WorkerState
 
+_SERVING = (WorkerState.READY, WorkerState.DRAINING)
+
 
 @dataclass(frozen=True, slots=True)
 class Wait:
@@ -112,7 +114,7 @@ def fault(actor: ObservedActor, now: float, limits: Limits) -> str:
     if state is WorkerState.STARTING and now - actor.changed_at >= limits.start_timeout:
         stage = f"; it was busy with: {snapshot.stage}" if snapshot.stage else ""
         return f"not ready after {limits.start_timeout:g} s{stage}"
-    if state in (WorkerState.READY, WorkerState.DRAINING) and now - actor.heard_at >= limits.silence:
+    if state in _SERVING and now - actor.heard_at >= limits.silence:
         return f"no answer for {limits.silence:g} s"
     return ""
 
@@ -156,11 +158,13 @@ def _part(
     unwanted: list[ObservedActor], *, ending: bool, gateway_left: bool
 ) -> tuple[tuple[ObservedActor, ...], tuple[ObservedActor, ...], tuple[ObservedActor, ...]]:
     """Unwanted actors as (drain, hold, idle); idle ones never served, so there is nothing to finish."""
-    serving = [actor for actor in unwanted if actor.state in (WorkerState.READY, WorkerState.DRAINING)]
-    idle = tuple(actor for actor in unwanted if actor not in serving)
-    held = [actor for actor in serving if ending and gateway_left and actor.slot.kind is Kind.WORKER]
-    drain = tuple(actor for actor in serving if actor not in held)
-    return drain, tuple(held), idle
+    serving = [actor for actor in unwanted if actor.state in _SERVING]
+    idle = tuple(actor for actor in unwanted if actor.state not in _SERVING)
+    if not (ending and gateway_left):
+        return tuple(serving), (), idle
+    held = tuple(actor for actor in serving if actor.slot.kind is Kind.WORKER)
+    drain = tuple(actor for actor in serving if actor.slot.kind is not Kind.WORKER)
+    return drain, held, idle
 
 
 def _fill(

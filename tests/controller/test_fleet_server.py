@@ -1,0 +1,106 @@
+"""The fleet watch and the cluster service over real gRPC."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from orchestrator.controller.fleet import Bulletin, FleetServer
+from orchestrator.core.errors import ConfigError
+from orchestrator.core.spec import Endpoint
+from orchestrator.proto import cluster_pb2, cluster_pb2_grpc, fleet_pb2, fleet_pb2_grpc
+
+WAIT = 5.0
+
+
+def status(epoch: int) -> cluster_pb2.ClusterStatus:
+    return cluster_pb2.ClusterStatus(name="test", controller=cluster_pb2.ControllerStatus(epoch=epoch))
+
+
+class Served:
+    """A bulletin behind a server, and a client's channel to it."""
+
+    def __init__(self, bulletin: Bulletin, port: int, channel: grpc.aio.Channel) -> None:
+        self.bulletin = bulletin
+        self.port = port
+        self.channel = channel
+        self.fleet = fleet_pb2_grpc.FleetStub(channel)
+        self.cluster = cluster_pb2_grpc.ClusterStub(channel)
+
+
+@pytest.fixture
+async def served() -> AsyncIterator[Served]:
+    bulletin = Bulletin(status(0))
+    server = FleetServer(Endpoint("127.0.0.1", 0), bulletin, '{"name": "test"}')
+    port = await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        yield Served(bulletin, port, channel)
+    await server.stop()
+
+
+async def test_the_first_snapshot_comes_at_once_with_the_spec_and_each_change_after_it(served: Served) -> None:
+    watch = served.fleet.Watch(fleet_pb2.FleetWatchRequest(watcher_id="gateway-0"), timeout=WAIT)
+    first = await watch.read()
+    assert (first.status.controller.epoch, first.spec_json) == (0, '{"name": "test"}')
+    for epoch in (1, 2):
+        served.bulletin.publish(status(epoch))
+        snapshot = await watch.read()
+        assert (snapshot.status.controller.epoch, snapshot.spec_json) == (epoch, "")
+
+
+async def test_a_burst_of_changes_reaches_a_watcher_as_its_newest(served: Served) -> None:
+    watch = served.fleet.Watch(fleet_pb2.FleetWatchRequest(), timeout=WAIT)
+    await watch.read()
+    for epoch in range(1, 1001):
+        served.bulletin.publish(status(epoch))
+    seen = [(await watch.read()).status.controller.epoch]
+    while seen[-1] < 1000:
+        seen.append((await watch.read()).status.controller.epoch)
+    assert len(seen) <= 2
+
+
+async def test_nothing_is_sent_while_nothing_changes(served: Served) -> None:
+    watch = served.fleet.Watch(fleet_pb2.FleetWatchRequest(), timeout=WAIT)
+    await watch.read()
+    served.bulletin.publish(status(0))
+    silent = asyncio.ensure_future(watch.read())
+    done, _ = await asyncio.wait({silent}, timeout=0.2)
+    assert not done
+    served.bulletin.publish(status(1))
+    assert (await silent).status.controller.epoch == 1
+
+
+async def test_watchers_are_independent_and_one_that_leaves_is_no_loss(served: Served) -> None:
+    watches = [served.fleet.Watch(fleet_pb2.FleetWatchRequest(), timeout=WAIT) for _ in range(3)]
+    for watch in watches:
+        await watch.read()
+    watches[0].cancel()
+    served.bulletin.publish(status(7))
+    assert [(await watch.read()).status.controller.epoch for watch in watches[1:]] == [7, 7]
+
+
+async def test_status_and_watch_of_the_cluster_service(served: Served) -> None:
+    served.bulletin.publish(status(3))
+    assert await served.cluster.Status(cluster_pb2.StatusRequest(), timeout=WAIT) == status(3)
+    watch = served.cluster.Watch(cluster_pb2.WatchRequest(min_interval_ms=10), timeout=WAIT)
+    assert await watch.read() == status(3)
+    served.bulletin.publish(status(4))
+    assert await watch.read() == status(4)
+
+
+@pytest.mark.parametrize("service", ["", "segue.v1.Cluster", "segue.internal.v1.Fleet"])
+async def test_health(served: Served, service: str) -> None:
+    health = health_pb2_grpc.HealthStub(served.channel)
+    answer = await health.Check(health_pb2.HealthCheckRequest(service=service), timeout=WAIT)
+    assert answer.status == health_pb2.HealthCheckResponse.SERVING
+
+
+async def test_a_port_that_is_taken_is_an_error_that_names_the_key(served: Served) -> None:
+    second = FleetServer(Endpoint("127.0.0.1", served.port), Bulletin(status(0)), "{}")
+    with pytest.raises(ConfigError, match=r"controller\.listen: can't listen on 127\.0\.0\.1"):
+        await second.start()
+    await second.stop()
