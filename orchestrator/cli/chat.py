@@ -99,4 +99,4 @@ def _show(text: str) -> None:
 
 def _end(console: Console, answer: Answer) -> None:
     _show("\n")
-    console.print(answer.account(), style="dim", soft_wrap=True)
+    console.print(answer.account(), style="dim", soft_wrap=not console.is_terminal)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 from rich.console import Console, RenderableType
 from rich.live import Live
+from rich.padding import Padding
 from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
@@ -48,7 +49,12 @@ class Progress:
             self.console.print(self._line(step), soft_wrap=True)
 
     def say(self, line: RenderableType) -> None:
+        """To be copied, so never broken."""
         self.console.print(line, soft_wrap=True)
+
+    def tell(self, line: Text) -> None:
+        """To be read: folded between words, and indented, where it is wider than the terminal."""
+        self.console.print(Padding(line, (0, 0, 0, 2)) if self.console.is_terminal else Text("  ") + line)
 
     @property
     def elapsed(self) -> float:

@@ -69,7 +69,7 @@ class Owner:
                 code = Exit.OK  # from here on an interrupt is how it is meant to end
                 follow.changes(self._controller, self._progress, self._footprint.sample)
         except Interrupted:
-            pass
+            self._progress.say("")  # the terminal has just written ^C
         except SegueError as error:
             self._progress.say(f"segue: {error}")
             code = Exit.FAILED

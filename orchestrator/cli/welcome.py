@@ -61,6 +61,6 @@ def _talkative(address: str, spec: ClusterSpec) -> str | None:
 
 def _first_completion(progress: Progress, address: str, model: str) -> None:
     answer = ask(address, [message("user", _QUESTION)], Wish(model, max_tokens=48, temperature=0.0), lambda _: None)
-    progress.say(Text.assemble("  > ", _QUESTION))
-    progress.say(Text.assemble("  ", (answer.text.strip(), "bold")))
-    progress.say(Text.assemble("  ", (answer.account(), "dim")))
+    progress.tell(Text(f"> {_QUESTION}"))
+    progress.tell(Text(answer.text.strip(), style="bold"))
+    progress.tell(Text(answer.account(), style="dim"))

@@ -1,0 +1,174 @@
+"""The real `segue` on a real Ray with real gateways; only the engines are mocks."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+from orchestrator.cli.run_folder import RunFolder
+from tests.cli.owner_program import SHM
+
+pytestmark = pytest.mark.ray
+
+START_SECONDS = 180.0
+END_SECONDS = 60.0
+
+CONFIG = """
+cluster: {{name: e2e}}
+gateway: {{http: "127.0.0.1:{}", grpc: "127.0.0.1:{}"}}
+controller: {{listen: "127.0.0.1:{}"}}
+models:
+  - name: tiny
+    source: "tiny:llama"
+    pools:
+      prefill: {{replicas: 1, backend: mock}}
+      decode: {{replicas: 1, backend: mock}}
+"""
+
+
+def free_ports(count: int) -> list[int]:
+    with ExitStack() as held:
+        probes = [held.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
+
+
+def segue(*words: str, seconds: float = 30.0) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "orchestrator.cli.main", *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
+
+
+def wait_until(true: Callable[[], object], what: str, seconds: float = END_SECONDS) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, f"waited in vain for: {what}"
+        time.sleep(0.1)
+
+
+class Scene:
+    """The machine as it was before, to compare with what it is after."""
+
+    def __init__(self, folder: Path) -> None:
+        self.ports = free_ports(3)
+        self.config = folder / "e2e.yaml"
+        self.config.write_text(CONFIG.format(*self.ports))
+        self.owner = 0
+        self._shm = set(SHM.iterdir())
+        self._started: list[psutil.Process] = []
+
+    def look(self) -> list[psutil.Process]:
+        """Remembers the owner's whole tree, itself included."""
+        owner = psutil.Process(self.owner)
+        self._started = [owner, *owner.children(recursive=True)]
+        return self._started
+
+    def living(self) -> list[psutil.Process]:
+        return [one for one in self._started if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+
+    def assert_nothing_is_left(self) -> None:
+        assert not self.living()
+        mapped = "".join(_maps(pid) for pid in psutil.pids())
+        assert not [path for path in set(SHM.iterdir()) - self._shm if str(path) not in mapped]
+        for port in self.ports:
+            with socket.socket() as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(("127.0.0.1", port))
+        folder = RunFolder.of("e2e")
+        assert {path.name for path in folder.path.iterdir()} <= {"lock", "logs", "logs.previous", "up.log"}
+
+    def end(self) -> None:
+        """After a test that failed half-way."""
+        for process in self.living():
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+
+
+def _maps(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/maps").read_text(errors="replace")
+    except OSError:
+        return ""
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Iterator[Scene]:
+    scene = Scene(tmp_path)
+    yield scene
+    scene.end()
+
+
+def test_up_status_chat_and_an_end_without_traces(scene: Scene, tmp_path: Path) -> None:
+    output = tmp_path / "output"
+    command = [sys.executable, "-m", "orchestrator.cli.main", "up", str(scene.config)]
+    with output.open("wb") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
+    scene.owner = process.pid
+    try:
+        over = lambda: "Stop it: Ctrl-C" in output.read_text() or process.poll() is not None  # noqa: E731
+        wait_until(over, "ready", START_SECONDS)
+        assert process.poll() is None, output.read_text()
+        started = scene.look()
+
+        told = segue("status", "--json")
+        assert told.returncode == 0, told.stderr
+        cluster = json.loads(told.stdout)
+        assert cluster["ready"] is True
+        assert [pool["role"] for pool in cluster["models"][0]["pools"]] == ["prefill", "decode"]
+        pids = {worker["pids"]["actor"] for pool in cluster["models"][0]["pools"] for worker in pool["workers"]}
+        assert pids <= {one.pid for one in started}
+
+        answer = segue("chat", "--max-tokens", "5", "Say anything")
+        assert (answer.returncode, bool(answer.stdout.strip())) == (0, True), answer.stderr
+        assert "prefill on tiny-prefill-0 · decode on tiny-decode-0" in answer.stderr
+        assert "KV cache moved" in answer.stderr
+
+        assert _beyond_loopback(started) == []
+        process.send_signal(signal.SIGINT)
+        assert process.wait(END_SECONDS) == 0, output.read_text()
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+    shown = output.read_text()
+    assert "none left, ports free" in shown
+    assert "had to end" not in shown
+    scene.assert_nothing_is_left()
+    assert segue("status").returncode == 3
+
+
+def _beyond_loopback(processes: list[psutil.Process]) -> list[str]:
+    found = []
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            for one in process.net_connections("tcp"):
+                if one.status == psutil.CONN_LISTEN and one.laddr.ip not in ("127.0.0.1", "::1", "::ffff:127.0.0.1"):
+                    found.append(f"{process.name()} {one.laddr.ip}:{one.laddr.port}")
+    return found
+
+
+def test_detached_and_then_killed(scene: Scene) -> None:
+    started = segue("up", "--detach", str(scene.config), seconds=START_SECONDS)
+    assert started.returncode == 0, started.stdout + started.stderr
+    assert "Stop it: segue down --name e2e" in started.stdout
+    record = RunFolder.of("e2e").read()
+    assert record is not None
+    scene.owner = record.pid
+    scene.look()
+    assert segue("chat", "--max-tokens", "3", "Say anything").returncode == 0
+
+    os.kill(record.pid, signal.SIGKILL)
+    wait_until(lambda: RunFolder.of("e2e").read() is None and not scene.living(), "the guard's work")
+    scene.assert_nothing_is_left()
+    assert segue("down").returncode == 3
