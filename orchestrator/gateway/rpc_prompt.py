@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,11 +57,11 @@ async def _completion(front: ModelFront, request: pb.GenerateRequest, prompt: st
 
 async def _chat(front: ModelFront, request: pb.GenerateRequest) -> Rendered:
     renderer = front.state.online_renderer
-    tools = [plain(tool) for tool in request.chat.tools]
+    tools = _objects(request.chat.tools, "chat.tools")
     asked = ChatCompletionRequest.model_validate(
         {
             "model": front.name,
-            "messages": [_message(message) for message in request.chat.messages],
+            "messages": [_message(message, i) for i, message in enumerate(request.chat.messages)],
             "max_completion_tokens": _max_tokens(request),
             "chat_template_kwargs": plain(request.chat.template_kwargs) or None,
             **({"tools": tools} if tools else {}),
@@ -98,9 +99,9 @@ async def _with_unparsed_tools(renderer: Any, asked: ChatCompletionRequest) -> A
     return engine_input
 
 
-def _message(message: pb.ChatMessage) -> dict[str, Any]:
+def _message(message: pb.ChatMessage, position: int) -> dict[str, Any]:
     optional = {"tool_call_id": message.tool_call_id, "name": message.name}
-    calls = [plain(call) for call in message.tool_calls]
+    calls = _objects(message.tool_calls, f"chat.messages[{position}].tool_calls")
     return {
         "role": message.role,
         # OpenAI's form of a message that only calls tools has no content at all.
@@ -108,6 +109,20 @@ def _message(message: pb.ChatMessage) -> dict[str, Any]:
         **{name: value for name, value in optional.items() if value},
         **({"tool_calls": calls} if calls else {}),
     }
+
+
+def _objects(texts: Sequence[str], where: str) -> list[dict[str, Any]]:
+    return [_object(text, f"{where}[{i}]") for i, text in enumerate(texts)]
+
+
+def _object(text: str, where: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        raise BadField("is no JSON", where=where) from None
+    if not isinstance(value, dict):
+        raise BadField("is no JSON object", where=where)
+    return value
 
 
 def _reasoning(serving: Any, asked: ChatCompletionRequest, engine_input: Any) -> Mapping[str, Any]:

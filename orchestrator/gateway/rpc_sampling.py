@@ -140,8 +140,8 @@ def _extra_args(given: pb.SamplingParams) -> dict[str, Any] | None:
 
 
 def plain(struct: struct_pb2.Struct) -> dict[str, Any]:
-    """A Struct as JSON would have brought it: numbers without a fraction are integers."""
-    return {name: _plain(value) for name, value in struct.fields.items()}
+    """A Struct as JSON would have brought it: numbers without a fraction are integers, and keys have an order."""
+    return {name: _plain(struct.fields[name]) for name in sorted(struct.fields)}
 
 
 def _plain(value: struct_pb2.Value) -> Any:

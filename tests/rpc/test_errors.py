@@ -194,13 +194,22 @@ async def test_a_prompt_that_cannot_be_rendered_is_the_callers_fault(edge: Edge,
     assert str(raised) in (error.details() or "")
 
 
-async def test_a_malformed_tool_is_named(edge: Edge) -> None:
-    request = pb.GenerateRequest(chat=pb.Chat(messages=[pb.ChatMessage(role="user", content="1+1?")]))
-    request.chat.tools.add().update({"type": "function"})
-    error = await failure(edge, request)
+@pytest.mark.parametrize(
+    ("tool", "field"),
+    [
+        ('{"type": "function"}', "tools.0.function"),
+        ("{", "chat.tools[0]"),
+        ("[]", "chat.tools[0]"),
+        ("[" * 100_000, "chat.tools[0]"),
+    ],
+    ids=["incomplete", "no JSON", "no object", "deep"],
+)
+async def test_a_malformed_tool_is_named(edge: Edge, tool: str, field: str) -> None:
+    chat = pb.Chat(messages=[pb.ChatMessage(role="user", content="1+1?")], tools=[tool])
+    error = await failure(edge, pb.GenerateRequest(chat=chat))
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
     bad: Any = details(error)["BadRequest"]
-    assert [violation.field for violation in bad.field_violations] == ["tools.0.function"]
+    assert [violation.field for violation in bad.field_violations] == [field]
 
 
 @pytest.mark.parametrize("wrapped", [False, True])

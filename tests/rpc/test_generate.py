@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -45,9 +46,9 @@ class TestPrompts:
         call = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
         tool = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "minProperties": 1}}}
         request = pb.GenerateRequest(chat=pb.Chat(messages=[pb.ChatMessage(role="user", content="1+1?")]))
-        request.chat.messages.add(role="assistant").tool_calls.add().update(call)
+        request.chat.messages.add(role="assistant").tool_calls.append(json.dumps(call))
         request.chat.messages.add(role="tool", content="2", tool_call_id="c1")
-        request.chat.tools.add().update(tool)
+        request.chat.tools.append(json.dumps(tool))
         await generate(edge, request)
 
         (asked,) = edge.gateway.the_front.renderer.asked
