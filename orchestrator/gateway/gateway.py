@@ -53,7 +53,7 @@ class Gateway:
     async def build_front(self, model: ModelSpec) -> None:
         """Loads one model's front end; it opens as soon as a worker of it is known."""
         path = await asyncio.to_thread(prepare, model.source)
-        self._fronts[model.name] = frontend.build(model, path, self.driver, lambda: not self._missing(model))
+        self._fronts[model.name] = frontend.build(model, path, self.driver, lambda: self._decodes(model))
         for worker in self.driver.workers.values():
             self._worker_up(worker)
 
@@ -106,6 +106,9 @@ class Gateway:
         if not task.cancelled() and (error := task.exception()):
             log.error("API could not be built", error, model=model)
         self._changed()
+
+    def _decodes(self, model: ModelSpec) -> bool:
+        return self.driver.takes(model.name, Role.DECODE if model.disaggregated else Role.SERVE)
 
     def _missing(self, model: ModelSpec) -> list[str]:
         missing = [

@@ -187,7 +187,10 @@ def _with_headers(send: Send, context: RequestContext) -> Send:
                 extra.append((b"x-segue-decode", report.decode_worker.encode()))
                 if report.prefill_worker:
                     extra.append((b"x-segue-prefill", report.prefill_worker.encode()))
-            message["headers"] = [*message.get("headers", []), *extra]
+            headers = message.get("headers", [])
+            if message["status"] in (429, 503) and not any(name.lower() == b"retry-after" for name, _ in headers):
+                extra.append((b"retry-after", b"1"))
+            message["headers"] = [*headers, *extra]
         await send(message)
 
     return sending

@@ -34,7 +34,7 @@ class ModelFront(Protocol):
         ...
 
     def ready(self) -> bool:
-        """Whether each of its pools has a ready worker with a live session."""
+        """Whether a request would be answered: a worker that decodes takes requests (a lost prefill pool only costs time)."""
         ...
 
 

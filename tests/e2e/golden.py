@@ -13,8 +13,9 @@ LENGTHS = (5, 17, 32, 33, 64, 100, 150, 200, 257, 300, 350, 400, 450, 512, 575, 
 
 _TEXT = (
     "The river rises in the hills above the old town and runs south through fields of barley, past a mill that has "
-    "not turned for a hundred years, to the harbour where boats unload fish at dawn. In spring the water is high and brown; "
-    "by August a child can cross it on stones. People here say that whoever drinks from the spring will come back. "
+    "not turned for a hundred years, to the harbour where boats unload fish at dawn. In spring the water is high and "
+    "brown; by August a child can cross it on stones. People here say that whoever drinks from the spring will "
+    "come back. "
     "There are three bridges. The first was built of wood, the second of iron, and the third of concrete, each after a "
     "flood had taken the one before. A library stands beside the second bridge, with maps of the valley as it was. "
 )

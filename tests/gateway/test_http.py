@@ -67,7 +67,9 @@ class TestAnswers:
         assert usage["prompt_tokens_details"]["cached_tokens"] == 0
 
     async def test_responses_messages_and_tokenize(self, stack: Stack) -> None:
-        response = await stack.http.post("/v1/responses", json={"model": "apart", "input": "hi", "max_output_tokens": 4})
+        response = await stack.http.post(
+            "/v1/responses", json={"model": "apart", "input": "hi", "max_output_tokens": 4}
+        )
         assert response.json()["status"] in ("completed", "incomplete")
         anthropic = {"model": "apart", "max_tokens": 4, "messages": [{"role": "user", "content": "hi"}]}
         message = (await stack.http.post("/v1/messages", json=anthropic)).json()

@@ -1,0 +1,125 @@
+"""What a client notices when parts of the cluster go away: as little as can be, and never a hang."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+import pytest_asyncio
+
+from orchestrator.core.spec import Role
+from tests.gateway.support import Stack, cluster, model, running
+from tests.workers.support import mock_worker
+
+PROMPT = {"model": "m", "prompt": "once upon a time there was a river", "ignore_eos": True}
+
+
+@pytest_asyncio.fixture
+async def stack() -> AsyncIterator[Stack]:
+    """A gateway of its own for each test: prefill and decode apart, slow enough to be caught in the act."""
+    spec = cluster(model("m", "tiny:llama", Role.PREFILL, Role.DECODE), queue_seconds=1.0)
+    async with running(spec, step_seconds=0.02) as own:
+        yield own
+
+
+async def streaming(stack: Stack, seen: asyncio.Event, **over: Any) -> list[dict[str, Any]]:
+    """All events of a streamed answer; ``seen`` is set at the first."""
+    events = []
+    async with stack.http.stream("POST", "/v1/completions", json={**PROMPT, "stream": True, **over}) as response:
+        async for line in response.aiter_lines():
+            if line.startswith("data: {"):
+                events.append(json.loads(line[6:]))
+                seen.set()
+    return events
+
+
+async def test_lost_prefill_pool_costs_time_but_no_answer(stack: Stack) -> None:
+    before = (await stack.http.post("/v1/completions", json={**PROMPT, "max_tokens": 4})).json()
+    await stack.workers["m-prefill-0"].server.stop(None)
+    response = await stack.http.post("/v1/completions", json={**PROMPT, "max_tokens": 4})
+    assert response.json()["choices"][0]["text"] == before["choices"][0]["text"]
+    assert "x-segue-prefill" not in response.headers  # computed in place, and said so
+    assert (await stack.http.get("/ready")).json()["missing"] == ["m/prefill has no ready worker"]
+
+
+async def test_decode_lost_in_mid_stream_is_a_typed_error_in_the_stream(stack: Stack) -> None:
+    seen = asyncio.Event()
+    task = asyncio.create_task(streaming(stack, seen, max_tokens=300))
+    await asyncio.wait_for(seen.wait(), 10)
+    await stack.workers["m-decode-0"].server.stop(None)
+    events = await asyncio.wait_for(task, 10)
+    assert events[-1]["error"]["code"] == 503
+    assert "m-decode-0" in events[-1]["error"]["message"]
+
+
+async def test_decode_lost_in_mid_answer_is_503_with_retry_after(stack: Stack) -> None:
+    task = asyncio.create_task(stack.http.post("/v1/completions", json={**PROMPT, "max_tokens": 300}))
+    async with asyncio.timeout(10):
+        while not stack._busy("m-decode-0"):
+            await stack.gateway.status_changed(0.1)
+    await stack.workers["m-decode-0"].server.stop(None)
+    response = await asyncio.wait_for(task, 10)
+    assert response.status_code == 503
+    assert int(response.headers["retry-after"]) >= 1
+
+
+async def test_second_worker_takes_over_without_a_word(stack: Stack) -> None:
+    async with mock_worker(Role.DECODE, "m", worker_id="m-decode-1", block_size=16, max_model_len=512) as second:
+        stack.controller.add("m", Role.DECODE, "m-decode-1", second.address)
+        async with asyncio.timeout(10):
+            while stack.gateway.driver.load("m-decode-1") is None:
+                await stack.gateway.status_changed(0.1)
+        stack.controller.remove("m-decode-0")
+        response = await stack.http.post("/v1/completions", json={**PROMPT, "max_tokens": 4})
+        assert response.headers["x-segue-decode"] == "m-decode-1"
+
+
+async def test_no_worker_left_is_503_and_ready_says_which_pool(stack: Stack) -> None:
+    stack.controller.remove("m-decode-0")
+    async with asyncio.timeout(10):
+        while (await stack.http.get("/ready")).status_code == 200:
+            await stack.gateway.status_changed(0.1)
+    assert (await stack.http.get("/ready")).json()["missing"] == ["m/decode has no ready worker"]
+    response = await stack.http.post("/v1/completions", json=PROMPT)
+    assert response.status_code == 503
+    assert response.headers["retry-after"]
+
+
+async def test_requests_flow_while_the_controller_is_away(stack: Stack) -> None:
+    await stack.controller.away()
+    response = await stack.http.post("/v1/completions", json={**PROMPT, "max_tokens": 4})
+    assert response.status_code == 200
+    assert (await stack.http.get("/ready")).status_code == 200
+
+
+async def test_drain_refuses_the_new_and_finishes_the_old(stack: Stack) -> None:
+    seen = asyncio.Event()
+    task = asyncio.create_task(streaming(stack, seen, max_tokens=40))
+    await asyncio.wait_for(seen.wait(), 10)
+    draining = asyncio.create_task(stack.gateway.drain(10))
+    await asyncio.sleep(0)
+    assert (await stack.http.post("/v1/completions", json=PROMPT)).status_code == 503
+    assert await draining
+    events = await task
+    assert events[-1]["choices"][0]["finish_reason"] == "length"
+    await stack.quiet()
+
+
+async def test_dropped_connection_between_the_halves_leaves_no_pinned_block() -> None:
+    """The hand-over is slow here, so that the client leaves while its KV is on the way."""
+    spec = cluster(model("m", "tiny:llama", Role.PREFILL, Role.DECODE))
+    async with running(spec, transfer_bytes_per_second=1e6) as stack:
+        body = {**PROMPT, "prompt": "far " * 200, "max_tokens": 4}
+        async with asyncio.timeout(20):
+            for _ in range(3):
+                task = asyncio.create_task(stack.http.post("/v1/completions", json=body))
+                while not stack._busy("m-decode-0"):
+                    await stack.gateway.status_changed(0.05)
+                task.cancel()
+                with pytest.raises((asyncio.CancelledError, httpx.HTTPError)):
+                    await task
+        await stack.quiet()
