@@ -13,7 +13,7 @@ SETUP := $(PYTHON) scripts/setup.py --torch-index "$(TORCH_INDEX)"
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev serve test lint proto clean
+.PHONY: help setup setup-dev serve test lint format proto clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -31,10 +31,14 @@ test: lint
 	@$(BIN)/python -m pytest $(ARGS)
 
 lint: setup-dev
-	@$(BIN)/ruff check .
-	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --check --quiet . || { echo "some files are not formatted as CI wants them: make format"; exit 1; }
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+
+format: setup-dev
+	@$(BIN)/ruff check --quiet --fix .
+	@$(BIN)/ruff format .
 
 proto: setup-dev
 	@$(BIN)/python hatch_build.py
