@@ -65,8 +65,12 @@ class Controller:
             await self._roster.close()
 
     async def shutdown(self, drain_seconds: float) -> None:
-        """Gateways, then workers, drain within the seconds, all in all; returns when nothing is left."""
+        """Gateways, then workers, drain within the seconds, all in all; returns when nothing is left.
+
+        May be called again meanwhile, to hurry.
+        """
         self._drain_until = self._clock() + drain_seconds
+        self._roster.hurry(drain_seconds)
         log.info("shutdown", drain_seconds=drain_seconds)
         self._awake.set()
         await self._ended.wait()

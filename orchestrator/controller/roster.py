@@ -41,6 +41,8 @@ class _Entry:
     seen: ObservedActor
     actor: ActorPort | None = None
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    draining: asyncio.Timeout | None = None
+    hurried: bool = False
 
 
 class Roster:
@@ -73,6 +75,14 @@ class Roster:
         entry.seen = replace(entry.seen, leaving=True)
         self._enter(entry, WorkerState.DRAINING)
         self._spawn(entry, self._see_off(entry, seconds))
+
+    def hurry(self, seconds: float) -> None:
+        """Lets no drain that is under way last longer than the seconds."""
+        end = asyncio.get_running_loop().time() + seconds
+        for entry in self._entries.values():
+            if entry.draining is not None and (entry.draining.when() or end) > end:
+                entry.draining.reschedule(end)
+                entry.hurried = True
 
     def remove(self, key: tuple[str, int], lost_because: str = "") -> None:
         """Sees an actor off at once; with a reason, as one that was lost."""
@@ -162,32 +172,36 @@ class Roster:
         me, name = asyncio.current_task(), entry.seen.slot.slot_id
         answers = entry.seen.state is not WorkerState.DEAD
         if drain_seconds is not None and entry.actor is not None:
-            limit = drain_seconds + self._bounds.drain_grace
-            answers = await self._try("drain", name, limit, entry.actor.drain(drain_seconds))
+            entry.draining = asyncio.timeout(drain_seconds + self._bounds.drain_grace)
+            drained = await self._try("drain", name, entry.draining, entry.actor.drain(drain_seconds))
+            answers = drained or entry.hurried
+            entry.draining = None
         others = [task for task in entry.tasks if task is not me]
         for task in others:
             task.cancel()
         if others:
             await asyncio.wait(others, timeout=self._bounds.create)
         if entry.actor is not None and answers:
-            await self._try("stop", name, self._bounds.stop, entry.actor.stop())
+            await self._try("stop", name, asyncio.timeout(self._bounds.stop), entry.actor.stop())
         full_name = actor_name(self._name, *entry.seen.key)
         gone = False
         while not gone:
-            gone = await self._try("remove", name, self._bounds.remove, self._cluster.remove(full_name))
+            gone = await self._try(
+                "remove", name, asyncio.timeout(self._bounds.remove), self._cluster.remove(full_name)
+            )
             await asyncio.sleep(0 if gone else self._bounds.retry)
         del self._entries[entry.seen.key]
         self._wake()
 
-    async def _try(self, step: str, name: str, seconds: float, work: Coroutine[Any, Any, None]) -> bool:
+    async def _try(self, step: str, name: str, limit: asyncio.Timeout, work: Coroutine[Any, Any, None]) -> bool:
         """A step that may fail because the other end is already gone or stuck; the steps after it do without."""
         try:
-            async with asyncio.timeout(seconds):
+            async with limit:
                 await work
         except ActorLost:
             return True
         except TimeoutError:
-            log.warning("step_timed_out", step=step, actor=name, seconds=seconds)
+            log.warning("step_cut_short", step=step, actor=name)
         except Exception as error:
             log.warning("step_failed", error=error, step=step, actor=name)
         else:

@@ -46,6 +46,10 @@ class FakeActor:
     def die(self) -> None:
         self._dead.set()
 
+    @property
+    def serves(self) -> bool:
+        return self.word.state is WorkerState.READY and not self._dead.is_set()
+
     async def start(self) -> None:
         await self._step("start")
         error = self.cluster.start_errors.get(slot_of(self.name))
@@ -109,6 +113,12 @@ class FakeCluster:
     def actor(self, slot_id: str) -> FakeActor:
         [found] = [actor for name, actor in self.actors.items() if slot_of(name) == slot_id]
         return found
+
+    def kill(self, slot_id: str) -> None:
+        """Its process dies, if there is one."""
+        for name, actor in self.actors.items():
+            if slot_of(name) == slot_id:
+                actor.die()
 
     def steps(self, step: str, slot_id: str) -> int:
         return sum(1 for taken, name in self.journal if taken == step and slot_of(name) == slot_id)

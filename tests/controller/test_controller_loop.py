@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import random
+from collections import Counter
 from collections.abc import Callable
 
 import pytest
@@ -10,7 +12,7 @@ import pytest
 from orchestrator.core.errors import ModelSourceError, WorkerStartFailed
 from orchestrator.core.types import WorkerState
 from tests.controller.conftest import DECODE, GATEWAY, PREFILL, WAIT, Bench, spec_of
-from tests.controller.fake_cluster import FakeCluster
+from tests.controller.fake_cluster import FakeCluster, slot_of
 
 Start = Callable[..., Bench]
 
@@ -185,6 +187,52 @@ async def test_shutdown_waits_no_longer_than_the_drain_for_a_stuck_gateway(start
     async with asyncio.timeout(WAIT):
         await bench.controller.shutdown(0.1)
     assert await bench.cluster.names() == frozenset()
+
+
+async def test_a_second_shutdown_hurries_the_first(start: Start) -> None:
+    bench = start()
+    await bench.ready()
+    gate = bench.cluster.freeze("drain", GATEWAY)
+    patient = asyncio.create_task(bench.controller.shutdown(1000))
+    async with asyncio.timeout(WAIT):
+        await gate.reached.wait()
+        await bench.controller.shutdown(0)
+        await patient
+    assert await bench.cluster.names() == frozenset()
+
+
+@pytest.mark.parametrize("seed", range(5))
+async def test_it_comes_to_rest_whole_after_any_storm_of_faults(start: Start, seed: int) -> None:
+    chance = random.Random(seed)
+    slots = [f"m-{role}-{index}" for role in ("prefill", "decode") for index in range(3)] + [GATEWAY]
+    cluster = FakeCluster()
+    bench = start(spec_of(replicas=3, restart_backoff_max=4.0), cluster)
+    for _ in range(60):
+        slot_id = chance.choice(slots)
+        match chance.randrange(6):
+            case 0:
+                cluster.kill(slot_id)
+            case 1:
+                cluster.start_errors[slot_id] = WorkerStartFailed("no luck")
+            case 2:
+                cluster.remove_errors[slot_id] = WorkerStartFailed("still there")
+            case 3:
+                cluster.freeze(chance.choice(["reserve", "create", "start", "snapshot", "stop", "remove"]), slot_id)
+            case 4:
+                cluster.open_all()
+                cluster.start_errors.clear()
+            case 5:
+                bench.later(chance.choice([0.5, 5, 50]))
+        await asyncio.sleep(chance.choice([0, 0.005, 0.02]))
+        assert all(count == 1 for count in Counter(slot_of(name) for name in cluster.actors).values())
+    cluster.open_all()
+    cluster.start_errors.clear()
+    async with asyncio.timeout(WAIT):
+        while len(cluster.actors) < len(slots) or not all(actor.serves for actor in cluster.actors.values()):
+            bench.later(5)
+            await asyncio.sleep(0.01)
+    await bench.ready()
+    assert await cluster.names() == frozenset(cluster.actors)
 
 
 @pytest.mark.parametrize("step", ["reserve", "create", "start", "remove"])
