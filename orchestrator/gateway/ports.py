@@ -41,6 +41,8 @@ class ModelFront(Protocol):
 class GatewayView(Protocol):
     """The whole gateway, for an edge."""
 
+    draining: bool  # takes nothing new, finishes what it has
+
     def front(self, model: str) -> ModelFront:
         """The model of that name, or the only one for "".
 

@@ -23,7 +23,6 @@ from orchestrator.telemetry import logs, tracing
 
 FIRST_SNAPSHOT_SECONDS = 30.0
 KEEP_ALIVE_SECONDS = 75
-_GRPC_OPTIONS = (("grpc.so_reuseport", 1), ("grpc.max_receive_message_length", 32 << 20))
 
 
 class GatewayProcess:
@@ -120,10 +119,11 @@ class Serving:
 
     def __init__(self, assignment: GatewayAssignment, spec: ClusterSpec) -> None:
         from orchestrator.gateway.gateway import Gateway  # imports vLLM
+        from orchestrator.gateway.rpc import server_options
 
         self._spec = spec
         self.gateway = Gateway(assignment.gateway_id, spec)
-        self._grpc = grpc.aio.server(options=_GRPC_OPTIONS)
+        self._grpc = grpc.aio.server(options=server_options(spec.gateway.max_body_bytes))
         self._http: uvicorn.Server | None = None
         self._http_task: asyncio.Task[None] | None = None
 

@@ -29,16 +29,11 @@ def server_options(max_body_bytes: int) -> list[tuple[str, int]]:
     ]
 
 
-def add_services(server: grpc.aio.Server, gateway: GatewayView) -> HealthService:
-    """Adds Inference, Cluster, Health and Reflection to a server that has not started.
-
-    Returns:
-        The health service, whose ``set_serving(False)`` announces a drain.
-    """
+def add_services(server: grpc.aio.Server, gateway: GatewayView) -> None:
+    """Adds Inference, Cluster, Health and Reflection to a server that has not started."""
     inference_pb2_grpc.add_InferenceServicer_to_server(InferenceService(gateway), server)
     cluster_pb2_grpc.add_ClusterServicer_to_server(ClusterService(gateway), server)
-    healthy = HealthService(gateway)
-    health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
+    health_pb2_grpc.add_HealthServicer_to_server(HealthService(gateway), server)
     names = [
         inference_pb2.DESCRIPTOR.services_by_name["Inference"].full_name,
         cluster_pb2.DESCRIPTOR.services_by_name["Cluster"].full_name,
@@ -46,4 +41,3 @@ def add_services(server: grpc.aio.Server, gateway: GatewayView) -> HealthService
         reflection.SERVICE_NAME,
     ]
     reflection.enable_server_reflection(names, server)
-    return healthy

@@ -59,20 +59,15 @@ class ClusterService(cluster_pb2_grpc.ClusterServicer):
 
 
 class HealthService(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
-    """Health by service: the whole gateway (""), segue.v1.Inference and segue.v1.Cluster."""
+    """Health by service: the whole gateway (""), segue.v1.Inference and segue.v1.Cluster. None serves while it drains."""
 
     def __init__(self, gateway: GatewayView) -> None:
         self._gateway = gateway
-        self._serving = True
         self._services: dict[str, Callable[[], bool]] = {
             "": self._whole,
             "segue.v1.Inference": lambda: any(front.ready() for front in gateway.fronts()),
             "segue.v1.Cluster": lambda: True,
         }
-
-    def set_serving(self, serving: bool) -> None:
-        """False while the gateway drains: every service is NOT_SERVING then."""
-        self._serving = serving
 
     async def Check(  # noqa: N802
         self, request: health_pb2.HealthCheckRequest, context: Context
@@ -91,7 +86,7 @@ class HealthService(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
         check = self._services.get(service)
         if check is None:
             return health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVICE_UNKNOWN)
-        healthy = self._serving and check()
+        healthy = not self._gateway.draining and check()
         status = health_pb2.HealthCheckResponse.SERVING if healthy else health_pb2.HealthCheckResponse.NOT_SERVING
         return health_pb2.HealthCheckResponse(status=status)
 

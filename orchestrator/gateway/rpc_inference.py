@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from typing import Any
 
-from opentelemetry.trace import Span, SpanKind
+from opentelemetry.trace import Span, SpanKind, get_current_span
 
 from orchestrator.core.errors import DeadlineExceeded, ModelNotFound
 from orchestrator.core.types import RequestReport
@@ -49,6 +49,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
                     if (message := deltas.message(output)) is not None:
                         await context.write(message)
             await context.write(deltas.totals(await _reports(current, request)))
+            tracing.note(get_current_span(), outcome="finished", output_tokens=deltas.output_tokens)
 
     async def Embed(self, request: pb.EmbedRequest, context: Context) -> pb.EmbedResponse:  # noqa: N802
         """One vector a text."""
