@@ -59,7 +59,7 @@ class ClusterService(cluster_pb2_grpc.ClusterServicer):
 
 
 class HealthService(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
-    """Health by service: the whole gateway (""), segue.v1.Inference and segue.v1.Cluster. None serves while it drains."""
+    """Health of the whole gateway (""), segue.v1.Inference and segue.v1.Cluster; none serves while it drains."""
 
     def __init__(self, gateway: GatewayView) -> None:
         self._gateway = gateway

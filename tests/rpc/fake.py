@@ -19,7 +19,6 @@ from orchestrator.core.errors import ModelNotFound
 from orchestrator.core.types import RequestReport
 from orchestrator.gateway import rpc
 from orchestrator.gateway.context import CURRENT, RequestContext
-from orchestrator.gateway.rpc_cluster import HealthService
 from orchestrator.proto import cluster_pb2, cluster_pb2_grpc, inference_pb2_grpc
 
 PROMPT = [1, 2, 3, 4, 5]
@@ -177,6 +176,7 @@ class FakeGateway:
     def __init__(self) -> None:
         self.the_front = FakeFront()
         self.current = cluster_pb2.ClusterStatus(name="test", ready=True)
+        self.draining = False
         self.looks = 0
         self._change = asyncio.Event()
 
@@ -213,7 +213,6 @@ class Edge:
     """The gRPC side, and a client of it."""
 
     gateway: FakeGateway
-    health: HealthService
     address: str
     channel: grpc.aio.Channel
 
@@ -234,9 +233,9 @@ class Edge:
 async def serving(max_body_bytes: int = 1 << 20) -> AsyncIterator[Edge]:
     gateway = FakeGateway()
     server = grpc.aio.server(options=rpc.server_options(max_body_bytes))
-    health = rpc.add_services(server, gateway)
+    rpc.add_services(server, gateway)
     address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     await server.start()
     async with grpc.aio.insecure_channel(address) as channel:
-        yield Edge(gateway, health, address, channel)
+        yield Edge(gateway, address, channel)
     await server.stop(0)

@@ -77,7 +77,7 @@ class TestHealth:
     @pytest.mark.parametrize("service", ["", "segue.v1.Inference", "segue.v1.Cluster"])
     async def test_a_ready_gateway_serves_and_a_draining_one_does_not(self, edge: Edge, service: str) -> None:
         assert await self._check(edge, service) == SERVING
-        edge.health.set_serving(False)
+        edge.gateway.draining = True
         assert await self._check(edge, service) == NOT_SERVING
 
     async def test_a_model_that_waits_for_workers_is_not_served_but_can_be_watched(self, edge: Edge) -> None:
