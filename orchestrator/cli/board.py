@@ -90,8 +90,13 @@ def _detail(actor: Any) -> str:
     if actor.state == "pending":
         return str(actor.stage or "waits for its place")
     if actor.state in ("failed", "dead"):
-        return str(actor.detail or actor.state)
+        return why(actor)
     return str(actor.stage or actor.state)
+
+
+def why(actor: Any) -> str:
+    """What an actor that is down says of it, without its name in front."""
+    return str(actor.detail or actor.state).removeprefix(f"{actor.id}: ")
 
 
 def broken(status: Any) -> Iterable[Any]:

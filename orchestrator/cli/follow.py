@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from rich.text import Text
+
 from orchestrator.cli import rpc
-from orchestrator.cli.board import StepState, broken, fleet_steps
+from orchestrator.cli.board import StepState, broken, fleet_steps, why
 from orchestrator.cli.progress import Progress
 from orchestrator.cli.terminal import without_control
 from orchestrator.core.errors import ClusterUnreachable, DeadlineExceeded, WorkerStartFailed
@@ -18,6 +21,8 @@ _RECONNECT_SECONDS = 0.5
 # The controller tries again by itself, which helps against a port taken or memory short for a moment. Not against more.
 _ATTEMPTS = 2
 _LOG_LINES = 15
+_CAUSE_LINES = 200
+_EXCEPTION = re.compile(r"[A-Za-z_.]*(Error|Exception|Exit|Failed)\b: \S")
 
 
 def until_ready(address: str, spec: ClusterSpec, logs: Path, progress: Progress, each: Callable[[], None]) -> Any:
@@ -81,13 +86,17 @@ class _Failures:
         for name in down.keys() - self._was_down:
             self._down[name] = self._down.get(name, 0) + 1
             log = self._logs / f"{name}.log"
-            detail = down[name].detail or down[name].state
             if self._down[name] >= _ATTEMPTS:
-                raise WorkerStartFailed(detail, where=name, hint=f"its whole log: {log}")
-            self._progress.say(f"{name} did not come up; trying once more. Its last lines ({log}):")
-            for line in tail(log, _LOG_LINES):
-                self._progress.say(f"  | {line}")
+                self._quote(name, tail(log, _LOG_LINES))
+                raise WorkerStartFailed(root_cause(log) or why(down[name]), where=name, hint=f"its whole log: {log}")
+            cause = root_cause(log)
+            self._quote(name, [cause] if cause else tail(log, _LOG_LINES))
+            self._progress.say(f"{name} did not come up; trying once more. Its log: {log}")
         self._was_down = set(down)
+
+    def _quote(self, name: str, lines: list[str]) -> None:
+        for line in lines:
+            self._progress.say(Text.assemble((f"{name} | ", "red"), line))
 
 
 def _too_slow(spec: ClusterSpec, logs: Path, progress: Progress) -> WorkerStartFailed:
@@ -96,6 +105,15 @@ def _too_slow(spec: ClusterSpec, logs: Path, progress: Progress) -> WorkerStartF
         f"not ready after {spec.controller.start_timeout:.0f} s; still waiting for {late or 'the controller'}",
         hint=f"look into {logs}, or raise controller.start_timeout",
     )
+
+
+def root_cause(path: Path) -> str:
+    """The last exception that a log tells of, as one line; empty if it tells of none.
+
+    vLLM's parent process raises one more that only points at its child's; it does not count.
+    """
+    lines = [line for line in tail(path, _CAUSE_LINES) if _EXCEPTION.match(line) and "root cause above" not in line]
+    return lines[-1] if lines else ""
 
 
 def tail(path: Path, lines: int) -> list[str]:

@@ -25,6 +25,7 @@ from orchestrator.core.spec import ClusterSpec
 
 ORPHAN = "import tests.cli.owner_program as program; program.orphan()"
 BEAR_AND_DIE = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {ORPHAN!r}])"
+LOG = "Traceback\nValueError: no memory for the cache\nRuntimeError: failed. See root cause above.\n"
 SHM = Path("/dev/shm")  # noqa: S108
 
 
@@ -46,7 +47,7 @@ class FakeRay:
         return "127.0.0.1:1"
 
     def start_controller(self, spec: ClusterSpec, log_dir: str) -> str:
-        (Path(log_dir) / "tiny-decode-0.log").write_text("importing\nno memory for the cache\n")
+        (Path(log_dir) / "tiny-decode-0.log").write_text(LOG)
         return self._address
 
     def stop_controller(self, name: str, drain_seconds: float) -> None:

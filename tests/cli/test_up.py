@@ -173,16 +173,20 @@ def test_a_second_interrupt_hurries_the_drain(
 def test_a_worker_that_fails_twice_ends_it_with_its_last_lines(
     up: Callable[[Path], Owner], config: Callable[..., Path], cluster: FakeCluster
 ) -> None:
-    failed = status(worker("prefill"), worker("decode", "failed", detail="engine start failed"), ready=False)
+    failed = status(
+        worker("prefill"), worker("decode", "failed", detail="tiny-decode-0: engine start failed"), ready=False
+    )
     cluster.tell(failed)
     owner = up(config())
-    owner.wait_for("| no memory for the cache")
+    owner.wait_for("tiny-decode-0 | ValueError: no memory for the cache")
+    assert "Traceback" not in owner.shown
     cluster.tell(status(worker("prefill"), worker("decode", "starting"), ready=False))
     owner.wait_for("… worker tiny-decode-0: starting")
     cluster.tell(failed)
     assert owner.exit_code() == 1
     log = RunFolder.of("test").logs / "tiny-decode-0.log"
-    assert f"segue: tiny-decode-0: engine start failed (its whole log: {log})" in owner.shown
+    assert "tiny-decode-0 | Traceback" in owner.shown
+    assert f"segue: tiny-decode-0: ValueError: no memory for the cache (its whole log: {log})" in owner.shown
     assert not owner.shared_memory()
 
 
