@@ -34,7 +34,7 @@ class ModelFront(Protocol):
         ...
 
     def ready(self) -> bool:
-        """Whether a request would be answered: a worker that decodes takes requests (a lost prefill pool only costs time)."""
+        """Whether a worker that decodes takes requests; a prefill pool that is lost only costs time."""
         ...
 
 

@@ -18,7 +18,7 @@ LEASE_SECONDS = 30  # what vLLM would free by itself; we must be well under it
 
 
 async def test_two_hundred_aborts_at_random_moments_leave_no_block(cluster: RealCluster) -> None:
-    chance = random.Random(7)  # noqa: S311
+    chance = random.Random(7)
     alone = await _seconds_of_one(cluster)
 
     async def one(http: httpx.AsyncClient, index: int, gate: asyncio.Semaphore) -> None:
