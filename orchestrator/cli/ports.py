@@ -6,6 +6,7 @@ import socket
 
 import psutil
 
+from orchestrator.cli import run_folder
 from orchestrator.core.errors import SegueError
 from orchestrator.core.spec import ClusterSpec, Endpoint
 
@@ -30,8 +31,8 @@ def require_free(spec: ClusterSpec) -> None:
     """Raises PortTaken naming the holder."""
     for key, endpoint in listeners(spec).items():
         if not is_free(endpoint):
-            pid, who = holder(endpoint.port)
-            hint = f"{f'kill {pid}' if pid else 'stop it'}, or give {key} another port in the configuration"
+            who, remedy = holder(endpoint)
+            hint = f"{remedy}, or give {key} another port in the configuration"
             raise PortTaken(f"{endpoint} is taken by {who}", where=key, hint=hint)
 
 
@@ -49,16 +50,20 @@ def is_free(endpoint: Endpoint) -> bool:
     return True
 
 
-def holder(port: int) -> tuple[int | None, str]:
-    """The process that listens on a TCP port, and its description; (None, ...) where the system does not tell."""
+def holder(endpoint: Endpoint) -> tuple[str, str]:
+    """Who listens there, and what frees it, as far as the system tells."""
+    for folder in run_folder.running():
+        record = folder.read()
+        if record and str(endpoint) in (record.http, record.grpc, record.controller):
+            return f"cluster {record.name}", f"segue down --name {record.name}"
     try:
         connections = psutil.net_connections(kind="tcp")
     except psutil.AccessDenied:
-        return None, "another process"
+        connections = []
     for one in connections:
-        if one.status == psutil.CONN_LISTEN and one.laddr and one.laddr.port == port and one.pid:
-            return one.pid, f"process {one.pid} ({_describe(one.pid)})"
-    return None, "another process, of another user perhaps"
+        if one.status == psutil.CONN_LISTEN and one.laddr.port == endpoint.port and one.pid:
+            return f"process {one.pid} ({_describe(one.pid)})", f"kill {one.pid}"
+    return "a process of another user", "have it stopped"
 
 
 def _describe(pid: int) -> str:

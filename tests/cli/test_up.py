@@ -18,6 +18,7 @@ import pytest
 from orchestrator.cli import run_folder
 from orchestrator.cli.main import main
 from orchestrator.cli.run_folder import RunFolder
+from tests.cli.conftest import Runs
 from tests.cli.fakes import FakeCluster, status, worker
 from tests.cli.owner_program import SHM
 
@@ -225,6 +226,15 @@ def test_a_taken_port_is_refused_before_anything_starts(
     assert f"gateway.http: 127.0.0.1:{port} is taken by process {os.getpid()} (" in said
     assert f"kill {os.getpid()}" in said
     assert not record_exists()
+
+
+def test_a_port_of_another_cluster_names_that_cluster(
+    config: Callable[..., Path], cluster: FakeCluster, runs: Runs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs("other", http=cluster.address)
+    assert main(["up", str(config(http=int(cluster.address.split(":")[1])))]) == 1
+    said = capsys.readouterr().err
+    assert f"{cluster.address} is taken by cluster other (segue down --name other, or" in said
 
 
 def test_a_bad_configuration_is_one_line_and_exit_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
