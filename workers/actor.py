@@ -64,7 +64,7 @@ class WorkerActor:
             await self._start()
         except BaseException as error:
             self._state, self._detail = WorkerState.FAILED, str(error)
-            _log.error("worker_start_failed", error, worker=assigned.worker_id, stage=self._stage)
+            _log.failure("worker_start_failed", error, worker=assigned.worker_id, stage=self._stage)
             await self._release_all()
             if isinstance(error, SegueError) and not isinstance(error, WorkerStartFailed):
                 raise WorkerStartFailed(error.what, where=error.where, hint=error.hint) from error

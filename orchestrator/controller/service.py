@@ -66,7 +66,7 @@ def _die_with(run: asyncio.Task[None]) -> None:
     """A controller whose loop broke must not look alive: gateways go on without it, and people see that it is gone."""
     error = None if run.cancelled() else run.exception()
     if error is not None:
-        log.error("loop_broke", error=error)
+        log.failure("loop_broke", error)
         sys.stderr.flush()
         os._exit(1)
 

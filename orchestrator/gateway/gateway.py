@@ -104,7 +104,7 @@ class Gateway:
     def _opened(self, model: str, task: asyncio.Task[None]) -> None:
         del self._opening[model]
         if not task.cancelled() and (error := task.exception()):
-            log.error("API could not be built", error, model=model)
+            log.failure("API could not be built", error, model=model)
         self._changed()
 
     def _decodes(self, model: ModelSpec) -> bool:

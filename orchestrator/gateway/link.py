@@ -14,6 +14,7 @@ from orchestrator.core.types import EngineFacts, WorkerInfo
 from orchestrator.proto import worker_pb2 as pb
 from orchestrator.proto import worker_pb2_grpc
 from orchestrator.telemetry import logs
+from orchestrator.telemetry.redact import Words
 
 PROTOCOL_VERSION = 1
 SILENCE_SECONDS = 15.0  # a worker speaks every second, even when idle
@@ -83,7 +84,7 @@ class Link:
     def _closed(self, reason: str) -> None:
         if self.open:
             self.open = False
-            log.warning("session closed", worker=self.worker.worker_id, reason=reason)
+            log.warning("session closed", worker=self.worker.worker_id, reason=Words(reason))
             self._events.closed(self, reason)
 
     async def _session(self) -> None:

@@ -21,6 +21,7 @@ from orchestrator.telemetry import redact
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 _FIELDS = "segue_fields"
 _ERROR = "segue_error"
+_SAID = 1000
 
 
 class Events:
@@ -43,6 +44,10 @@ class Events:
     def error(self, event: str, error: BaseException | None = None, **fields: object) -> None:
         """With ``error``, the line also says where it was raised."""
         self._log(logging.ERROR, event, fields, error)
+
+    def failure(self, event: str, error: BaseException, **fields: object) -> None:
+        """As ``error``, and in the error's own words: only for what no request has a part in (a start, a loop)."""
+        self._log(logging.ERROR, event, {**fields, "said": redact.Words(str(error)[:_SAID])}, error)
 
     def _log(self, level: int, event: str, fields: dict[str, object], error: BaseException | None) -> None:
         if self._logger.isEnabledFor(level):

@@ -12,17 +12,12 @@ import grpc.aio
 import pytest
 import pytest_asyncio
 
-from orchestrator.core.spec import Role
 from orchestrator.proto import cluster_pb2, cluster_pb2_grpc, inference_pb2_grpc
 from orchestrator.proto import inference_pb2 as pb
-from tests.gateway.support import Stack, cluster, model, running
+from tests.gateway.support import Stack
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
-TEMPLATE = (
-    "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
-    "{% if tools %}{{ tools | tojson }}{% endif %}{% if add_generation_prompt %}assistant: {% endif %}"
-)
 TOOL = {
     "type": "function",
     "function": {
@@ -30,23 +25,6 @@ TOOL = {
         "parameters": {"type": "object", "properties": {"a": {"type": "integer", "minimum": 1}}},
     },
 }
-
-
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def shared() -> AsyncIterator[Stack]:
-    parsing = {"enable_auto_tool_choice": True, "tool_call_parser": "hermes", "chat_template": TEMPLATE}
-    spec = cluster(
-        model("m", "tiny:llama", Role.PREFILL, Role.DECODE, chat_template=TEMPLATE),
-        model("parsing", "tiny:llama", Role.SERVE, **parsing),
-    )
-    async with running(spec, step_seconds=0.002) as stack:
-        yield stack
-
-
-@pytest_asyncio.fixture(loop_scope="session")
-async def stack(shared: Stack) -> AsyncIterator[Stack]:
-    yield shared
-    await shared.quiet()
 
 
 @pytest_asyncio.fixture(loop_scope="session")
@@ -201,13 +179,24 @@ async def test_the_models_and_the_cluster_are_told(stack: Stack, inference: Any)
 
 
 async def test_requests_over_grpc_are_in_the_metrics(stack: Stack, inference: Any) -> None:
-    async def finished() -> float:
-        lines = (await stack.http.get("/metrics")).text.splitlines()
-        return sum(float(x.split()[-1]) for x in lines if x.startswith("segue_requests_total") and "finished" in x)
+    counted = {
+        'segue_requests_total{gateway="gw-0",model="m",outcome="finished"}': 1,
+        'segue_ttft_seconds_count{gateway="gw-0",model="m"}': 1,
+        'segue_output_tokens_total{gateway="gw-0",model="m",pool="decode",worker="m-decode-0"}': 8,
+        'segue_kv_transfers_total{gateway="gw-0",model="m",outcome="moved",pool="decode",worker="m-decode-0"}': 1,
+    }
 
-    before = await finished()
-    await generate(inference, text="once")
-    assert await finished() == before + 1
+    async def now() -> dict[str, float]:
+        lines = (await stack.http.get("/metrics")).text.splitlines()
+        values = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+        assert values['segue_workers{gateway="gw-0",model="m",pool="decode",state="ready"}'] == "1.0"
+        return {name: float(values.get(name, 0)) for name in counted}
+
+    before = await now()
+    await generate(inference, token_ids=pb.TokenIds(ids=list(range(700, 780))))
+    await stack.quiet()
+    after = await now()
+    assert {name: after[name] - before[name] for name in counted} == counted
 
 
 async def test_sixteen_at_once_answer_as_one_would(inference: Any) -> None:

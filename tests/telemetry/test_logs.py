@@ -91,3 +91,10 @@ def test_our_own_sentences_pass(lines: io.StringIO) -> None:
     LOG.info("routed", reasons=redact.Words("least loaded; 17 waiting elsewhere"))
 
     assert lines.getvalue().endswith('routed reasons="least loaded; 17 waiting elsewhere"\n')
+
+
+def test_a_failure_that_is_no_requests_is_told_in_its_own_words(lines: io.StringIO) -> None:
+    LOG.failure("start_failed", ValueError("No available memory\nfor the cache blocks"), worker="w1")
+
+    (line,) = lines.getvalue().splitlines()
+    assert 'start_failed worker=w1 said="No available memory for the cache blocks" error="ValueError"' in line
