@@ -10,6 +10,7 @@ from orchestrator.core.spec import Bind, Device
 from orchestrator.core.types import WorkerAssignment
 from workers.inventory import free_port
 from workers.plugin import mark_environment
+from workers.transfer import NIXL_PROGRESS_THREAD
 
 
 def prepare(assignment: WorkerAssignment, model: str, host: str, run_folder: Path) -> None:
@@ -33,6 +34,9 @@ def _fixed(assignment: WorkerAssignment, model: str, host: str, run_folder: Path
     if assignment.kv_transfer:
         fixed["VLLM_NIXL_SIDE_CHANNEL_HOST"] = host
         fixed["VLLM_NIXL_SIDE_CHANNEL_PORT"] = str(free_port(host))
+        if assignment.device is Device.CPU and assignment.bind is Bind.LOOPBACK:
+            # Peers share this machine's memory; over a network, the passive side has to help and keeps the thread.
+            fixed[NIXL_PROGRESS_THREAD] = "0"
     if Path(model).is_dir():
         fixed["HF_HUB_OFFLINE"] = "1"
     if assignment.device is Device.CPU:

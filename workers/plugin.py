@@ -12,6 +12,7 @@ import signal
 import threading
 
 from workers.inventory import started
+from workers.transfer import apply_progress_choice
 
 WORKER_PID = "SEGUE_WORKER_PID"
 WORKER_STARTED = "SEGUE_WORKER_STARTED"  # guards against a pid that was given out again
@@ -22,6 +23,7 @@ def register() -> None:
     pid = int(os.environ.get(WORKER_PID, "0"))
     if not pid or pid == os.getpid():
         return
+    apply_progress_choice()
     ready = threading.Event()
     threading.Thread(target=_die_with, args=(pid, ready), name="segue-worker-watch", daemon=True).start()
     ready.wait(timeout=5.0)

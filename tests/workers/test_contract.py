@@ -184,7 +184,7 @@ async def test_abort_while_the_blocks_move_frees_both_sides(pair: Pair) -> None:
 
 
 async def test_requests_aborted_at_random_moments_leave_nothing_behind(pair: Pair) -> None:
-    dice = random.Random(7)  # noqa: S311
+    dice = random.Random(7)
     async with gateway(pair.prefill) as prefill, gateway(pair.decode) as decode:
 
         async def one() -> None:

@@ -1,0 +1,143 @@
+"""A worker's process from its start to each of its ends."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc
+import pytest
+
+from orchestrator.proto.worker_pb2 import Rejected
+from tests.workers.support import WorkerProcess, engine_process, gateway, tokens
+from workers.inventory import descendants, started
+
+MOCK = {"backend": "mock", "engine": {"step_seconds": 0.02}}
+KINDS = [pytest.param(MOCK, id="mock"), pytest.param({}, id="vllm", marks=pytest.mark.engine)]
+
+
+def wait(condition: Callable[[], bool], seconds: float) -> float:
+    """Seconds until ``condition`` held; fails after ``seconds``."""
+    began = time.monotonic()
+    while not condition():
+        assert time.monotonic() - began < seconds, f"not within {seconds} s"
+        time.sleep(0.02)
+    return time.monotonic() - began
+
+
+def gone(pids: list[int]) -> bool:
+    return not any(started(pid) for pid in pids)
+
+
+def left_behind(worker: WorkerProcess) -> list[Path]:
+    """Socket folders and shared memory that name a worker's processes."""
+    return list(Path(tempfile.gettempdir()).glob(f"segue-worker-{worker.process.pid}-*"))
+
+
+def shared_memory() -> set[str]:
+    return set(os.listdir("/dev/shm"))  # noqa: S108
+
+
+@pytest.mark.parametrize("assignment", KINDS)
+async def test_drain_lets_the_running_finish_and_stop_leaves_nothing(
+    assignment: dict[str, object], tmp_path: Path
+) -> None:
+    before = shared_memory()
+    with engine_process("serve", tmp_path, **assignment) as worker:
+        snapshot = worker.ready().snapshot
+        assert worker.snapshot["stages"]
+        assert snapshot["facts"]["kv_blocks_total"] > 0
+        assert snapshot["actor_pid"] == worker.process.pid
+        async with gateway(worker.address) as peer:
+            await peer.submit("running", list(range(1000, 1040)), max_tokens=100)
+            await peer.until(lambda g: g.outputs.get("running"))
+            draining = asyncio.create_task(asyncio.to_thread(worker.ask, "drain 20"))
+            await peer.until(lambda g: g.steps[-1].draining)
+            await peer.submit("new", [1, 2, 3])
+            await peer.until(lambda g: "new" in g.rejected)
+            assert peer.rejected["new"].reason == Rejected.DRAINING
+            assert len(tokens(await peer.finished("running"))) == 100
+            after = await draining
+            assert after["state"] == "draining"
+            assert after["load"]["kv_blocks_used"] == 0
+            family = [worker.process.pid, *descendants(worker.process.pid)]
+            await asyncio.to_thread(worker.ask, "stop")
+            assert await peer.ended() is grpc.StatusCode.UNAVAILABLE
+        assert worker.process.wait(10) == 0
+        wait(lambda: gone(family), 2)
+    assert not left_behind(worker)
+    assert shared_memory() <= before
+
+
+@pytest.mark.engine
+async def test_a_killed_engine_ends_sessions_and_the_worker(tmp_path: Path) -> None:
+    with engine_process("serve", tmp_path) as worker:
+        async with gateway(worker.ready().address) as peer:
+            await peer.submit("running", list(range(1000, 1040)), max_tokens=400)
+            await peer.until(lambda g: g.outputs.get("running"))
+            os.kill(worker.engine_pid, signal.SIGKILL)
+            began = time.monotonic()
+            assert await peer.ended(5) is grpc.StatusCode.UNAVAILABLE
+            assert time.monotonic() - began < 2
+        assert worker.process.wait(5) == 1
+    assert not left_behind(worker)
+    assert "engine_lost" in worker.log.read_text()
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("tensor_parallel", [1, 2])
+def test_a_killed_worker_takes_its_engine_along(tensor_parallel: int, tmp_path: Path) -> None:
+    engine = {"tensor_parallel_size": tensor_parallel, "max_model_len": 512, "enforce_eager": True}
+    memory = {"kv_cache_memory_bytes": 32 << 20, "dtype": "float32", "block_size": 32}
+    assignment = {"tensor_parallel": tensor_parallel, "engine": engine | memory}
+    with engine_process("serve", tmp_path, **assignment) as worker:
+        engines = descendants(worker.ready().process.pid)
+        assert worker.engine_pid in engines
+        if tensor_parallel == 2:
+            assert len(descendants(worker.engine_pid)) >= 2
+        worker.process.kill()
+        worker.process.wait(5)
+        assert wait(lambda: gone(engines), 4) < 2
+
+
+@pytest.mark.engine
+def test_a_worker_killed_during_the_start_leaves_no_engine(tmp_path: Path) -> None:
+    with engine_process("serve", tmp_path) as worker:
+        wait(lambda: "EngineCore" in worker.log.read_text() if worker.log.exists() else False, 60)
+        engines = descendants(worker.process.pid)
+        worker.process.kill()
+        worker.process.wait(5)
+        wait(lambda: gone(engines), 20)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "words"),
+    [
+        pytest.param({"source": "./no/such/folder"}, "no such folder", id="source"),
+        pytest.param({"engine": {"max_model_len": 1 << 30}}, "max_model_len", id="argument", marks=pytest.mark.engine),
+        pytest.param(
+            {"engine": {"kv_cache_memory_bytes": 1 << 10, "enforce_eager": True}},
+            "log",
+            id="engine",
+            marks=pytest.mark.engine,
+        ),
+        pytest.param({"backend": "mock", "engine": {"kv_blocks": "many"}}, "kv_blocks", id="mock"),
+    ],
+)
+def test_a_start_that_fails_says_why_and_leaves_nothing(
+    assignment: dict[str, object], words: str, tmp_path: Path
+) -> None:
+    with engine_process("serve", tmp_path, **assignment) as worker:
+        end = worker.read()
+        assert end["state"] == "failed"
+        assert words in end["error"]
+        assert end["detail"]
+        family = descendants(worker.process.pid)
+        assert worker.process.wait(10) == 0
+        wait(lambda: gone(family), 5)
+    assert not left_behind(worker)
