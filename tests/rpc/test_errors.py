@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 from collections.abc import Iterator
 from http import HTTPStatus
 from typing import Any
 
 import grpc
 import pytest
-from google.protobuf.message import Message
-from google.rpc import error_details_pb2, status_pb2
 from jinja2 import TemplateError
 from vllm.exceptions import GracefulHTTPError, QueueOverflowError, VLLMNotFoundError, VLLMValidationError
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
@@ -21,6 +20,7 @@ from orchestrator.core.errors import Overloaded, SegueError, WorkerLost
 from orchestrator.gateway import rpc_errors
 from orchestrator.proto import inference_pb2 as pb
 from orchestrator.telemetry import logs
+from tests.rpc.client import details
 from tests.rpc.fake import Edge, serving, step
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -33,19 +33,6 @@ async def failure(edge: Edge, request: pb.GenerateRequest = TEXT) -> grpc.aio.Ai
         async for _ in edge.inference.Generate(request, timeout=10):
             pass
     return failed.value
-
-
-def details(error: grpc.aio.AioRpcError) -> dict[str, Message]:
-    """google.rpc details by their type's name."""
-    (packed,) = [value for key, value in error.trailing_metadata() or () if key == "grpc-status-details-bin"]
-    status = status_pb2.Status.FromString(packed)
-    assert status.code == error.code().value[0]
-    found: dict[str, Message] = {}
-    for detail in status.details:
-        message = getattr(error_details_pb2, detail.TypeName().rpartition(".")[2])()
-        assert detail.Unpack(message)
-        found[type(message).__name__] = message
-    return found
 
 
 def caused(outer: Exception, inner: Exception) -> Exception:
@@ -140,6 +127,10 @@ async def test_vllms_own_errors_have_their_codes(edge: Edge, raised: Exception, 
         ({"structured": pb.StructuredOutput(json_object=False)}, "sampling.structured"),
         ({"repetition_detection": pb.RepetitionDetection(max_pattern_size=3)}, "min_count"),
         ({"thinking_token_budget": -2}, "sampling.thinking_token_budget"),
+        ({"temperature": math.nan}, "sampling.temperature"),
+        ({"repetition_penalty": math.inf}, "sampling.repetition_penalty"),
+        ({"frequency_penalty": math.nan}, "sampling.frequency_penalty"),
+        ({"top_p": math.nan}, "sampling.top_p"),
     ],
     ids=str,
 )

@@ -178,13 +178,13 @@ class TestStream:
 class TestEnds:
     async def test_a_deadline_ends_the_engines_work(self, edge: Edge) -> None:
         edge.llm.script = [step("a", [1]), Freeze(), step("b", [2], "stop")]
-        call = edge.inference.Generate(TEXT, timeout=0.5)
+        call = edge.inference.Generate(TEXT, timeout=1.5)
         assert (await call.read()).sequences[0].text == "a"
         with pytest.raises(grpc.aio.AioRpcError) as late:
             await call.read()
 
         assert late.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-        await asyncio.wait_for(edge.llm.calls[0].ended.wait(), 2)
+        await asyncio.wait_for(edge.llm.calls[0].ended.wait(), 10)
         assert not edge.llm.calls[0].completed
 
     async def test_the_seam_sees_the_deadline(self, edge: Edge) -> None:
@@ -199,10 +199,10 @@ class TestEnds:
         edge.llm.script = [freeze]
         call = edge.inference.Generate(TEXT)
         read = asyncio.create_task(call.read())
-        await asyncio.wait_for(freeze.reached.wait(), 5)
+        await asyncio.wait_for(freeze.reached.wait(), 10)
         call.cancel()
 
-        await asyncio.wait_for(edge.llm.calls[0].ended.wait(), 2)
+        await asyncio.wait_for(edge.llm.calls[0].ended.wait(), 10)
         with pytest.raises(asyncio.CancelledError):
             await read
 
@@ -227,7 +227,7 @@ class TestEnds:
                 await asyncio.sleep(0.3)
         call.cancel()
 
-        await asyncio.wait_for(edge.llm.calls[0].ended.wait(), 2)
+        await asyncio.wait_for(edge.llm.calls[0].ended.wait(), 10)
         assert not edge.llm.calls[0].completed
 
     async def test_a_client_whose_connection_drops_is_noticed(self, edge: Edge) -> None:
@@ -239,7 +239,7 @@ class TestEnds:
         await call.read()
         await channel.close()
 
-        await asyncio.wait_for(edge.llm.calls[0].ended.wait(), 2)
+        await asyncio.wait_for(edge.llm.calls[0].ended.wait(), 10)
 
 
 class TestTrace:

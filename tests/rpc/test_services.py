@@ -8,12 +8,11 @@ from typing import Any
 
 import grpc
 import pytest
-from google.protobuf import descriptor_pool, message_factory
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
 from orchestrator.proto import cluster_pb2
 from orchestrator.proto import inference_pb2 as pb
+from tests.rpc.client import generate_by_reflection
 from tests.rpc.fake import Edge, report, step
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -35,7 +34,7 @@ class TestCluster:
         await asyncio.sleep(0.2)
         assert not next_one.done()
         edge.gateway.change(ready=False)
-        assert not (await asyncio.wait_for(next_one, 2)).ready
+        assert not (await asyncio.wait_for(next_one, 10)).ready
         watch.cancel()
 
     async def test_changes_faster_than_the_interval_come_together_and_the_last_is_not_lost(self, edge: Edge) -> None:
@@ -45,21 +44,21 @@ class TestCluster:
         for number in range(50):
             edge.gateway.change(name=f"v{number}")
             await asyncio.sleep(0.001)
-        seen = [await asyncio.wait_for(watch.read(), 2)]
+        seen = [await asyncio.wait_for(watch.read(), 10)]
         assert time.monotonic() - began > 0.15
         while seen[-1].name != "v49":
-            seen.append(await asyncio.wait_for(watch.read(), 2))
-        assert len(seen) <= 2
+            seen.append(await asyncio.wait_for(watch.read(), 10))
+        assert len(seen) <= 1 + (time.monotonic() - began) / 0.3
         watch.cancel()
 
     async def test_many_changes_that_show_nothing_do_not_keep_the_gateway_looking(self, edge: Edge) -> None:
         watch = edge.cluster.Watch(cluster_pb2.WatchRequest(min_interval_ms=200))
         await watch.read()
-        before = edge.gateway.looks
+        before, began = edge.gateway.looks, time.monotonic()
         for _ in range(500):
             edge.gateway.change()
             await asyncio.sleep(0.001)
-        assert edge.gateway.looks - before < 20
+        assert edge.gateway.looks - before <= 2 + 2 * (time.monotonic() - began) / 0.2
         watch.cancel()
 
     async def test_a_client_that_leaves_ends_its_watch(self, edge: Edge) -> None:
@@ -92,9 +91,9 @@ class TestHealth:
         assert (await watch.read()).status == SERVING
         edge.gateway.the_front.is_ready = False
         edge.gateway.change()
-        assert (await asyncio.wait_for(watch.read(), 2)).status == NOT_SERVING
+        assert (await asyncio.wait_for(watch.read(), 10)).status == NOT_SERVING
         edge.gateway.the_front.is_ready = True
-        assert (await asyncio.wait_for(watch.read(), 5)).status == SERVING  # though nobody announced it
+        assert (await asyncio.wait_for(watch.read(), 10)).status == SERVING  # though nobody announced it
         watch.cancel()
 
     async def test_a_service_that_is_not_here(self, edge: Edge) -> None:
@@ -116,7 +115,7 @@ class TestHealth:
 class TestReflection:
     async def test_a_client_made_from_reflection_alone_generates(self, edge: Edge) -> None:
         edge.llm.script = [step("Hel", [1]), report(), step("lo", [2], "stop", stop="!")]
-        messages, services = await asyncio.to_thread(_generate_by_reflection, edge.address)
+        messages, services = await asyncio.to_thread(generate_by_reflection, edge.address)
 
         assert services == {
             "segue.v1.Inference",
@@ -128,23 +127,6 @@ class TestReflection:
         assert messages[-1].placement.decode_worker == "d0"
         (call,) = edge.llm.calls
         assert (call.params.temperature, call.params.stop) == (0.5, ["!"])
-
-
-def _generate_by_reflection(address: str) -> tuple[list[Any], set[str]]:
-    """What a program can do that has the address and nothing else of ours."""
-    with grpc.insecure_channel(address) as channel:
-        database = ProtoReflectionDescriptorDatabase(channel)
-        pool = descriptor_pool.DescriptorPool(database)
-        method = pool.FindServiceByName("segue.v1.Inference").FindMethodByName("Generate")
-        asked = message_factory.GetMessageClass(method.input_type)
-        answer = message_factory.GetMessageClass(method.output_type)
-        call = channel.unary_stream(
-            f"/{method.containing_service.full_name}/{method.name}",
-            request_serializer=asked.SerializeToString,
-            response_deserializer=answer.FromString,
-        )
-        request = asked(text="Once", sampling={"temperature": 0.5, "stop": ["!"], "max_tokens": 5})
-        return list(call(request, timeout=10)), set(database.get_services())
 
 
 class TestModels:

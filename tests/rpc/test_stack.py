@@ -11,10 +11,14 @@ import grpc
 import grpc.aio
 import pytest
 import pytest_asyncio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from orchestrator.core.spec import Role
+from orchestrator.gateway import rpc_embed
 from orchestrator.proto import cluster_pb2, cluster_pb2_grpc, inference_pb2_grpc
 from orchestrator.proto import inference_pb2 as pb
-from tests.gateway.support import Stack
+from tests.gateway.support import Stack, cluster, model, running
+from tests.rpc.client import error_info, generate_by_reflection
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -37,6 +41,11 @@ async def generate(inference: Any, **request: Any) -> list[pb.GenerateResponse]:
     sampling = pb.SamplingParams(**{"max_tokens": 8, **request.pop("sampling", {})})
     call = inference.Generate(pb.GenerateRequest(sampling=sampling, **{"model": "m", **request}), timeout=20)
     return [message async for message in call]
+
+
+async def read_all(call: Any) -> None:
+    while await call.read() is not grpc.aio.EOF:
+        pass
 
 
 def text(messages: list[pb.GenerateResponse], index: int = 0) -> str:
@@ -162,6 +171,42 @@ async def test_a_template_from_a_client_is_not_trusted(inference: Any) -> None:
         with pytest.raises(grpc.aio.AioRpcError, match="untrusted") as refused:
             await generate(inference, chat=chat)
         assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_a_priority_is_taken_whatever_the_engines_policy(inference: Any) -> None:
+    assert len(ids(await generate(inference, text="once", priority=-5))) == 8
+
+
+async def test_texts_to_embed_are_tokenized_as_over_http(stack: Stack) -> None:
+    texts = ["once upon a time", "there was"]
+    rendered = await rpc_embed._render(stack.gateway.front("m"), texts)
+    for text_, engine_input in zip(texts, rendered, strict=True):
+        answer = (await stack.http.post("/tokenize", json={"model": "m", "prompt": text_})).json()
+        assert engine_input["prompt_token_ids"] == answer["tokens"]
+
+
+async def test_a_client_made_from_reflection_alone_talks_to_the_whole(stack: Stack) -> None:
+    messages, _ = await asyncio.to_thread(generate_by_reflection, stack.grpc_address, model="m")
+    assert "".join(s.text for m in messages for s in m.sequences)
+    assert messages[-1].placement.decode_worker == "m-decode-0"
+
+
+async def test_a_worker_that_dies_with_none_to_take_over_is_unavailable_and_so_is_the_service() -> None:
+    spec = cluster(model("m", "tiny:llama", Role.SERVE), queue_seconds=0.5)
+    async with running(spec, step_seconds=0.02) as stack, grpc.aio.insecure_channel(stack.grpc_address) as channel:
+        request = pb.GenerateRequest(text="once", sampling=pb.SamplingParams(max_tokens=200))
+        call = inference_pb2_grpc.InferenceStub(channel).Generate(request, timeout=20)
+        await call.read()
+        stack.workers["m-serve-0"].engine.fail()
+        with pytest.raises(grpc.aio.AioRpcError) as lost:
+            await read_all(call)
+        assert lost.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert error_info(lost.value).reason in ("worker_lost", "not_ready")
+
+        health = health_pb2_grpc.HealthStub(channel)
+        for service in ("", "segue.v1.Inference"):
+            answer = await health.Check(health_pb2.HealthCheckRequest(service=service), timeout=5)
+            assert answer.status == health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 async def test_the_models_and_the_cluster_are_told(stack: Stack, inference: Any) -> None:
