@@ -16,6 +16,8 @@ from orchestrator.core.spec import Bind
 
 LOOPBACK = "127.0.0.1"
 _RUN_PREFIX = "segue-worker-"
+_SOCKET_NAME = 37  # a slash and a UUID, as vLLM names its sockets
+_SOCKET_PATH = 107
 _EPHEMERAL_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
 
@@ -84,10 +86,15 @@ def widen_affinity(pid: int) -> None:
 
 
 def make_run_folder() -> Path:
-    """A private folder for this process's Unix sockets, with a name short enough for them."""
+    """A private folder for this process's Unix sockets. Raises WorkerStartFailed where their names would be too long."""
     sweep_run_folders()
     pid = os.getpid()
-    return Path(tempfile.mkdtemp(prefix=f"{_RUN_PREFIX}{pid}-{started(pid)}-"))
+    folder = Path(tempfile.mkdtemp(prefix=f"{_RUN_PREFIX}{pid}-{started(pid)}-"))
+    if len(str(folder)) + _SOCKET_NAME > _SOCKET_PATH:
+        folder.rmdir()
+        hint = "set TMPDIR to a folder with a shorter name"
+        raise WorkerStartFailed("the path is too long for Unix sockets", where=str(folder), hint=hint)
+    return folder
 
 
 def sweep_run_folders() -> None:

@@ -14,7 +14,7 @@ import grpc
 import pytest
 
 from orchestrator.proto.worker_pb2 import Rejected
-from tests.workers.support import WorkerProcess, engine_process, gateway, tokens
+from tests.workers.support import TINY_ENGINE, WorkerProcess, engine_process, gateway, tokens
 from workers.inventory import descendants, started
 
 MOCK = {"backend": "mock", "engine": {"step_seconds": 0.02}}
@@ -90,16 +90,12 @@ async def test_a_killed_engine_ends_sessions_and_the_worker(tmp_path: Path) -> N
 
 
 @pytest.mark.engine
-@pytest.mark.parametrize("tensor_parallel", [1, 2])
-def test_a_killed_worker_takes_its_engine_along(tensor_parallel: int, tmp_path: Path) -> None:
-    engine = {"tensor_parallel_size": tensor_parallel, "max_model_len": 512, "enforce_eager": True}
-    memory = {"kv_cache_memory_bytes": 32 << 20, "dtype": "float32", "block_size": 32}
-    assignment = {"tensor_parallel": tensor_parallel, "engine": engine | memory}
+def test_a_killed_worker_takes_its_engine_along(tmp_path: Path) -> None:
+    assignment = {"tensor_parallel": 2, "engine": {**TINY_ENGINE, "tensor_parallel_size": 2}}
     with engine_process("serve", tmp_path, **assignment) as worker:
         engines = descendants(worker.ready().process.pid)
         assert worker.engine_pid in engines
-        if tensor_parallel == 2:
-            assert len(descendants(worker.engine_pid)) >= 2
+        assert len(descendants(worker.engine_pid)) >= 2
         worker.process.kill()
         worker.process.wait(5)
         assert wait(lambda: gone(engines), 4) < 2

@@ -1,0 +1,64 @@
+"""Ports, processes and folders as the machine has them."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from orchestrator.core.errors import WorkerStartFailed
+from workers import inventory
+
+
+def test_a_free_port_can_be_bound_and_is_none_of_the_kernels() -> None:
+    port = inventory.free_port("127.0.0.1")
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", port))
+    low, high = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+    assert not low <= port <= high
+
+
+def test_a_process_is_known_by_when_it_started() -> None:
+    assert inventory.started(os.getpid()) == inventory.started(os.getpid()) is not None
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        assert inventory.started(child.pid) is not None
+        assert child.pid in inventory.descendants(os.getpid())
+        child.kill()
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        assert inventory.started(child.pid) is None  # not reaped yet, and gone all the same
+        assert child.pid not in inventory.descendants(os.getpid())
+
+
+def test_folders_of_workers_that_are_gone_are_swept(monkeypatch: pytest.MonkeyPatch) -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as parent:
+        monkeypatch.setattr("tempfile.tempdir", parent)
+        stale, stranger = Path(parent, "segue-worker-4000000-17-abc"), Path(parent, "segue-worker-odd")
+        for folder in (stale, stranger):
+            folder.mkdir()
+        mine, again = inventory.make_run_folder(), inventory.make_run_folder()
+        assert mine.is_dir()
+        assert again.is_dir()
+        assert not stale.exists()
+        assert stranger.exists()
+
+
+def test_a_folder_whose_sockets_could_not_be_named_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with pytest.raises(WorkerStartFailed, match="TMPDIR"):
+        inventory.make_run_folder()
+    assert not list(tmp_path.iterdir())
+
+
+def test_affinity_is_widened_for_every_thread() -> None:
+    code = "import os, threading; os.sched_setaffinity(0, {max(os.sched_getaffinity(0))}); input()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE) as child:
+        while len(os.sched_getaffinity(child.pid)) == len(os.sched_getaffinity(0)) > 1:
+            pass
+        inventory.widen_affinity(child.pid)
+        assert os.sched_getaffinity(child.pid) == os.sched_getaffinity(0)
+        child.kill()
