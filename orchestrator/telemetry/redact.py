@@ -1,7 +1,7 @@
 """What may leave a process by way of a log line or a span: ids, counts, times and names; never text.
 
-Text is told from an id by its look (white space or length) and by the field's name. Both are a safety net under callers
-that pass ids and counts in the first place.
+Text is told from an id by its look (white space, anything beyond ASCII, length) and by the field's name. Both are a
+safety net under callers that pass ids and counts in the first place.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Words(str):
     __slots__ = ()
 
 
-_ID = re.compile(r"[^\s\x00-\x1f\x7f]{1,128}")
+_ID = re.compile(r"[!-~]{1,128}")
 _TEXT_FIELDS = frozenset(
     {
         *("text", "prompt", "prompts", "content", "message", "messages", "input", "inputs", "body", "payload"),
