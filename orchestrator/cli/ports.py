@@ -61,7 +61,7 @@ def holder(endpoint: Endpoint) -> tuple[str, str]:
     except psutil.AccessDenied:
         connections = []
     for one in connections:
-        if one.status == psutil.CONN_LISTEN and one.laddr.port == endpoint.port and one.pid:
+        if one.status == psutil.CONN_LISTEN and one.laddr and one.laddr.port == endpoint.port and one.pid:
             return f"process {one.pid} ({_describe(one.pid)})", f"kill {one.pid}"
     return "a process of another user", "have it stopped"
 

@@ -41,8 +41,8 @@ def show(progress: Progress, spec: ClusterSpec, folder: RunFolder, gateway: Any,
 
 
 def curl(http: str, model: str) -> str:
-    """A command to paste."""
-    body = json.dumps({"model": model, "messages": [{"role": "user", "content": _QUESTION}]})
+    """A command to paste; greedy, so that a small model answers as it just did."""
+    body = json.dumps({"model": model, "temperature": 0, "messages": [{"role": "user", "content": _QUESTION}]})
     return f"  curl http://{http}/v1/chat/completions -H 'Content-Type: application/json' \\\n    -d '{body}'"
 
 
