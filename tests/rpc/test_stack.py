@@ -162,6 +162,35 @@ async def test_a_token_outside_the_vocabulary_is_refused(inference: Any) -> None
     assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        {"structured": pb.StructuredOutput(json_schema="{no json")},
+        {"structured": pb.StructuredOutput(regex="(")},
+        {"structured": pb.StructuredOutput(grammar="no grammar")},
+        {"structured": pb.StructuredOutput(structural_tag="{}")},
+        {"logprobs": 1000},
+        {"prompt_logprobs": 1000},
+        {"allowed_token_ids": [10**8]},
+        {"logit_bias": {10**8: 1.0}},
+        {"logprob_token_ids": [10**8]},
+        {"logprob_token_ids": list(range(200))},
+        {"thinking_token_budget": 5},
+        {"trace_decode_token_ids": [5]},
+        {"prompt_logprob_token_ids": [pb.PromptScores(ids=[1])]},
+        {"stop_token_ids": [10**8]},
+    ],
+    ids=lambda sampling: "-".join(sampling),
+)
+async def test_what_the_model_or_the_engine_cannot_do_is_the_callers_to_mend(
+    inference: Any, sampling: dict[str, Any]
+) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await generate(inference, text="once", sampling=sampling)
+    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT, refused.value.details()
+    assert refused.value.details()
+
+
 async def test_a_template_from_a_client_is_not_trusted(inference: Any) -> None:
     chat = pb.Chat(messages=[pb.ChatMessage(role="user", content="x")])
     chat.template_kwargs.update({"chat_template": "{{ 1 }}"})
