@@ -59,6 +59,10 @@ class VllmEngine:
         return self._facts
 
     @property
+    def vocabulary(self) -> int:
+        return self._live_client().vllm_config.model_config.get_vocab_size()
+
+    @property
     def pid(self) -> int:
         processes = self._processes()
         return processes[0].pid or 0 if processes else 0

@@ -86,7 +86,7 @@ def widen_affinity(pid: int) -> None:
 
 
 def make_run_folder() -> Path:
-    """A private folder for this process's Unix sockets. Raises WorkerStartFailed where their names would be too long."""
+    """A private folder for this process's Unix sockets. Raises WorkerStartFailed if their names would be too long."""
     sweep_run_folders()
     pid = os.getpid()
     folder = Path(tempfile.mkdtemp(prefix=f"{_RUN_PREFIX}{pid}-{started(pid)}-"))
@@ -104,3 +104,9 @@ def sweep_run_folders() -> None:
             pid, ticks = folder.name.removeprefix(_RUN_PREFIX).split("-")[:2]
             if folder.stat().st_uid == os.getuid() and started(int(pid)) != int(ticks):
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_run_folders(pid: int) -> None:
+    """Removes the folders of a worker, whoever does it."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_RUN_PREFIX}{pid}-*"):
+        shutil.rmtree(folder, ignore_errors=True)

@@ -59,6 +59,10 @@ class MockEngine:
         )
 
     @property
+    def vocabulary(self) -> int:
+        return 1 << 31  # it looks none up
+
+    @property
     def pid(self) -> int:
         return os.getpid()
 

@@ -11,7 +11,7 @@ import select
 import signal
 import threading
 
-from workers.inventory import started
+from workers.inventory import remove_run_folders, started
 from workers.transfer import apply_progress_choice
 
 WORKER_PID = "SEGUE_WORKER_PID"
@@ -39,19 +39,20 @@ def _die_with(pid: int, ready: threading.Event) -> None:
     try:
         worker = os.pidfd_open(pid)
     except ProcessLookupError:
-        _die()
+        _die(pid)
         return
     # Opened first, looked at second: from here on the descriptor can only mean the process that we see now.
     if str(started(pid)) != os.environ.get(WORKER_STARTED, str(started(pid))):
-        _die()
+        _die(pid)
     ready.set()
     poller = select.poll()
     poller.register(worker, select.POLLIN)
     while not poller.poll():
         pass
-    _die()
+    _die(pid)
 
 
-def _die() -> None:
+def _die(pid: int) -> None:
+    remove_run_folders(pid)
     # Not the process group: that is Ray's too. Every process below has a watch of its own.
     os.kill(os.getpid(), signal.SIGKILL)

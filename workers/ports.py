@@ -64,6 +64,11 @@ class Engine(Protocol):
         ...
 
     @property
+    def vocabulary(self) -> int:
+        """Token ids are below this; only after ``start``."""
+        ...
+
+    @property
     def pid(self) -> int:
         """The process that computes."""
         ...

@@ -22,6 +22,7 @@ from orchestrator.proto import worker_pb2, worker_pb2_grpc
 from orchestrator.proto.worker_pb2 import GatewayFrame, Hello, Rejected, Step, Submit, Welcome, WorkerFrame
 from orchestrator.telemetry.logs import events
 from workers import wire
+from workers.intake import fault_of, transfer_fault
 from workers.link import Link
 from workers.messages import facts_message, load_message, transfers_message
 from workers.ports import Engine, EngineStep, Transfers
@@ -146,7 +147,7 @@ class WorkerSession(worker_pb2_grpc.WorkerServicer):
             elif kind == "abort":
                 await self._abort(link, frame.abort.wire_ids)
             elif kind == "release":
-                await self._release(frame.release)
+                await self._release(link, frame.release)
             else:
                 raise ProtocolError(f"unexpected frame: {kind or 'empty'}", where=link.gateway_id)
 
@@ -163,10 +164,10 @@ class WorkerSession(worker_pb2_grpc.WorkerServicer):
             except ProtocolError as error:
                 refusal = (Rejected.INVALID, str(error))
             else:
-                refusal = self._fault(submit, request)
+                fault = fault_of(submit.wire_id, request, self._engine.facts, self._engine.vocabulary)
+                refusal = (Rejected.INVALID, fault) if fault else None
         if refusal is not None:
-            rejected = Rejected(wire_id=submit.wire_id, reason=refusal[0], detail=refusal[1])
-            link.send(self._step(rejected=[rejected]))
+            self._reject(link, submit.wire_id, *refusal)
             return
         self._live[submit.wire_id] = Work(
             submit.wire_id,
@@ -178,6 +179,9 @@ class WorkerSession(worker_pb2_grpc.WorkerServicer):
         link.wire_ids.add(submit.wire_id)
         await self._engine.submit(request)
 
+    def _reject(self, link: Link, wire_id: str, reason: Rejected.Reason, detail: str) -> None:
+        link.send(self._step(rejected=[Rejected(wire_id=wire_id, reason=reason, detail=detail)]))
+
     def _refusal(self, submit: Submit) -> tuple[Rejected.Reason, str] | None:
         """Why the worker won't take a request, whatever is in it."""
         if not submit.wire_id:
@@ -188,19 +192,6 @@ class WorkerSession(worker_pb2_grpc.WorkerServicer):
             return Rejected.DRAINING, f"{self._worker_id} is draining"
         if len(self._live) >= self._max_live:
             return Rejected.BUSY, f"{self._worker_id} has {len(self._live)} requests"
-        return None
-
-    def _fault(self, submit: Submit, request: wire.Request) -> tuple[Rejected.Reason, str] | None:
-        """What is wrong with a request that could be read: things that would hurt the engine, and so all the others."""
-        if request.request_id != submit.wire_id:
-            return Rejected.INVALID, "the request's id is not its wire id"
-        if request.sampling_params is None and request.pooling_params is None:
-            return Rejected.INVALID, "neither sampling nor pooling parameters"
-        if request.prompt_token_ids is None and request.prompt_embeds is None:
-            return Rejected.INVALID, "no prompt"
-        length, limit = len(request.prompt_token_ids or ()), self._engine.facts.max_model_len
-        if length > limit:
-            return Rejected.INVALID, f"a prompt of {length} tokens is longer than the model's {limit}"
         return None
 
     async def _abort(self, link: Link, wire_ids: Sequence[str]) -> None:
@@ -215,14 +206,19 @@ class WorkerSession(worker_pb2_grpc.WorkerServicer):
         if owned:
             await self._engine.abort(owned)
 
-    async def _release(self, release: worker_pb2.Release) -> None:
+    async def _release(self, link: Link, release: worker_pb2.Release) -> None:
         try:
             transfer = json.loads(release.transfer)
-        except ValueError as error:
-            raise ProtocolError("a release's transfer is no JSON", where=release.wire_id) from error
-        if not isinstance(transfer, dict) or release.wire_id in self._live:
-            raise ProtocolError("a release needs a transfer object and an id of its own", where=release.wire_id)
-        await self._engine.release(release.wire_id, transfer)
+        except ValueError:
+            transfer = None
+        if not isinstance(transfer, dict) or not release.wire_id or release.wire_id in self._live:
+            fault: str | None = "a release needs a transfer object and an id of its own"
+        else:
+            fault = transfer_fault(transfer)
+        if fault:
+            self._reject(link, release.wire_id, Rejected.INVALID, fault)
+        else:
+            await self._engine.release(release.wire_id, transfer)
 
     async def _forget(self, link: Link) -> None:
         with suppress(WorkerLost):  # then there is nothing left to abort

@@ -9,6 +9,7 @@ import random
 
 import grpc
 import pytest
+from vllm.pooling_params import PoolingParams
 
 from orchestrator.proto.worker_pb2 import Abort, GatewayFrame, Hello, Rejected, Submit
 from orchestrator.proto.worker_pb2_grpc import WorkerStub
@@ -262,15 +263,30 @@ async def test_what_the_engine_must_not_get_is_refused(pair: Pair) -> None:
         await peer.send(submit=Submit(wire_id="noise", request=[b"\x93\x01"]))
         await peer.send(submit=Submit(wire_id="renamed", request=good))
         await peer.send(submit=Submit(wire_id="", request=good))
-        await peer.submit("too-long", [5] * 600)
+        await peer.submit("too-long", [5] * 512)
+        await peer.submit("no-prompt", [])
+        await peer.submit("no-such-token", [5, 1 << 40])
+        await peer.submit("negative", [-5])
+        await peer.submit("half-transfer", prompt, transfer={"do_remote_prefill": True, "remote_host": "127.0.0.1"})
+        await peer.send(submit=Submit(wire_id="pooling", request=wire.encode_request(pooling_request("pooling"))))
+        await peer.release("no-json", b"{")
+        await peer.release("no-transfer", b"{}")
         twice = fresh_id("twice")
         await peer.submit(twice, prompt, max_tokens=100)
         await peer.submit(twice, prompt, max_tokens=100)
-        names = {"no-request", "noise", "renamed", "", "too-long", twice}
+        names = {"no-request", "noise", "renamed", "", "too-long", "no-prompt", "no-such-token", "negative", twice}
+        names |= {"half-transfer", "pooling", "no-json", "no-transfer"}
         await peer.until(lambda g: set(g.rejected) == names)
         assert {each.reason for each in peer.rejected.values()} == {Rejected.INVALID}
         assert all(each.detail for each in peer.rejected.values())
         assert len(tokens(await peer.finished(twice))) == 100  # the first of the two goes on
+        assert set(peer.outputs) == {twice}
+
+
+def pooling_request(wire_id: str) -> wire.Request:
+    request = make_request(wire_id, [1, 2, 3])
+    request.sampling_params, request.pooling_params = None, PoolingParams(task="embed")
+    return request
 
 
 async def test_another_protocol_version_is_refused(pair: Pair) -> None:
