@@ -263,7 +263,8 @@ def _last_words(error: Exception) -> str:
     """What Ray knows of a death, without its advice; the last line names the cause: a constructor's error, an exit."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     words = lines[-1] if lines else type(error).__name__
-    return words.partition(" Some common causes")[0].removesuffix(".")
+    words = words.rpartition("Worker exit detail: ")[2].partition(" Some common causes")[0].removesuffix(".")
+    return f"its process is gone: {words}"
 
 
 async def _in_thread(call: Callable[[], T]) -> T:

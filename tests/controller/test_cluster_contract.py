@@ -173,7 +173,7 @@ async def test_a_killed_process_is_noticed_at_once_by_whoever_waits(levers: Leve
         await asyncio.sleep(0)
         levers.kill(DECODE, pid)
     async with asyncio.timeout(2):
-        with pytest.raises(ActorLost):
+        with pytest.raises(ActorLost, match="its process is gone"):
             await closing
         for question in (actor.snapshot, actor.start, actor.stop):
             with pytest.raises(ActorLost):

@@ -171,7 +171,8 @@ def test_an_obedient_world_becomes_what_is_desired_and_stays_so(
     desired: tuple[Slot, ...], observed: Observed, now: float
 ) -> None:
     now += 2000  # past every backoff there is
-    for _ in range(4):
+    start_timeout_and_all_after_it = int(LIMITS.start_timeout / LIMITS.backoff_max) + 4
+    for _ in range(start_timeout_and_all_after_it):
         made = plan(desired, observed, now, LIMITS)
         now += LIMITS.backoff_max
         observed = obey(made, now)
