@@ -20,7 +20,7 @@ from workers.inventory import LOOPBACK
 from workers.mock_blocks import BlockPool, Holding
 from workers.mock_sequence import Sequence, Vocabulary
 from workers.mock_settings import MockSettings
-from workers.mock_transfer import TransferServer, dial
+from workers.mock_transfer import TransferServer, dial, offer
 from workers.ports import Clock, EngineStep, Progress, SystemClock, Transfers
 from workers.wire import Finish, Output, Request
 
@@ -234,22 +234,9 @@ class MockEngine:
         """Keeps a finished prefill's blocks until they are collected; returns what the decode side needs for that."""
         lease = self._spawn(self._lease(sequence.wire_id))
         self._pinned[sequence.wire_id] = (sequence.holding, lease)
-        return {
-            "do_remote_prefill": True,
-            "do_remote_decode": False,
-            "remote_block_ids": [list(range(sequence.holding.blocks))],
-            "remote_engine_id": self._engine_id,
-            "remote_request_id": sequence.wire_id,
-            "remote_host": self._host,
-            "remote_port": self._port,
-            "tp_size": 1,
-            "dcp_size": 1,
-            "pp_size": 1,
-            "remote_num_tokens": sequence.computed,
-            "remote_blocks_expiry_time": None,
-            "transfer_mode": "pull",
-            "remote_prefill_cached_tokens": sequence.local_cached,
-        }
+        offered = offer(self._engine_id, sequence.wire_id, sequence.holding.blocks, sequence.computed)
+        cached = {"remote_prefill_cached_tokens": sequence.local_cached}
+        return {**offered, **cached, "remote_host": self._host, "remote_port": self._port}
 
     async def _lease(self, wire_id: str) -> None:
         await self._clock.sleep(self.settings.lease_seconds)

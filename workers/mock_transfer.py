@@ -65,6 +65,23 @@ class TransferServer:
             writer.close()
 
 
+def offer(engine_id: str, request_id: str, blocks: int, tokens: int) -> dict[str, Any]:
+    """Transfer parameters under NIXL's names, without the address."""
+    return {
+        "do_remote_prefill": True,
+        "do_remote_decode": False,
+        "remote_block_ids": [list(range(blocks))],
+        "remote_engine_id": engine_id,
+        "remote_request_id": request_id,
+        "tp_size": 1,
+        "dcp_size": 1,
+        "pp_size": 1,
+        "remote_num_tokens": tokens,
+        "remote_blocks_expiry_time": None,
+        "transfer_mode": "pull",
+    }
+
+
 @asynccontextmanager
 async def dial(transfer: Mapping[str, Any]) -> AsyncIterator[Callable[[str], Any]]:
     """The decode side: yields ``ask(op)``, which returns how many blocks wait. Raises OSError, TimeoutError."""
