@@ -41,8 +41,7 @@ class Board:
         if old and (old.state, old.detail) == (state, detail):
             return None
         over = state in (StepState.DONE, StepState.FAILED)
-        again = old is not None and old.ended is not None and not over
-        began = now if old is None or again else old.began
+        began = now if old is None or old.ended is not None else old.began
         step = Step(name, state, detail, began, ended=now if over else None)
         self.steps[name] = step
         return step

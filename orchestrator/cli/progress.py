@@ -67,7 +67,8 @@ class Progress:
         if not self.console.is_terminal:
             yield
             return
-        with Live(console=self.console, get_renderable=self._table, refresh_per_second=8) as self._live:
+        live = Live(console=self.console, get_renderable=self._table, refresh_per_second=8, redirect_stdout=False)
+        with live as self._live:
             try:
                 yield
             finally:

@@ -6,6 +6,7 @@ import argparse
 import os
 import shutil
 import time
+from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
 
@@ -58,7 +59,9 @@ class Owner:
             self._interrupts.install()
             adopt_orphans()
             self._write_record()
-            with guard.guarded(self._folder) as self._footprint.guard:
+            ray_log = (self._folder.logs / "ray.log").open("w", buffering=1)
+            # In this process Ray prints what it thinks of actors that die; the progress says it in fewer words.
+            with ray_log, redirect_stdout(ray_log), guard.guarded(self._folder) as self._footprint.guard:
                 return self._life()
 
     def _life(self) -> Exit:

@@ -51,7 +51,7 @@ class FakeRay:
         return self._address
 
     def stop_controller(self, name: str, drain_seconds: float) -> None:
-        print(f"draining {name} for {drain_seconds:g} s", flush=True)  # noqa: T201
+        print(f"draining {name} for {drain_seconds:g} s", file=sys.stderr, flush=True)  # noqa: T201
         # The request that never ends: only hurrying gets past it.
         time.sleep(drain_seconds if drain_seconds == 600 else 0)
 
