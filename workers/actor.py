@@ -50,6 +50,8 @@ class WorkerActor:
         self._session: WorkerSession | None = None
         self._server: grpc.aio.Server | None = None
         self._watch: asyncio.Task[None] | None = None
+        self._starting: asyncio.Task[None] | None = None
+        self._stopping = False
         self._closed = asyncio.Event()
 
     async def start(self) -> None:
@@ -60,15 +62,17 @@ class WorkerActor:
         logs.setup(assigned.log_level)
         about = {"segue.cluster": assigned.cluster, "segue.model": assigned.model, "segue.worker": assigned.worker_id}
         tracing.init("segue-worker", assigned.otlp_endpoint, about)
+        self._starting = asyncio.current_task()
         try:
             await self._start()
         except BaseException as error:
-            self._state, self._detail = WorkerState.FAILED, str(error)
-            _log.failure("worker_start_failed", error, worker=assigned.worker_id, stage=self._stage)
+            failure = self._start_failure(error)
+            self._state, self._detail = WorkerState.FAILED, str(failure)
+            _log.failure("worker_start_failed", failure, worker=assigned.worker_id)
             await self._release_all()
-            if isinstance(error, SegueError) and not isinstance(error, WorkerStartFailed):
-                raise WorkerStartFailed(error.what, where=error.where, hint=error.hint) from error
-            raise
+            raise failure from error
+        finally:
+            self._starting = None
         self._state, self._stage = WorkerState.READY, ""
         _log.info("worker_ready", worker=assigned.worker_id, address=self._address)
 
@@ -102,8 +106,12 @@ class WorkerActor:
     async def stop(self) -> None:
         """Ends the sessions, the engine and all its processes. Safe to call twice, and during a start."""
         self._state, self._stage = WorkerState.DRAINING, "stopping"
+        self._stopping = True
         if self._session is not None:
             self._session.close(WorkerLost("the worker is stopping", where=self._assignment.worker_id))
+        if self._starting is not None:
+            self._starting.cancel()
+            await asyncio.gather(self._starting, return_exceptions=True)
         await self._release_all()
         tracing.shutdown()
         self._closed.set()
@@ -127,6 +135,16 @@ class WorkerActor:
         await self._server.start()
         self._address = f"{host}:{port}"
         self._watch = asyncio.create_task(self._run(self._session))
+
+    def _start_failure(self, error: BaseException) -> BaseException:
+        if isinstance(error, WorkerStartFailed):
+            return error
+        where = self._assignment.worker_id
+        if self._stopping:
+            return WorkerStartFailed("it was stopped while it started", where=where)
+        if isinstance(error, SegueError):
+            return WorkerStartFailed(error.what, where=error.where or where, hint=error.hint)
+        return error
 
     async def _make_engine(self, host: str) -> Engine:
         assigned = self._assignment

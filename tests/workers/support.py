@@ -86,11 +86,13 @@ async def mock_worker(
 class WorkerProcess:
     """A worker actor in a process of its own (see ``worker_process``). ``log``: all that it and its children wrote."""
 
-    def __init__(self, log: Path, **assignment: Any) -> None:
+    def __init__(self, log: Path, stop_after: float | None = None, **assignment: Any) -> None:
         self.log = log
         log_dir, name = log.parent, log.stem
         given = {"worker_id": name, "log_dir": str(log_dir), **assignment}
         command = [sys.executable, "-m", "tests.workers.worker_process", json.dumps(given)]
+        if stop_after is not None:
+            command.append(str(stop_after))
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
@@ -126,7 +128,10 @@ class WorkerProcess:
 
 @contextmanager
 def engine_process(role: str, logs: Path, **assignment: Any) -> Iterator[WorkerProcess]:
-    """A worker process with a tiny vLLM engine; not yet ready when it is handed out."""
+    """A worker process with a tiny vLLM engine; not yet ready when it is handed out.
+
+    ``stop_after``: it stops by itself after so many seconds, in the middle of its start.
+    """
     given = {"role": role, "kv_transfer": role != "serve", "engine": TINY_ENGINE, **assignment}
     worker = WorkerProcess(logs / f"{role}-{time.monotonic_ns()}.log", **given)
     try:

@@ -16,6 +16,12 @@ from orchestrator.proto.worker_pb2_grpc import WorkerStub
 from tests.workers.support import Gateway, Pair, gateway, make_request, tokens
 from workers import wire
 
+# NIXL's; a gateway sends them on unchanged, and so may rely on no others.
+TRANSFER_KEYS = {
+    *("do_remote_prefill", "do_remote_decode", "remote_block_ids", "remote_engine_id", "remote_request_id"),
+    *("remote_host", "remote_port", "tp_size", "dcp_size", "pp_size", "remote_num_tokens", "transfer_mode"),
+    *("remote_blocks_expiry_time", "remote_prefill_cached_tokens"),
+}
 _numbers = itertools.count()
 
 
@@ -30,6 +36,8 @@ def fresh_id(name: str) -> str:
 
 
 def idle(peer: Gateway) -> bool:
+    if not peer.steps:
+        return False
     load = peer.load
     return not (load.running or load.waiting or load.kv_blocks_used)
 
@@ -68,6 +76,7 @@ async def test_hand_over_moves_the_blocks_and_says_so(pair: Pair, length: int) -
     prompt = fresh_prompt(length)
     async with gateway(pair.prefill) as prefill, gateway(pair.decode) as decode:
         transfer = await prefill.prefill(fresh_id("p"), prompt)
+        assert set(transfer) == TRANSFER_KEYS
         assert transfer["do_remote_prefill"]
         blocks = -(-length // 32)
         await prefill.until(lambda g: g.load.kv_blocks_used == blocks)

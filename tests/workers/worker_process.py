@@ -43,8 +43,11 @@ async def main() -> None:
     actor = WorkerActor(assignment(json.loads(sys.argv[1])))
     starting = asyncio.create_task(actor.start())
     stages: list[str] = []
+    patience = float(sys.argv[2]) if len(sys.argv) > 2 else float("inf")  # stops in mid-start after so many seconds
     while not starting.done():
         await asyncio.wait([starting], timeout=0.05)
+        if (patience := patience - 0.05) < 0:
+            await actor.stop()
         stage = (await actor.snapshot()).stage
         if stage and stage not in stages:
             stages.append(stage)
