@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,12 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.executor import Executor
 
 from orchestrator.core.errors import SegueError, WorkerLost, WorkerStartFailed
-from orchestrator.core.spec import Device
+from orchestrator.core.spec import Device, Role
 from orchestrator.core.types import EngineFacts, Load, WorkerAssignment
 from orchestrator.proto.worker_pb2 import KvEvent
 from orchestrator.telemetry.logs import events
 from workers import inventory, kv_events, wire
+from workers.nudge import Nudger
 from workers.ports import EngineStep, Progress, Transfers
 from workers.transfer import connector_settings, transfers_of
 
@@ -51,6 +53,8 @@ class VllmEngine:
         self._flush: asyncio.TimerHandle | None = None
         self._steps: asyncio.Queue[EngineStep | SegueError | None] = asyncio.Queue()
         self._closing = False
+        self._nudger = Nudger(self._look)
+        self._looks = count()
 
     @property
     def facts(self) -> EngineFacts:
@@ -91,9 +95,19 @@ class VllmEngine:
     async def abort(self, wire_ids: Sequence[str]) -> None:
         with _lost(self._assignment.worker_id):
             await self._live_client().abort_requests_async(list(wire_ids))
+        self._see_through()
 
     async def release(self, wire_id: str, transfer: Mapping[str, Any]) -> None:
         await self.submit(wire.release_request(wire_id, transfer, time.time()))
+        self._see_through()
+
+    def _see_through(self) -> None:
+        if self._assignment.kv_transfer and self._assignment.role is Role.DECODE:
+            self._nudger.ask()
+
+    async def _look(self) -> None:
+        with suppress(WorkerLost):  # an engine that is gone has nothing to see through; its reader tells of it
+            await self.submit(wire.release_request(f"look~{next(self._looks)}", None, time.time()))
 
     async def steps(self) -> AsyncIterator[EngineStep]:
         while (step := await self._steps.get()) is not None:
@@ -103,6 +117,7 @@ class VllmEngine:
 
     async def shutdown(self) -> None:
         self._closing = True
+        await self._nudger.stop()
         if self._reader is not None:
             self._reader.cancel()
             await asyncio.gather(self._reader, return_exceptions=True)
@@ -131,11 +146,14 @@ class VllmEngine:
         return AsyncEngineArgs(model=self._model, **arguments).create_engine_config()
 
     def _launch(self, config: VllmConfig) -> AsyncMPClient:
+        stopped = WorkerStartFailed("it was stopped while it started", where=self._assignment.worker_id)
+        if self._closing:
+            raise stopped
         executor = Executor.get_class(config)
         client: AsyncMPClient = EngineCoreClient.make_async_mp_client(config, executor, log_stats=True)
-        if self._closing:
+        if self._closing:  # nobody waits for this thread any more
             client.shutdown(_SHUTDOWN_SECONDS)
-            raise WorkerStartFailed("stopped while it started", where=self._assignment.worker_id)
+            raise stopped
         return client
 
     async def _guard(self, work: Any) -> Any:

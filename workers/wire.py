@@ -85,15 +85,17 @@ def transfer_params(request: Request) -> Mapping[str, Any]:
     return (extra or {}).get("kv_transfer_params") or {}
 
 
-def release_request(wire_id: str, transfer: Mapping[str, Any], now: float) -> Request:
-    """A request that is over at once: the KV connector's clean-up hook tells the prefill side to free the blocks."""
+def release_request(wire_id: str, transfer: Mapping[str, Any] | None, now: float) -> Request:
+    """A request that is over at once: the KV connector's clean-up hook tells the prefill side to free the blocks.
+
+    With no ``transfer`` all that it does is make the engine step once.
+    """
+    extra = {"kv_transfer_params": dict(transfer)} if transfer is not None else None
     return EngineCoreRequest(
         request_id=wire_id,
         prompt_token_ids=[0],
         mm_features=None,
-        sampling_params=SamplingParams(
-            max_tokens=1, extra_args={"kv_transfer_params": dict(transfer)}, watermarking=False
-        ),
+        sampling_params=SamplingParams(max_tokens=1, extra_args=extra, watermarking=False),
         pooling_params=None,
         arrival_time=now,
         lora_request=None,

@@ -42,6 +42,15 @@ def idle(peer: Gateway) -> bool:
     return not (load.running or load.waiting or load.kv_blocks_used)
 
 
+async def test_a_release_may_be_the_first_thing_a_decode_worker_does(pair: Pair) -> None:
+    # First in this file on purpose: the two engines have not met, and no other request makes the decode engine step.
+    async with gateway(pair.prefill) as prefill, gateway(pair.decode) as decode:
+        transfer = await prefill.prefill(fresh_id("p"), fresh_prompt(100))
+        await prefill.until(lambda g: g.load.kv_blocks_used == 4)
+        await decode.release(fresh_id("release"), json.dumps(transfer).encode())
+        await prefill.until(idle, 10)
+
+
 async def test_welcome_says_what_the_engine_is(pair: Pair) -> None:
     async with gateway(pair.prefill) as peer:
         facts = peer.welcome.facts
