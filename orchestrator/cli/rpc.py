@@ -13,7 +13,7 @@ from grpc_status import rpc_status
 from orchestrator.core import errors
 from orchestrator.proto import cluster_pb2, cluster_pb2_grpc, inference_pb2, inference_pb2_grpc
 
-STATUS_SECONDS = 3.0
+STATUS_SECONDS = 10.0
 # A watch is opened again after this long, so that a peer that vanished without a word is noticed.
 WATCH_SECONDS = 3600.0
 # The tree has one class a code.

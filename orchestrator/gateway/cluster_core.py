@@ -143,7 +143,9 @@ def replacing_engine_core(core: ClusterCore) -> Iterator[None]:
 def _as_vllm_error(error: SegueError) -> Exception:
     if error.http_status == HTTPStatus.BAD_REQUEST:
         return VLLMValidationError(str(error))
-    refused = GracefulHTTPError(str(error), HTTPStatus(error.http_status))
+    known = {status.value for status in HTTPStatus}
+    status = error.http_status if error.http_status in known else HTTPStatus.INTERNAL_SERVER_ERROR
+    refused = GracefulHTTPError(str(error), HTTPStatus(status))
     refused.__cause__ = error
     return refused
 

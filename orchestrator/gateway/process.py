@@ -149,7 +149,8 @@ class Serving:
         )
         self._http = uvicorn.Server(config)
         self._http_task = asyncio.create_task(self._http.serve(sockets=[sock]))
-        return f"{spec.http.host}:{sock.getsockname()[1]}", f"{spec.grpc.host}:{port}"
+        http = Endpoint(spec.http.host, sock.getsockname()[1])
+        return str(http), str(Endpoint(spec.grpc.host, port))
 
     async def close(self) -> None:
         """Stops listening and ends what is still open."""

@@ -81,7 +81,9 @@ class RealCluster:
         )
 
     def status(self) -> dict[str, Any]:
-        return json.loads(self.segue("status", "--json").stdout)  # type: ignore[no-any-return]
+        said = self.segue("status", "--json")
+        assert said.stdout, said.stderr
+        return json.loads(said.stdout)  # type: ignore[no-any-return]
 
     def workers(self, model: str) -> dict[str, dict[str, Any]]:
         """The workers of a model by role (each pool here has one)."""

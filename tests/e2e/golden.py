@@ -37,6 +37,7 @@ def prompts(tokenizer: Any) -> list[list[int]]:
 
 def transformers_greedy(path: str) -> list[Golden]:
     """The reference, computed token by token with the model's own cache."""
+    torch.set_num_threads(1)  # threads that wait for each other crawl while engines want the same cores
     tokenizer = AutoTokenizer.from_pretrained(path)
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
     return [Golden(prompt, _continue(model, prompt)) for prompt in prompts(tokenizer)]

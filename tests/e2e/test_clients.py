@@ -8,6 +8,7 @@ import openai
 import pytest
 
 from tests.e2e.conftest import APART, EMBEDDER, OTHER, TOGETHER, RealCluster
+from tests.rpc.client import generate_by_reflection
 
 pytestmark = [pytest.mark.engine, pytest.mark.ray, pytest.mark.timeout(180)]
 
@@ -161,3 +162,15 @@ def test_each_model_answers_as_itself(cluster: RealCluster) -> None:
     assert say(APART) == say(TOGETHER)
     assert say(OTHER) != say(APART)
     assert {card.id for card in cluster.openai.models.list()} == {APART, TOGETHER, OTHER, EMBEDDER}
+
+
+def test_grpc_client_made_from_reflection_alone(cluster: RealCluster) -> None:
+    messages, services = generate_by_reflection(
+        cluster.grpc,
+        model=APART,
+        chat={"messages": [{"role": "user", "content": "What is the capital of France?"}]},
+        sampling={"temperature": 0.0, "max_tokens": 20},
+    )
+    assert "Paris" in "".join(delta.text for message in messages for delta in message.sequences)
+    assert messages[-1].placement.prefill_worker
+    assert {"segue.v1.Inference", "segue.v1.Cluster", "grpc.health.v1.Health"} <= services

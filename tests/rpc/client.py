@@ -24,8 +24,9 @@ def generate_by_reflection(address: str, **request: Any) -> tuple[list[Any], set
             request_serializer=asked.SerializeToString,
             response_deserializer=answer.FromString,
         )
-        sampling = {"temperature": 0.5, "stop": ["!"], "max_tokens": 5}
-        return list(call(asked(text="Once", sampling=sampling, **request), timeout=10)), set(database.get_services())
+        default = {"sampling": {"temperature": 0.5, "stop": ["!"], "max_tokens": 5}}
+        prompt = {} if "chat" in request else {"text": "Once"}
+        return list(call(asked(**{**default, **prompt, **request}), timeout=30)), set(database.get_services())
 
 
 def details(error: grpc.aio.AioRpcError) -> dict[str, Message]:
