@@ -12,13 +12,14 @@ import os
 import re
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
 
 _SHM = Path("/dev/shm")  # noqa: S108
-_MAPPED = re.compile(rb" (/dev/shm/[^\n]+)$", re.MULTILINE)
+_MAPPED = re.compile(rb" (\d+) +/dev/shm/[^\n]+$", re.MULTILINE)
 _PR_SET_CHILD_SUBREAPER = 36
 _POLL_SECONDS = 0.1
 
@@ -54,9 +55,8 @@ class Footprint:
         found = _descendants()
         found.pop(self.guard, None)
         self.processes = {pid: made for pid, made in (self.processes | found).items() if _alive(pid, made)}
-        for pid in self.processes:
-            self.shm |= _shm_of(pid)
-        self.shm = {name for name in self.shm if os.path.lexists(name)}
+        mapped = _mapped(self.processes)
+        self.shm = {str(path) for path, inode in _shared_memory().items() if inode in mapped or str(path) in self.shm}
         draft = self.path.with_suffix(".new")
         draft.write_text(json.dumps({"processes": self.processes, "shm": sorted(self.shm)}))
         draft.replace(self.path)
@@ -72,11 +72,11 @@ class Footprint:
                         swept.processes.append(_describe(process))
                     end(process)
             self._wait(3.0)
-        in_use = set().union(*(_shm_of(pid) for pid in psutil.pids()))
-        for name in sorted(self.shm - in_use):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(name)
-                swept.files.append(name)
+        in_use = _mapped(psutil.pids())
+        for path, inode in _shared_memory().items():
+            if str(path) in self.shm and inode not in in_use:
+                path.unlink(missing_ok=True)
+                swept.files.append(str(path))
         self.path.unlink(missing_ok=True)
         return swept
 
@@ -116,14 +116,25 @@ def _alive(pid: int, created: float) -> bool:
         return False
 
 
-def _shm_of(pid: int) -> set[str]:
-    """Shared-memory files that a process maps; none where it may not be looked at, or where there is no /proc."""
+def _mapped(pids: Iterable[int]) -> set[int]:
+    """Inodes of the shared-memory files that processes map, as far as they may be looked at.
+
+    Not names: a semaphore is mapped under another name, which is removed once it has its own.
+    """
+    inodes: set[int] = set()
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            inodes.update(map(int, _MAPPED.findall(Path(f"/proc/{pid}/maps").read_bytes())))
+    return inodes
+
+
+def _shared_memory() -> dict[Path, int]:
+    """Shared-memory files and their inodes; none where the system keeps them elsewhere."""
     try:
-        maps = Path(f"/proc/{pid}/maps").read_bytes()
-    except OSError:
-        return set()
-    names = {os.fsdecode(name) for name in _MAPPED.findall(maps)}
-    return {name for name in names if not name.endswith(" (deleted)")}
+        with os.scandir(_SHM) as entries:
+            return {Path(entry.path): entry.inode() for entry in entries}
+    except FileNotFoundError:
+        return {}
 
 
 def _describe(process: psutil.Process) -> str:

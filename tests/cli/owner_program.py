@@ -64,9 +64,12 @@ class FakeRay:
 def orphan() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     owner = os.environ["SEGUE_TEST_OWNER"]
-    with (SHM / f"segue-test-{owner}-{os.getpid()}").open("wb+") as file:
+    name, draft = SHM / f"segue-test-{owner}-{os.getpid()}", SHM / f"segue-draft-{os.getpid()}"
+    with draft.open("wb+") as file:
         file.truncate(4096)
         held = mmap.mmap(file.fileno(), 4096)
+        name.hardlink_to(draft)  # as semaphores get their names: what is mapped then counts as deleted
+        draft.unlink()
         time.sleep(600)
         held.close()
 

@@ -80,7 +80,7 @@ class Scene:
     def assert_nothing_is_left(self) -> None:
         assert not self.living()
         mapped = "".join(_maps(pid) for pid in psutil.pids())
-        assert not [path for path in set(SHM.iterdir()) - self._shm if str(path) not in mapped]
+        assert not [path for path in set(SHM.iterdir()) - self._shm if f" {path.stat().st_ino} " not in mapped]
         for port in self.ports:
             with socket.socket() as probe:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
