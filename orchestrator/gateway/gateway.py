@@ -7,7 +7,7 @@ from random import Random
 
 from orchestrator.config import loads
 from orchestrator.core.brain import Brain
-from orchestrator.core.errors import InvalidRequest, ModelNotFound, NotReady
+from orchestrator.core.errors import InvalidRequest, ModelNotFound, NotReady, SegueError
 from orchestrator.core.spec import ClusterSpec, ModelSpec, Role
 from orchestrator.core.types import WorkerInfo, WorkerState
 from orchestrator.gateway import frontend
@@ -20,6 +20,7 @@ from orchestrator.proto import cluster_pb2, fleet_pb2
 from orchestrator.telemetry import logs
 from orchestrator.telemetry.metrics import GatewayMetrics
 
+FRONT_SECONDS = 1.0
 _LINKED_STATES = (WorkerState.READY.value, WorkerState.DRAINING.value)
 
 log = logs.events("gateway")
@@ -48,6 +49,7 @@ class Gateway:
         """Keeps the fleet view and the clock going, for ever."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self.driver.tick(), name="tick")
+            group.create_task(self._watch_fronts(), name="front ends")
             group.create_task(watch_fleet(controller, self._id, self.take), name="fleet watch")
 
     async def build_front(self, model: ModelSpec) -> None:
@@ -67,6 +69,16 @@ class Gateway:
         """Takes nothing new and waits for what is under way; False if some of it is left after ``seconds``."""
         self.draining = True
         return await self.driver.idle(seconds)
+
+    async def _watch_fronts(self) -> None:
+        """Ends the gateway, which is then replaced, if vLLM's front end of a model has broken for good."""
+        while True:
+            await asyncio.sleep(FRONT_SECONDS)
+            for front in self._fronts.values():
+                if front.llm.errored:
+                    raise SegueError(
+                        "vLLM's front end broke", where=front.name, hint="this gateway's log has its last words"
+                    )
 
     # ---- the fleet
 

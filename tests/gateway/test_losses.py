@@ -7,18 +7,23 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any
 
+import grpc.aio
 import httpx
 import pytest
 import pytest_asyncio
 
 from orchestrator.core.spec import Role
+from orchestrator.proto import worker_pb2, worker_pb2_grpc
 from tests.gateway.support import Stack, cluster, model, running
 from tests.workers.support import mock_worker
+
+# On the loop of the shared gateway, which would take a loop that stands still for silent workers.
+pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 PROMPT = {"model": "m", "prompt": "once upon a time there was a river", "ignore_eos": True}
 
 
-@pytest_asyncio.fixture
+@pytest_asyncio.fixture(loop_scope="session")
 async def stack() -> AsyncIterator[Stack]:
     """A gateway of its own for each test: prefill and decode apart, slow enough to be caught in the act."""
     spec = cluster(model("m", "tiny:llama", Role.PREFILL, Role.DECODE), queue_seconds=1.0)
@@ -123,3 +128,32 @@ async def test_dropped_connection_between_the_halves_leaves_no_pinned_block() ->
                 with pytest.raises((asyncio.CancelledError, httpx.HTTPError)):
                     await task
         await stack.quiet()
+
+
+class Rubbish(worker_pb2_grpc.WorkerServicer):
+    """A worker that opens its session properly and then sends what nobody can read."""
+
+    def __init__(self) -> None:
+        self.sessions = 0
+
+    async def Session(self, requests: Any, context: Any) -> AsyncIterator[worker_pb2.WorkerFrame]:  # noqa: N802
+        self.sessions += 1
+        yield worker_pb2.WorkerFrame(welcome=worker_pb2.Welcome(worker_id="m-decode-1", epoch=1))
+        yield worker_pb2.WorkerFrame(step=worker_pb2.Step(outputs=[b"\xc1 not msgpack"]))
+        await asyncio.sleep(30)
+
+
+async def test_worker_that_sends_rubbish_loses_its_session_and_nothing_else(stack: Stack) -> None:
+    server, rubbish = grpc.aio.server(), Rubbish()
+    worker_pb2_grpc.add_WorkerServicer_to_server(rubbish, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    stack.controller.add("m", Role.DECODE, "m-decode-1", f"127.0.0.1:{port}")
+    async with asyncio.timeout(10):
+        while rubbish.sessions < 2:  # it is tried again, as any lost session is
+            await stack.gateway.status_changed(0.1)
+    answers = await asyncio.gather(
+        *(stack.http.post("/v1/completions", json={**PROMPT, "max_tokens": 4}) for _ in range(6))
+    )
+    assert [answer.status_code for answer in answers] == [200] * 6
+    await server.stop(None)
