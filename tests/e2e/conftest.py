@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,19 +104,18 @@ class RealCluster:
         return httpx.Client(base_url=self.url, timeout=120)
 
 
-@pytest.fixture(scope="session")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealCluster]:
-    home = tmp_path_factory.mktemp("segue")
-    http, grpc, controller = free_ports(3)
-    config = home / "e2e.yaml"
-    config.write_text(yaml.safe_dump(spec(http, grpc, controller)))
+@contextmanager
+def running(config: dict[str, Any], home: Path) -> Iterator[RealCluster]:
+    """A cluster that ``segue up`` started from ``config`` and ``segue down`` ends."""
+    name, file = config["cluster"]["name"], home / "cluster.yaml"
+    file.write_text(yaml.safe_dump(config))
     environment = {**os.environ, "SEGUE_HOME": str(home)}
     with (home / "up.out").open("w") as out:
-        up = [*SEGUE, "up", str(config), "--detach"]
+        up = [*SEGUE, "up", str(file), "--detach"]
         detached = subprocess.run(up, env=environment, stdout=out, stderr=out, timeout=UP_SECONDS, check=False)
     assert detached.returncode == 0, (home / "up.out").read_text()
-    owner = json.loads((home / "e2e" / "run.json").read_text())["pid"]
-    real = RealCluster(f"http://127.0.0.1:{http}", f"127.0.0.1:{grpc}", home, owner)
+    owner = json.loads((home / name / "run.json").read_text())["pid"]
+    real = RealCluster(f"http://{config['gateway']['http']}", config["gateway"]["grpc"], home, owner)
     try:
         yield real
     finally:
@@ -123,3 +123,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealCluster]:
         if down.returncode != 0:
             os.kill(owner, signal.SIGKILL)
     assert down.returncode == 0, down.stdout + down.stderr
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealCluster]:
+    with running(spec(*free_ports(3)), tmp_path_factory.mktemp("segue")) as real:
+        yield real
