@@ -17,15 +17,17 @@ class StepState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One long step. ``began`` and ``ended`` are on the caller's clock, in seconds."""
+    """One long step. Times are seconds on the caller's clock; ``began`` is None if it was over when first heard of."""
 
     name: str
     state: StepState
     detail: str
-    began: float
+    began: float | None
     ended: float | None = None
 
-    def elapsed(self, now: float) -> float:
+    def elapsed(self, now: float) -> float | None:
+        if self.began is None:
+            return None
         return (now if self.ended is None else self.ended) - self.began
 
 
@@ -41,7 +43,8 @@ class Board:
         if old and (old.state, old.detail) == (state, detail):
             return None
         over = state in (StepState.DONE, StepState.FAILED)
-        began = now if old is None or old.ended is not None else old.began
+        under_way = old.began if old and old.ended is None else None
+        began = under_way if under_way is not None or over else now
         step = Step(name, state, detail, began, ended=now if over else None)
         self.steps[name] = step
         return step

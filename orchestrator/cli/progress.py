@@ -16,7 +16,6 @@ from rich.text import Text
 from orchestrator.cli.board import Board, Step, StepState
 from orchestrator.cli.terminal import duration
 
-_INSTANT = 0.02
 _MARKS = {
     StepState.WAITING: Text("·", style="dim"),
     StepState.DONE: Text("✓", style="bold green"),
@@ -78,8 +77,7 @@ class Progress:
     def _line(self, step: Step) -> Text:
         mark = _MARKS.get(step.state, Text("…"))
         elapsed = step.elapsed(time.monotonic())
-        # A step that was over when it was first heard of took who knows how long.
-        took = f" ({duration(elapsed)})" if step.ended is not None and elapsed > _INSTANT else ""
+        took = f" ({duration(elapsed)})" if step.ended is not None and elapsed is not None else ""
         return Text.assemble(f"[{self.elapsed:6.1f} s] ", mark, f" {step.name}: {step.detail}{took}")
 
     def _table(self) -> Table:
@@ -91,7 +89,8 @@ class Progress:
         table.add_column(ratio=1)
         for step in list(self.board.steps.values()):
             mark: RenderableType = _MARKS.get(step.state, self._spinner)
-            took = "" if step.state is StepState.WAITING else duration(step.elapsed(now))
+            elapsed = step.elapsed(now)
+            took = "" if step.state is StepState.WAITING or elapsed is None else duration(elapsed)
             style = {StepState.DONE: "dim", StepState.FAILED: "red"}.get(step.state, "")
             table.add_row(mark, step.name, took, Text(step.detail, style=style))
         return table

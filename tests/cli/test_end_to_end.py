@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -26,7 +28,7 @@ END_SECONDS = 60.0
 
 CONFIG = """
 cluster: {{name: e2e}}
-gateway: {{http: "127.0.0.1:{}", grpc: "127.0.0.1:{}"}}
+gateway: {{http: "127.0.0.1:{}", grpc: "127.0.0.1:{}", processes: 2}}
 controller: {{listen: "127.0.0.1:{}"}}
 models:
   - name: tiny
@@ -128,6 +130,9 @@ def test_up_status_chat_and_an_end_without_traces(scene: Scene, tmp_path: Path) 
         assert [pool["role"] for pool in cluster["models"][0]["pools"]] == ["prefill", "decode"]
         pids = {worker["pids"]["actor"] for pool in cluster["models"][0]["pools"] for worker in pool["workers"]}
         assert pids <= {one.pid for one in started}
+        assert len({gateway["pid"] for gateway in cluster["gateways"]}) == 2
+        wait_until(lambda: _who_answers(cluster["gateways"][0]["http"]) == "gateway-0", "the first of two on a port")
+        wait_until(lambda: _who_answers(cluster["gateways"][0]["http"]) == "gateway-1", "the second of two on a port")
 
         answer = segue("chat", "--max-tokens", "5", "Say anything")
         assert (answer.returncode, bool(answer.stdout.strip())) == (0, True), answer.stderr
@@ -146,6 +151,12 @@ def test_up_status_chat_and_an_end_without_traces(scene: Scene, tmp_path: Path) 
     assert "had to end" not in shown
     scene.assert_nothing_is_left()
     assert segue("status").returncode == 3
+
+
+def _who_answers(address: str) -> str:
+    """The gateway that took one connection, by the label that its metrics carry."""
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as answer:
+        return re.search(r'gateway="([^"]+)"', answer.read().decode())[1]
 
 
 def _beyond_loopback(processes: list[psutil.Process]) -> list[str]:
