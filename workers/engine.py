@@ -123,11 +123,14 @@ class VllmEngine:
             await asyncio.gather(self._reader, return_exceptions=True)
         if self._feed is not None:
             await self._feed.stop()
+        family = [self.pid, *inventory.descendants(self.pid)] if self.pid else []
+        memory = inventory.shared_memory(family)
         if self._client is not None:
             await asyncio.to_thread(self._client.shutdown, _SHUTDOWN_SECONDS)
         for process in self._processes():
             with suppress(ValueError):  # closed by the client: it is gone
                 process.kill()
+        inventory.remove_files(memory)  # what had to be killed did not do it
         self._steps.put_nowait(None)
 
     def _configure(self) -> VllmConfig:

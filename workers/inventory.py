@@ -7,7 +7,7 @@ import random
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,6 +16,8 @@ from orchestrator.core.spec import Bind
 
 LOOPBACK = "127.0.0.1"
 _RUN_PREFIX = "segue-worker-"
+# Python's own, and those that vLLM's CPU ranks talk through.
+_ENGINE_MEMORY = ("/dev/shm/psm_", "/dev/shm/vllm_dist_")  # noqa: S108
 _SOCKET_NAME = 37  # a slash and a UUID, as vLLM names its sockets
 _SOCKET_PATH = 107
 _EPHEMERAL_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
@@ -75,6 +77,22 @@ def _below(pid: int, children: dict[int, list[int]]) -> Iterator[int]:
     for child in children.get(pid, ()):
         yield child
         yield from _below(child, children)
+
+
+def shared_memory(pids: Iterable[int]) -> set[Path]:
+    """Files of shared memory that engines' processes have mapped and that no other kind of process has."""
+    found: set[Path] = set()
+    for pid in pids:
+        with suppress(OSError):  # it has gone
+            mapped = (line.split(maxsplit=5)[-1] for line in Path(f"/proc/{pid}/maps").read_text().splitlines())
+            found.update(Path(path) for path in mapped if path.startswith(_ENGINE_MEMORY))
+    return found
+
+
+def remove_files(paths: Iterable[Path]) -> None:
+    """Removes files, as far as they are there."""
+    for path in paths:
+        path.unlink(missing_ok=True)
 
 
 def widen_affinity(pid: int) -> None:

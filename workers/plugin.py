@@ -11,7 +11,7 @@ import select
 import signal
 import threading
 
-from workers.inventory import remove_run_folders, started
+from workers.inventory import remove_files, remove_run_folders, shared_memory, started
 from workers.transfer import apply_progress_choice
 
 WORKER_PID = "SEGUE_WORKER_PID"
@@ -54,5 +54,6 @@ def _die_with(pid: int, ready: threading.Event) -> None:
 
 def _die(pid: int) -> None:
     remove_run_folders(pid)
+    remove_files(shared_memory([os.getpid()]))
     # Not the process group: that is Ray's too. Every process below has a watch of its own.
     os.kill(os.getpid(), signal.SIGKILL)

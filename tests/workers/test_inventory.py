@@ -7,6 +7,8 @@ import socket
 import subprocess
 import sys
 import tempfile
+from multiprocessing import resource_tracker
+from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 
 import pytest
@@ -32,6 +34,19 @@ def test_a_process_is_known_by_when_it_started() -> None:
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
         assert inventory.started(child.pid) is None  # not reaped yet, and gone all the same
         assert child.pid not in inventory.descendants(os.getpid())
+
+
+def test_an_engines_shared_memory_is_known_by_its_name() -> None:
+    block = SharedMemory(create=True, size=4096)
+    try:
+        name = Path("/dev/shm", block.name)  # noqa: S108
+        assert name in inventory.shared_memory([os.getpid()])
+        inventory.remove_files([name, name])
+        assert not name.exists()
+    finally:
+        block.close()
+        resource_tracker.unregister(f"/{block.name}", "shared_memory")
+    assert inventory.shared_memory([4_000_000]) == set()
 
 
 def test_folders_of_workers_that_are_gone_are_swept(monkeypatch: pytest.MonkeyPatch) -> None:
