@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -140,6 +141,9 @@ def test_up_status_chat_and_an_end_without_traces(scene: Scene, tmp_path: Path) 
         assert "KV cache moved" in answer.stderr
 
         assert _beyond_loopback(started) == []
+        record = RunFolder.of("e2e").read()
+        assert record is not None
+        assert stat.S_IMODE(Path(record.ray_folder).stat().st_mode) == 0o700
         process.send_signal(signal.SIGINT)
         assert process.wait(END_SECONDS) == 0, output.read_text()
     finally:

@@ -8,7 +8,7 @@ from orchestrator.core.spec import Role
 from tests.gateway.support import Stack, cluster, model, running
 
 
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
+@pytest_asyncio.fixture(scope="session")
 async def shared_stack() -> AsyncIterator[Stack]:
     """One model apart, one together, both with the tiny model's tokenizer."""
     spec = cluster(
@@ -22,8 +22,9 @@ async def shared_stack() -> AsyncIterator[Stack]:
         yield stack
 
 
-@pytest_asyncio.fixture(loop_scope="session")
+@pytest_asyncio.fixture
 async def stack(shared_stack: Stack) -> AsyncIterator[Stack]:
     """The shared gateway, which must be quiet again after each test."""
+    await shared_stack.ready()
     yield shared_stack
     await shared_stack.quiet()

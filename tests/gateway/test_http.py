@@ -11,8 +11,6 @@ import pytest
 
 from tests.gateway.support import Stack, names
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
-
 CHAT = {"model": "apart", "messages": [{"role": "user", "content": "Hello there"}], "max_tokens": 6}
 
 

@@ -17,13 +17,10 @@ from orchestrator.proto import worker_pb2, worker_pb2_grpc
 from tests.gateway.support import Stack, cluster, model, running
 from tests.workers.support import mock_worker
 
-# On the loop of the shared gateway, which would take a loop that stands still for silent workers.
-pytestmark = pytest.mark.asyncio(loop_scope="session")
-
 PROMPT = {"model": "m", "prompt": "once upon a time there was a river", "ignore_eos": True}
 
 
-@pytest_asyncio.fixture(loop_scope="session")
+@pytest_asyncio.fixture
 async def stack() -> AsyncIterator[Stack]:
     """A gateway of its own for each test: prefill and decode apart, slow enough to be caught in the act."""
     spec = cluster(model("m", "tiny:llama", Role.PREFILL, Role.DECODE), queue_seconds=1.0)

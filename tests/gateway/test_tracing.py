@@ -11,8 +11,6 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from orchestrator.telemetry import tracing
 from tests.gateway.support import Stack
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
-
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 WORD = "xylophone"
 
