@@ -13,9 +13,10 @@ from typing import Protocol
 from orchestrator.core.errors import SegueError
 from orchestrator.core.spec import ClusterSpec
 
-# Unix sockets allow 107 bytes; Ray puts "/session_<date>_<pid>/sockets/plasma_store" below its folder.
+# Unix sockets allow 107 bytes; Ray puts "/session_<date>_<pid>/sockets/plasma_store" below its folder, which it opens
+# to every user: it goes into one that is for this user only.
 _SOCKET_PATH_MAX = 107
-_RAY_SOCKET_TAIL = len("/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store")
+_RAY_SOCKET_TAIL = len("/r/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store")
 # No token ever goes through Ray's object store; this is the least it takes.
 _OBJECT_STORE_BYTES = 80 << 20
 
@@ -46,10 +47,11 @@ class LocalRay:
         below = run_folder / "ray"
         if len(os.fsencode(below)) + _RAY_SOCKET_TAIL <= _SOCKET_PATH_MAX:
             return below
-        return Path(tempfile.mkdtemp(prefix="segue-", dir="/tmp"))  # a short path, made for this user only
+        return Path(tempfile.mkdtemp(prefix="segue-", dir="/tmp"))  # a short path
 
     def start(self, folder: Path) -> str:
         shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(mode=0o700, parents=True)
         os.environ.update(_environment())
         import ray  # only once the environment is set: Ray reads it when imported
 
@@ -61,7 +63,7 @@ class LocalRay:
                 object_store_memory=_OBJECT_STORE_BYTES,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
-                _temp_dir=str(folder),
+                _temp_dir=str(folder / "r"),
             )
         except (RuntimeError, OSError, ValueError) as error:
             raise SegueError(f"Ray did not start: {error}", where=str(folder)) from error
