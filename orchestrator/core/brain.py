@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.core import messages as m
-from orchestrator.core.errors import DeadlineExceeded, InvalidRequest, NotReady, SegueError, WorkerLost
+from orchestrator.core.errors import DeadlineExceeded, InvalidRequest, NotReady, Overloaded, SegueError, WorkerLost
 from orchestrator.core.fleet import Fleet
 from orchestrator.core.routing import decide, least_loaded
 from orchestrator.core.session import Session, Signal, State
@@ -206,8 +206,10 @@ class Brain:
             error = InvalidRequest(f"the engine refused the request: {event.detail}", where=worker_id)
             yield from self._fail(session, "rejected", error, now)
             return
-        if event.refusal is m.Refusal.DRAINING:
-            self.fleet.drain(worker_id)
+        if event.refusal is m.Refusal.BUSY:
+            yield from self._wait_again(session, now)
+            return
+        self.fleet.drain(worker_id)
         yield from self._lost(session, f"{worker_id} refused ({event.refusal}): {event.detail}", now)
 
     # ---- ends that are not the plan
@@ -232,11 +234,13 @@ class Brain:
                 yield from self._fail(session, "failed", error, now)
             elif session.state is State.WAITING:
                 yield from self._fail(session, "rejected", self._nobody(session), now)
+        yield from self._place_waiting(now)
         for wire_id in [w for w, (_, until) in self._orphans.items() if until <= now]:
             del self._orphans[wire_id]
 
-    def _nobody(self, session: Session) -> NotReady:
-        return NotReady(
+    def _nobody(self, session: Session) -> SegueError:
+        kind = Overloaded if session.turned_away else NotReady
+        return kind(
             f"no worker of {session.model} took the request within {self._queue_seconds:g} s",
             where=f"request {session.request_id}",
             hint="`segue status` shows the pools",
@@ -258,6 +262,14 @@ class Brain:
             session.deadline = now + self._queue_seconds
             self._watch_deadline(session)
         yield from self._place(session, now)
+
+    def _wait_again(self, session: Session, now: float) -> Iterator[m.Command]:
+        """A full worker costs no attempt: the request is placed again at the next tick, until its wait is over."""
+        yield from self._stop_halves(session, now)
+        session.advance(Signal.LOST, now)
+        session.attempts -= 1
+        session.turned_away = True
+        self._waiting[session.request_id] = session
 
     def _fail(self, session: Session, outcome: str, error: SegueError, now: float) -> Iterator[m.Command]:
         yield from self._stop_halves(session, now)

@@ -79,6 +79,7 @@ class Session:
     expires: bool  # whether ``deadline`` is the client's own
     state: State = State.WAITING
     attempts: int = 0
+    turned_away: bool = False  # a worker was too full for it
     prefill_worker: str = ""
     prefill_wire: str = ""
     decode_worker: str = ""

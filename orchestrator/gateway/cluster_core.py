@@ -15,6 +15,7 @@ from typing import Any, Protocol, cast
 
 from vllm.config.kv_events import KVEventsConfig
 from vllm.exceptions import GracefulHTTPError, VLLMValidationError
+from vllm.pooling_params import PoolingParams
 from vllm.sampling_params import SamplingParams
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest, FinishReason
 from vllm.v1.engine.async_llm import AsyncLLM
@@ -36,11 +37,13 @@ __all__ = [
     "for_prefill",
     "needs_local_prefill",
     "prompt_tokens",
+    "refuse_internal_names",
     "replacing_engine_core",
 ]
 
 _encoder = MsgpackEncoder()
 _decoder = MsgpackDecoder(EngineCoreOutputs)
+_INTERNAL_NAMES = ("kv_transfer_params", "ec_transfer_params")
 _TO_BE_COLLECTED = {
     "do_remote_decode": True,
     "do_remote_prefill": False,
@@ -77,9 +80,8 @@ class ClusterCore(EngineCoreClient):
         self._steps: asyncio.Queue[EngineCoreOutputs] = asyncio.Queue()
 
     async def add_request_async(self, request: EngineCoreRequest) -> None:
-        if _extra_args(request).get("kv_transfer_params") is not None:
-            # Workers dial the addresses in there: they are the cluster's to choose, never a client's.
-            raise VLLMValidationError("kv_transfer_params is set by the cluster", parameter="kv_transfer_params")
+        if request.abort_immediately:
+            return  # vLLM frees what a request that it refused was to collect; here that is never a client's business
         request.data_parallel_rank = None
         self._sink.submit(self, request)
 
@@ -150,9 +152,16 @@ def _as_vllm_error(error: SegueError) -> Exception:
     return refused
 
 
-def _extra_args(request: EngineCoreRequest) -> Mapping[str, Any]:
-    params = request.sampling_params
-    return (params.extra_args or {}) if params is not None else {}
+def refuse_internal_names(params: SamplingParams | PoolingParams) -> None:
+    """Workers dial the addresses in a request's transfer parameters: they are the cluster's to choose.
+
+    Raises:
+        VLLMValidationError: a client tried to.
+    """
+    extra = (params.extra_args if isinstance(params, SamplingParams) else params.extra_kwargs) or {}
+    for name in extra:
+        if name in _INTERNAL_NAMES or name.startswith("segue_"):
+            raise VLLMValidationError(f"{name} is set by the cluster", parameter=name)
 
 
 def prompt_tokens(request: EngineCoreRequest) -> int:
@@ -165,7 +174,9 @@ def prompt_tokens(request: EngineCoreRequest) -> int:
 def needs_local_prefill(request: EngineCoreRequest) -> bool:
     """Whether something about the prompt is only known to the engine that computes it."""
     params = request.sampling_params
-    return params is None or params.prompt_logprobs is not None or request.prompt_embeds is not None
+    if params is None or request.prompt_embeds is not None:
+        return True
+    return params.prompt_logprobs is not None or params.prompt_logprob_token_ids is not None
 
 
 def for_prefill(request: EngineCoreRequest, wire_id: str) -> EngineCoreRequest:

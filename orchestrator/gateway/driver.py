@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -47,6 +48,8 @@ class Driver:
         self._flights: dict[str, Flight] = {}
         self._wires: dict[str, Flight] = {}
         self._orphan_transfers: dict[str, Mapping[str, Any]] = {}
+        self._events: deque[m.Event] = deque()
+        self._feeding = False
         self._idle = asyncio.Event()
         self._idle.set()
         self.on_change: Callable[[], None] = lambda: None
@@ -199,8 +202,29 @@ class Driver:
     # ---- commands
 
     def _feed(self, event: m.Event) -> None:
-        for command in self._brain.step(event, self._clock()):
+        """Carrying out a command may bring the next event: it waits until all commands of this one are done."""
+        self._events.append(event)
+        if self._feeding:
+            return
+        self._feeding = True
+        try:
+            while self._events:
+                for command in self._brain.step(self._events.popleft(), self._clock()):
+                    self._try(command)
+        finally:
+            self._feeding = False
+
+    def _try(self, command: m.Command) -> None:
+        """A command that can't be carried out costs its own request, nobody else's."""
+        try:
             self._carry_out(command)
+        except Exception as error:
+            log.error("command failed", error, command=type(command).__name__)
+            if isinstance(command, m.StartPrefill | m.StartDecode) and (
+                flight := self._flights.get(command.request_id)
+            ):
+                self._events.append(m.Cancelled(command.request_id, flight.output_tokens))
+                flight.core.fail(command.request_id, SegueError("the request could not be sent to a worker"))
 
     def _carry_out(self, command: m.Command) -> None:
         match command:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 from fastapi import FastAPI
@@ -14,13 +15,15 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.app import build_app
 from vllm.entrypoints.launchers.cli_args import make_arg_parser
+from vllm.pooling_params import PoolingParams
+from vllm.sampling_params import SamplingParams
 from vllm.usage.usage_lib import UsageContext
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from orchestrator.config import effective_engine_args
 from orchestrator.core.spec import Backend, ModelSpec, PoolSpec, Role
-from orchestrator.gateway.cluster_core import ClusterCore, RequestSink, replacing_engine_core
+from orchestrator.gateway.cluster_core import ClusterCore, RequestSink, refuse_internal_names, replacing_engine_core
 
 # What only concerns the engine that computes: the front end needs no device, no shards and no KV cache.
 _ENGINE_ONLY = frozenset(
@@ -36,6 +39,16 @@ _ENGINE_ONLY = frozenset(
     }
 )
 _MOCK_KEYS_OF_VLLM = frozenset({"block_size", "max_model_len", "max_num_seqs"})
+
+
+class _FrontEnd(AsyncLLM):
+    """Refuses what only the cluster may say before a request is on vLLM's books, where a refusal would leave it."""
+
+    async def add_request(
+        self, request_id: str, prompt: Any, params: SamplingParams | PoolingParams, *args: Any, **kwargs: Any
+    ) -> Any:
+        refuse_internal_names(params)
+        return await super().add_request(request_id, prompt, params, *args, **kwargs)
 
 
 class Front:
@@ -68,6 +81,8 @@ class Front:
         self.llm.model_config.max_model_len = min(self.max_model_len, max_model_len)
         args = _server_args(self.name, self.llm, self._frontend)
         app = build_app(args, tasks, self.llm.model_config)  # type: ignore[arg-type]
+        # vLLM's handlers of engine errors want to stop the server that they run in: this one is not theirs to stop.
+        app.state.server = SimpleNamespace(should_exit=False)
         await init_app_state(self.llm, app.state, args, tasks)  # type: ignore[arg-type]
         self.paths = frozenset(path for route in app.routes if (path := getattr(route, "path", "")))
         self.state, self.app = app.state, app
@@ -87,7 +102,7 @@ def build(spec: ModelSpec, path: str, sink: RequestSink, ready: Callable[[], boo
     )
     config = args.create_engine_config(UsageContext.OPENAI_API_SERVER)
     with replacing_engine_core(core):
-        llm = AsyncLLM.from_vllm_config(config, usage_context=UsageContext.OPENAI_API_SERVER, disable_log_stats=True)
+        llm = _FrontEnd.from_vllm_config(config, usage_context=UsageContext.OPENAI_API_SERVER, disable_log_stats=True)
     core.llm = llm
     return Front(spec, llm, core, ready)
 

@@ -41,6 +41,7 @@ class Gateway:
         self._links: dict[str, Link] = {}
         self._fronts: dict[str, Front] = {}
         self._opening: dict[str, asyncio.Task[None]] = {}
+        self._broken: SegueError | None = None
         self._closing: set[asyncio.Task[None]] = set()
         self._status = cluster_pb2.ClusterStatus(name=spec.name)
         self._change = asyncio.Event()
@@ -74,6 +75,8 @@ class Gateway:
         """Ends the gateway, which is then replaced, if vLLM's front end of a model has broken for good."""
         while True:
             await asyncio.sleep(FRONT_SECONDS)
+            if self._broken is not None:
+                raise self._broken
             for front in self._fronts.values():
                 if front.llm.errored:
                     raise SegueError(
@@ -101,7 +104,7 @@ class Gateway:
         for worker_id, worker in listed.items():
             if worker_id not in self._links:
                 self._links[worker_id] = Link(worker, self._id, self.driver)
-        self.metrics.fleet(listed.values())
+        self.metrics.fleet(_everyone(snapshot.status))
         self._changed()
 
     def _worker_up(self, worker: WorkerInfo) -> None:
@@ -117,6 +120,9 @@ class Gateway:
         del self._opening[model]
         if not task.cancelled() and (error := task.exception()):
             log.failure("API could not be built", error, model=model)
+            self._broken = SegueError(
+                f"its API could not be built: {error}", where=model, hint="see the model's `frontend`"
+            )
         self._changed()
 
     def _decodes(self, model: ModelSpec) -> bool:
@@ -178,6 +184,18 @@ class Gateway:
     def _changed(self) -> None:
         waiting, self._change = self._change, asyncio.Event()
         waiting.set()
+
+
+def _everyone(status: cluster_pb2.ClusterStatus) -> list[WorkerInfo]:
+    """All workers, also those without an address yet; a state that a newer controller knows is left out."""
+    known = {state.value for state in WorkerState}
+    return [
+        WorkerInfo(worker.id, model.name, Role(pool.role), worker.address, worker.epoch, WorkerState(worker.state))
+        for model in status.models
+        for pool in model.pools
+        for worker in pool.workers
+        if worker.state in known
+    ]
 
 
 def spec_of(snapshot: fleet_pb2.FleetSnapshot) -> ClusterSpec:

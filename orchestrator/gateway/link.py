@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import grpc
 import grpc.aio
 
+from orchestrator.core.errors import ProtocolError
 from orchestrator.core.types import EngineFacts, WorkerInfo
 from orchestrator.proto import worker_pb2 as pb
 from orchestrator.proto import worker_pb2_grpc
@@ -116,8 +117,22 @@ class Link:
         if frame.WhichOneof("kind") == "step" and self.open:
             self._events.stepped(self.worker.worker_id, frame.step)
         elif frame.WhichOneof("kind") == "welcome" and not self.open:
+            self._check(frame.welcome)
             self.open = True
             self._events.opened(self, _with_facts(self.worker, frame.welcome))
+
+    def _check(self, welcome: pb.Welcome) -> None:
+        """A port may have been given to another process since the fleet listed it.
+
+        Raises:
+            ProtocolError: whoever answered is not the worker that is meant.
+        """
+        said, meant = (welcome.worker_id, welcome.epoch), (self.worker.worker_id, self.worker.epoch)
+        if said != meant:
+            raise ProtocolError(
+                f"{said[0]} (epoch {said[1]}) answers instead of {meant[0]} (epoch {meant[1]})",
+                where=self.worker.address,
+            )
 
 
 def _with_facts(worker: WorkerInfo, welcome: pb.Welcome) -> WorkerInfo:

@@ -19,7 +19,7 @@ from orchestrator.core.errors import SegueError
 from orchestrator.core.spec import ClusterSpec, Endpoint
 from orchestrator.core.types import ActorSnapshot, GatewayAssignment, WorkerState
 from orchestrator.proto import fleet_pb2, fleet_pb2_grpc
-from orchestrator.telemetry import logs, tracing
+from orchestrator.telemetry import foreign, logs, tracing
 
 FIRST_SNAPSHOT_SECONDS = 30.0
 KEEP_ALIVE_SECONDS = 75
@@ -85,7 +85,7 @@ class GatewayProcess:
             uvloop.run(self._serve())
         except Exception as error:
             traceback.print_exc()
-            self._state, self._detail = WorkerState.FAILED, str(error)
+            self._state, self._detail = WorkerState.FAILED, str(_cause(error))
         finally:
             self._up.set()
             self._closed.set()
@@ -99,19 +99,21 @@ class GatewayProcess:
         self._stage = "importing vLLM"
         await asyncio.to_thread(_import_vllm)
         serving = self._serving = Serving(self._assignment, spec)
-        async with asyncio.TaskGroup() as group:
-            running = group.create_task(serving.gateway.run(self._assignment.controller))
-            for model in spec.models:
-                self._stage = f"loading the front end of {model.name}"
-                await serving.gateway.build_front(model)
-            self._stage = "opening ports"
-            self._http, self._grpc = await serving.listen()
-            self._state, self._stage = WorkerState.READY, ""
-            self._up.set()
-            await self._stopping.wait()
+        try:
+            async with asyncio.TaskGroup() as group:
+                running = group.create_task(serving.gateway.run(self._assignment.controller))
+                for model in spec.models:
+                    self._stage = f"loading the front end of {model.name}"
+                    await serving.gateway.build_front(model)
+                self._stage = "opening ports"
+                self._http, self._grpc = await serving.listen()
+                self._state, self._stage = WorkerState.READY, ""
+                self._up.set()
+                await self._stopping.wait()
+                running.cancel()
+        finally:
             await serving.close()
-            running.cancel()
-        tracing.shutdown()
+            tracing.shutdown()
 
 
 class Serving:
@@ -130,8 +132,10 @@ class Serving:
     async def listen(self) -> tuple[str, str]:
         """Opens both ports; returns their addresses (HTTP, gRPC)."""
         from orchestrator.gateway.http import HttpEdge
+        from orchestrator.gateway.http_protocol import BoundedHttp
         from orchestrator.gateway.rpc import add_services
 
+        foreign.hush()
         add_services(self._grpc, self.gateway)
         spec = self._spec.gateway
         port = self._grpc.add_insecure_port(str(spec.grpc))
@@ -139,7 +143,7 @@ class Serving:
         sock = _listening(spec.http)
         config = uvicorn.Config(
             HttpEdge(self.gateway, spec.max_body_bytes),
-            http="httptools",
+            http=BoundedHttp,
             ws="none",
             lifespan="off",
             access_log=False,
@@ -173,6 +177,14 @@ async def _first_spec(assignment: GatewayAssignment) -> ClusterSpec:
     raise SegueError("the controller sent no configuration", where=assignment.controller)
 
 
+def _cause(error: BaseException) -> BaseException:
+    """What a task group failed of: the first error in it, one of ours if there is one."""
+    while isinstance(error, BaseExceptionGroup):
+        ours = [each for each in error.exceptions if isinstance(each, SegueError)]
+        error = (ours or error.exceptions)[0]
+    return error
+
+
 def _import_vllm() -> None:
     import orchestrator.gateway.gateway  # noqa: F401
 
@@ -182,8 +194,12 @@ def _listening(endpoint: Endpoint) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    sock.bind((endpoint.host, endpoint.port))
-    sock.listen(2048)
+    try:
+        sock.bind((endpoint.host, endpoint.port))
+        sock.listen(2048)
+    except OSError:
+        sock.close()
+        raise
     sock.setblocking(False)
     return sock
 

@@ -12,7 +12,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 
 from orchestrator.core import messages as m
 from orchestrator.core.brain import Brain
-from orchestrator.core.errors import DeadlineExceeded, NotReady, WorkerLost
+from orchestrator.core.errors import DeadlineExceeded, NotReady, Overloaded, WorkerLost
 from orchestrator.core.session import InvalidTransition, Session, Signal
 from orchestrator.core.spec import Role
 from orchestrator.core.types import EngineFacts, Load, WorkerInfo
@@ -160,6 +160,20 @@ class TestLoss:
         third = started(brain.step(m.Arrived("q", "m", 4), 1.2), m.StartDecode)
         assert second.worker_id == third.worker_id != first.worker_id
 
+    def test_full_worker_is_asked_again_until_the_wait_is_over(self) -> None:
+        brain = brain_with(worker("s0", Role.SERVE), queue_seconds=5.0)
+        commands = brain.step(m.Arrived("r", "m", 4), 1.0)
+        for at in (2.0, 3.0, 4.0, 5.0):
+            decode = started(commands, m.StartDecode)
+            assert brain.step(m.Refused(decode.wire_id, m.Refusal.BUSY, "full"), at) == []
+            commands = brain.step(m.Tick(), at + 0.1)
+        decode = started(commands, m.StartDecode)
+        assert brain.step(m.Refused(decode.wire_id, m.Refusal.BUSY, "full"), 5.5) == []
+        (end,) = brain.step(m.Tick(), 6.0)
+        assert isinstance(end, m.End)
+        assert isinstance(end.error, Overloaded)
+        brain.check()
+
     def test_invalid_refusal_is_not_tried_again(self) -> None:
         brain = brain_with(worker("s0", Role.SERVE))
         decode = started(brain.step(m.Arrived("r", "m", 4), 1.0), m.StartDecode)
@@ -205,6 +219,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.to_collect: set[str] = set()
         self.wire_of: dict[str, m.StartPrefill | m.StartDecode] = {}
         self.tokens: set[str] = set()
+        self.turned_away: set[str] = set()
 
     def feed(self, event: m.Event) -> None:
         for command in self.brain.step(event, self.now):
@@ -217,7 +232,8 @@ class AnyOrder(RuleBasedStateMachine):
                 assert command.worker_id in self.up
                 assert command.wire_id not in self.wire_of
                 self.wire_of[command.wire_id] = command
-                self.starts[command.request_id] += isinstance(command, m.StartPrefill) or command.collect is None
+                if command.request_id not in self.turned_away:
+                    self.starts[command.request_id] += isinstance(command, m.StartPrefill) or command.collect is None
                 if isinstance(command, m.StartDecode) and command.collect:
                     assert command.collect in self.to_collect
                     self.to_collect.discard(command.collect)
@@ -291,7 +307,9 @@ class AnyOrder(RuleBasedStateMachine):
     def refuse(self, data: st.DataObject, refusal: m.Refusal) -> None:
         wire_id = self._pick(data, (m.StartPrefill, m.StartDecode))
         if wire_id and wire_id not in self.tokens and self.wire_of[wire_id].worker_id in self.up:
-            del self.wire_of[wire_id]
+            command = self.wire_of.pop(wire_id)
+            if refusal is m.Refusal.BUSY:
+                self.turned_away.add(command.request_id)  # these may be placed any number of times, within their wait
             self.feed(m.Refused(wire_id, refusal, "no"))
 
     @rule(data=st.data(), complete=st.booleans())

@@ -109,6 +109,11 @@ class Stack:
         self.gateway.driver._brain.check()
         assert not self.gateway.driver._wires
         assert not self.gateway.driver._orphan_transfers
+        for front in self.gateway.fronts():
+            processor = front.llm.output_processor
+            assert not processor.request_states, "requests that vLLM's front end never let go"
+            assert not processor.parent_requests
+            assert not processor.external_req_ids
 
     def _busy(self, worker_id: str) -> bool:
         load = self.gateway.driver.load(worker_id)
