@@ -26,7 +26,9 @@ _EXCEPTION = re.compile(r"[A-Za-z_.]*(Error|Exception|Exit|Failed)\b: \S")
 
 
 def until_ready(address: str, spec: ClusterSpec, logs: Path, progress: Progress, each: Callable[[], None]) -> Any:
-    """Shows the stages of workers and gateways; returns the first ready status.
+    """Shows the stages of workers and gateways; returns a gateway that serves, once the cluster is ready.
+
+    Of several gateway processes one is enough: the others share its ports.
 
     Raises WorkerStartFailed, after start_timeout at the latest.
     """
@@ -41,8 +43,9 @@ def until_ready(address: str, spec: ClusterSpec, logs: Path, progress: Progress,
                 each()
                 _show(status, progress)
                 failures.note(status)
-                if status.ready:
-                    return status
+                gateway = serving(status)
+                if status.ready and gateway:
+                    return gateway
         except (ClusterUnreachable, DeadlineExceeded):
             time.sleep(min(_RECONNECT_SECONDS, max(left, 0)))
 
@@ -65,6 +68,11 @@ def changes(address: str, progress: Progress, each: Callable[[], None]) -> None:
                 progress.failed("controller", "does not answer; gateways go on with the fleet they know")
             reachable = False
         time.sleep(_RECONNECT_SECONDS)
+
+
+def serving(status: Any) -> Any | None:
+    """The first gateway that is ready; None if none is."""
+    return next((gateway for gateway in status.gateways if gateway.state == "ready"), None)
 
 
 def _show(status: Any, progress: Progress) -> None:

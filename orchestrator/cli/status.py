@@ -6,9 +6,9 @@ import argparse
 import json
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
-from rich.console import Console
 from rich.live import Live
 
 from orchestrator.cli import rpc, run_folder, terminal, view
@@ -17,6 +17,9 @@ from orchestrator.cli.run_folder import RunRecord
 from orchestrator.core.errors import ClusterUnreachable, DeadlineExceeded
 
 _RECONNECT_SECONDS = 1.0
+# A gateway doesn't tell when the controller goes, so that a watch looks for itself this often.
+_LOOK_SECONDS = 3.0
+_CONTROLLER_SECONDS = 1.0
 
 
 def run(args: argparse.Namespace) -> Exit:
@@ -46,6 +49,20 @@ class Target:
         _, self.record = run_folder.find(self._args.name)
         return [address for address in (self.record.grpc, self.record.controller) if address]
 
+    def controller_away(self, status: Any) -> bool:
+        """Whether the controller leaves a question without an answer; gateways repeat what it said last.
+
+        That of a cluster on another machine may be out of reach from here: there the gateway's word has to do.
+        """
+        address = self.record.controller if self.record else ""
+        if not address:
+            return not status.controller.pid
+        try:
+            rpc.status(address, _CONTROLLER_SECONDS)
+        except (ClusterUnreachable, DeadlineExceeded):
+            return True
+        return False
+
     def explain(self) -> str:
         """Why nobody answers."""
         if self.record is None:
@@ -59,43 +76,53 @@ def _once(target: Target, *, as_json: bool) -> Exit:
     status = rpc.first_status(target.addresses())
     if status is None:
         raise ClusterUnreachable(target.explain(), hint="segue logs shows what it is doing" if target.record else "")
+    away = target.controller_away(status)
     if as_json:
-        _print_json(view.as_json(status), one_line=False)
+        _print_json(view.as_json(status, away=away), one_line=False)
     else:
-        terminal.out().print(view.as_table(status))
+        terminal.out().print(view.as_table(status, away=away))
     return Exit.OK if status.ready else Exit.NOT_READY
 
 
 def _watch(target: Target, *, as_json: bool) -> Exit:
     console = terminal.out()
     if as_json or not console.is_terminal:
-        for status in _changes(target):
+        for status, away in _changes(target):
             if as_json:
-                _print_json(view.as_json(status), one_line=True)
+                _print_json(view.as_json(status, away=away), one_line=True)
             else:
-                _print_table(console, status)
+                console.print(view.as_table(status, away=away))
+                console.print()
     with Live(console=console, auto_refresh=False) as live:
-        for status in _changes(target):
-            live.update(view.as_table(status), refresh=True)
+        for status, away in _changes(target):
+            live.update(view.as_table(status, away=away), refresh=True)
     return Exit.NOT_READY
 
 
-def _changes(target: Target) -> Iterator[Any]:
-    """Statuses until the cluster is gone, which raises ClusterUnreachable."""
+def _changes(target: Target) -> Iterator[tuple[Any, bool]]:
+    """Status and whether the controller is away, after each change, until the cluster is gone: ClusterUnreachable."""
+    last = None
     while True:
-        for address in target.addresses():
-            try:
-                yield from rpc.watch(address)
-            except (ClusterUnreachable, DeadlineExceeded):
-                continue
-        if target.record is None:
-            raise ClusterUnreachable(target.explain())
-        time.sleep(_RECONNECT_SECONDS)
+        for status in _look(target):
+            now = status, target.controller_away(status)
+            if now != last:
+                yield now
+            last = now
 
 
-def _print_table(console: Console, status: Any) -> None:
-    console.print(view.as_table(status))
-    console.print()
+def _look(target: Target) -> Iterator[Any]:
+    """Statuses from the first address that has any, for a few seconds. Raises ClusterUnreachable as ``Target`` does."""
+    for address in target.addresses():
+        heard = False
+        with suppress(ClusterUnreachable, DeadlineExceeded):
+            for status in rpc.watch(address, _LOOK_SECONDS):
+                heard = True
+                yield status
+        if heard:
+            return
+    if target.record is None:
+        raise ClusterUnreachable(target.explain())
+    time.sleep(_RECONNECT_SECONDS)
 
 
 def _print_json(value: dict[str, Any], *, one_line: bool) -> None:

@@ -92,8 +92,7 @@ class Owner:
             self._controller = self._ground.start_controller(spec, str(self._folder.logs))
             progress.done("controller", self._controller)
             self._folder.update(controller=self._controller)
-            status = follow.until_ready(self._controller, spec, self._folder.logs, progress, self._footprint.sample)
-        gateway = status.gateways[0]
+            gateway = follow.until_ready(self._controller, spec, self._folder.logs, progress, self._footprint.sample)
         self._folder.update(http=gateway.http, grpc=gateway.grpc)
         welcome.show(progress, spec, self._folder, gateway, background=self._background)
         self._folder.update(phase="ready")

@@ -18,11 +18,16 @@ _STATE_STYLES = {
     "dead": "bold red",
 }
 
-NOT_RUNNING: dict[str, Any] = {"ready": False, "models": [], "gateways": [], "controller": {"pid": 0, "epoch": 0}}
+NOT_RUNNING: dict[str, Any] = {
+    "ready": False,
+    "models": [],
+    "gateways": [],
+    "controller": {"pid": 0, "epoch": 0, "address": "", "away": True},
+}
 
 
-def as_json(status: Any) -> dict[str, Any]:
-    """The documented shape; keys may be added to it, never taken away."""
+def as_json(status: Any, *, away: bool) -> dict[str, Any]:
+    """The documented shape; keys may be added to it, never taken away. ``away``: the controller does not answer."""
     return {
         "ready": status.ready,
         "name": status.name,
@@ -45,6 +50,7 @@ def as_json(status: Any) -> dict[str, Any]:
             "pid": status.controller.pid,
             "epoch": status.controller.epoch,
             "address": status.controller.address,
+            "away": away,
         },
     }
 
@@ -71,9 +77,9 @@ def _kv_usage(worker: Any) -> float:
     return float(worker.kv_blocks_used / worker.kv_blocks_total) if worker.kv_blocks_total else 0.0
 
 
-def as_table(status: Any) -> RenderableType:
+def as_table(status: Any, *, away: bool) -> RenderableType:
     """Workers with their load, and one line each for gateways and controller."""
-    return Group(_headline(status), _workers(status), *_endpoints(status))
+    return Group(_headline(status), _workers(status), *_gateways(status), _controller(status.controller, away))
 
 
 def _headline(status: Any) -> Text:
@@ -139,15 +145,18 @@ def _kv_bar(worker: Any) -> Text:
     )
 
 
-def _endpoints(status: Any) -> list[Text]:
-    lines = [
+def _gateways(status: Any) -> list[Text]:
+    return [
         Text.assemble(
             (f"gateway {one.id}  ", "dim"), _state(one), (f"  http://{one.http}  grpc {one.grpc}  pid {one.pid}", "dim")
         )
         for one in status.gateways
     ]
-    control = status.controller
-    where = (
-        f"controller  pid {control.pid}  epoch {control.epoch}  {control.address}" if control.pid else "controller away"
-    )
-    return [*lines, Text(where, style="dim")]
+
+
+def _controller(control: Any, away: bool) -> Text:
+    last = f"pid {control.pid}  epoch {control.epoch}  {control.address}"
+    if not away:
+        return Text(f"controller  {last}", style="dim")
+    known = f"; last known: {last}" if control.pid else ""
+    return Text.assemble(("controller away", "bold yellow"), (f"  gateways go on without it{known}", "dim"))

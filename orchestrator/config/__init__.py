@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from orchestrator.config import files
 from orchestrator.config.codec import dumps, loads
+from orchestrator.config.cursor import Cursor
 from orchestrator.config.defaults import effective_engine_args
 from orchestrator.config.document import Document, read
 from orchestrator.config.parse import parse_document
 from orchestrator.core.errors import ConfigError
-from orchestrator.core.source import PATH_STARTS
-from orchestrator.core.spec import ClusterSpec, ModelSpec
+from orchestrator.core.spec import ClusterSpec
 
 __all__ = ["dumps", "effective_engine_args", "load", "loads", "parse"]
 
@@ -21,7 +22,8 @@ __all__ = ["dumps", "effective_engine_args", "load", "loads", "parse"]
 def load(path: str | Path) -> ClusterSpec:
     """Read a configuration file.
 
-    Sources and chat templates that start with ``./``, ``../`` or ``~/`` are made absolute, from the file's own folder.
+    Sources that start with ``./``, ``../`` or ``~/`` are made absolute, from the file's own folder. So are the files of
+    chat templates and plugins, which have to be there: in that folder, or else from the current one.
 
     Raises:
         ConfigError: one line with file, line, key path, what was found and what is allowed.
@@ -32,23 +34,14 @@ def load(path: str | Path) -> ClusterSpec:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise ConfigError(f"the file can't be read: {reason}", where=str(path), hint="name a YAML file") from error
-    spec = parse_document(read(text, str(path)))
-    models = tuple(_anchored(model, file.resolve().parent) for model in spec.models)
+    document = read(text, str(path))
+    spec = parse_document(document)
+    places = Cursor(document).find("models").items()
+    folder = file.resolve().parent
+    models = tuple(files.anchored(place, model, folder) for place, model in zip(places, spec.models, strict=True))
     return dataclasses.replace(spec, models=models)
 
 
 def parse(mapping: Mapping[str, Any], origin: str) -> ClusterSpec:
     """Validate values that are already plain Python; ``origin`` names their place in errors. Paths stay as they are."""
     return parse_document(Document(mapping, origin))
-
-
-def _anchored(model: ModelSpec, folder: Path) -> ModelSpec:
-    options = dict(model.frontend)
-    template = options.get("chat_template")
-    if isinstance(template, str) and "\n" not in template:
-        options["chat_template"] = _absolute(template, folder)
-    return dataclasses.replace(model, source=_absolute(model.source, folder), frontend=options)
-
-
-def _absolute(source: str, folder: Path) -> str:
-    return str((folder / Path(source).expanduser()).resolve()) if source.startswith(PATH_STARTS) else source

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
+from orchestrator.config import bounds
 from orchestrator.config.cursor import Cursor, closest
 from orchestrator.config.owned import ENGINE_INSTEAD, FRONTEND_ALLOWED, FRONTEND_INSTEAD, MOCK_FIELDS
 
@@ -28,25 +29,31 @@ SCALAR_WORDS = {
 
 @functools.cache
 def known(section: str) -> Mapping[str, Type]:
-    """vLLM's fields of a section, "engine" or "frontend", with their types."""
+    """vLLM's fields of a section, "engine" or "frontend", with their types; "chat_templates" it ships, all null."""
     return cast("dict[str, dict[str, Type]]", json.loads(DATA.read_text(encoding="utf-8")))[section]
 
 
 def engine(cursor: Cursor) -> dict[str, Any]:
     """Arguments of vLLM's ``AsyncEngineArgs``, less those that Segue sets itself."""
     allowed = {name: kind for name, kind in known("engine").items() if name not in ENGINE_INSTEAD}
-    return _checked(cursor, allowed, ENGINE_INSTEAD, "a vLLM engine argument (AsyncEngineArgs)")
+    values = _checked(cursor, allowed, ENGINE_INSTEAD, "a vLLM engine argument (AsyncEngineArgs)")
+    bounds.check(cursor, bounds.ENGINE)
+    return values
 
 
 def mock(cursor: Cursor) -> dict[str, Any]:
     """Arguments of the mock engine."""
-    return _checked(cursor, MOCK_FIELDS, {}, f"{', '.join(MOCK_FIELDS)} (backend mock)")
+    values = _checked(cursor, MOCK_FIELDS, {}, f"{', '.join(MOCK_FIELDS)} (backend mock)")
+    bounds.check(cursor, bounds.MOCK)
+    return values
 
 
 def frontend(cursor: Cursor) -> dict[str, Any]:
     """Options of vLLM's API server that make sense for one model of several behind one gateway."""
     allowed = {name: known("frontend")[name] for name in FRONTEND_ALLOWED}
-    return _checked(cursor, allowed, FRONTEND_INSTEAD, ", ".join(FRONTEND_ALLOWED))
+    values = _checked(cursor, allowed, FRONTEND_INSTEAD, ", ".join(FRONTEND_ALLOWED))
+    bounds.check(cursor, bounds.FRONTEND)
+    return values
 
 
 def _checked(cursor: Cursor, allowed: Mapping[str, Type], instead: Mapping[str, str], listed: str) -> dict[str, Any]:

@@ -23,6 +23,16 @@ def one_backend(cursor: Cursor, pools: Mapping[Role, PoolSpec]) -> Backend:
     return backends.pop()
 
 
+def batches(cursor: Cursor, model: ModelSpec) -> None:
+    """An engine's step has room for a token of each sequence."""
+    for role, pool in model.pools.items():
+        args = effective_engine_args(model, pool)
+        tokens, sequences = args.get("max_num_batched_tokens"), args.get("max_num_seqs")
+        if tokens is not None and sequences is not None and tokens < sequences:
+            found = f"found max_num_batched_tokens {tokens} below max_num_seqs {sequences} in {role}"
+            raise cursor.error(f"{found}, allowed: at least as many")
+
+
 def hand_over(cursor: Cursor, model: ModelSpec) -> None:
     """Prefill and decode can pass KV on to one another."""
     if not model.disaggregated:

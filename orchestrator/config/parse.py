@@ -8,6 +8,7 @@ from typing import Any
 from orchestrator.config import arguments, checks
 from orchestrator.config.cursor import Cursor, closest
 from orchestrator.config.document import Document
+from orchestrator.config.endpoints import endpoint, otlp_endpoint
 from orchestrator.core import source
 from orchestrator.core.spec import (
     Backend,
@@ -15,7 +16,6 @@ from orchestrator.core.spec import (
     ClusterSpec,
     ControllerSpec,
     Device,
-    Endpoint,
     GatewaySpec,
     ModelSpec,
     PoolSpec,
@@ -25,7 +25,9 @@ from orchestrator.core.spec import (
 
 CLUSTER_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 MODEL_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._:/-]{0,126}[A-Za-z0-9])?")
-OTLP_ENDPOINT = re.compile(r"https?://[^/\s:]+(:\d+)?/?")
+# Far above what makes sense: a slip of the finger is told instead of obeyed.
+MOST_PROCESSES = 1000
+MOST_REPLICAS = 10_000
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -66,24 +68,11 @@ def _cluster(cursor: Cursor) -> tuple[str, Bind]:
     return name, fields["bind"].choice(Bind) if "bind" in fields else Bind.LOOPBACK
 
 
-def endpoint(cursor: Cursor) -> Endpoint:
-    """ "host:port"; an IPv6 host stands in brackets. Port 0 asks for any free one."""
-    allowed = '"host:port", such as "127.0.0.1:8000"'
-    host, _, port = cursor.text(allowed).rpartition(":")
-    bracketed = host.startswith("[") and host.endswith("]")
-    if not host or not port:
-        raise cursor.wrong(allowed, 'write "0.0.0.0:PORT" for every interface' if port.isdecimal() else "")
-    if (":" in host and not bracketed) or any(mark in host for mark in "/ @"):
-        raise cursor.wrong(allowed, 'an IPv6 address goes in brackets: "[::1]:8000"' if ":" in host else "")
-    if not (port.isascii() and port.isdecimal() and int(port) <= 65535):
-        raise cursor.wrong(f"{allowed}, with a port from 0 to 65535")
-    return Endpoint(host[1:-1] if bracketed else host, int(port))
-
-
 def _gateway(cursor: Cursor) -> GatewaySpec:
     fields = cursor.fields("http", "grpc", "processes", "max_body_bytes", "queue_seconds")
     values: dict[str, Any] = {name: endpoint(fields[name]) for name in ("http", "grpc") if name in fields}
-    values |= {name: fields[name].integer(1) for name in ("processes", "max_body_bytes") if name in fields}
+    counts = (("processes", MOST_PROCESSES), ("max_body_bytes", None))
+    values |= {name: fields[name].integer(1, most) for name, most in counts if name in fields}
     if "queue_seconds" in fields:
         values["queue_seconds"] = fields["queue_seconds"].seconds(zero=True)
     return GatewaySpec(**values)
@@ -111,11 +100,7 @@ def _telemetry(cursor: Cursor) -> TelemetrySpec:
     fields = cursor.fields("otlp_endpoint", "log_level")
     values: dict[str, Any] = {}
     if "otlp_endpoint" in fields and fields["otlp_endpoint"].value is not None:
-        where = fields["otlp_endpoint"]
-        allowed = "the URL of an OTLP collector's gRPC port, such as http://127.0.0.1:4317, or null"
-        if not OTLP_ENDPOINT.fullmatch(where.text(allowed)):
-            raise where.wrong(allowed)
-        values["otlp_endpoint"] = where.value
+        values["otlp_endpoint"] = otlp_endpoint(fields["otlp_endpoint"])
     if "log_level" in fields:
         level = fields["log_level"]
         if level.value not in LOG_LEVELS:
@@ -154,6 +139,7 @@ def _model(cursor: Cursor) -> ModelSpec:
     if "frontend" in fields:
         checks.frontend(fields["frontend"], options)
     model = ModelSpec(name, source_at.value, pools, engine, options)
+    checks.batches(pools_at, model)
     checks.hand_over(pools_at, model)
     return model
 
@@ -167,9 +153,9 @@ def _pools(cursor: Cursor) -> dict[Role, PoolSpec]:
 
 
 def _pool(role: Role, cursor: Cursor) -> PoolSpec:
-    counts = ("replicas", "tensor_parallel", "pipeline_parallel")
+    counts = {"replicas": MOST_REPLICAS, "tensor_parallel": None, "pipeline_parallel": None}
     fields = cursor.fields(*counts, "device", "backend", "engine")
-    values: dict[str, Any] = {name: fields[name].integer(1) for name in counts if name in fields}
+    values: dict[str, Any] = {name: fields[name].integer(1, most) for name, most in counts.items() if name in fields}
     if "device" in fields:
         values["device"] = fields["device"].choice(Device)
     backend = fields["backend"].choice(Backend) if "backend" in fields else Backend.VLLM

@@ -103,11 +103,13 @@ def collect() -> dict[str, Any]:
     from vllm.entrypoints.launchers.cli_args import FrontendArgs
     from vllm.reasoning import ReasoningParserManager
     from vllm.tool_parsers import ToolParserManager
+    from vllm.transformers_utils.chat_templates.registry import CHAT_TEMPLATES_DIR
 
     engine, frontend = fields_of(AsyncEngineArgs), fields_of(FrontendArgs)
     engine["reasoning_parser"] = [{"choices": ["", *sorted(ReasoningParserManager.list_registered())]}]
     frontend["tool_call_parser"] = [{"choices": sorted(ToolParserManager.list_registered())}, "null"]
-    data = {"engine": engine, "frontend": frontend}
+    shipped = {path.name: ["null"] for path in sorted(CHAT_TEMPLATES_DIR.glob("*.jinja"))}
+    data = {"engine": engine, "frontend": frontend, "chat_templates": shipped}
     return typing.cast("dict[str, Any]", json.loads(json.dumps(data)))
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import socket
 import threading
+import time
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from orchestrator.cli.main import main
 from tests.cli.conftest import Runs
-from tests.cli.fakes import FakeCluster, status, worker
+from tests.cli.fakes import FakeCluster, serving, status, worker
 
 
 def unused_address() -> str:
@@ -82,6 +84,54 @@ def test_the_controller_answers_where_no_gateway_does(
     assert json.loads(capsys.readouterr().out)["ready"] is True
 
 
+def test_a_controller_that_is_there_is_not_away(
+    cluster: FakeCluster, runs: Runs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs(grpc=cluster.address, controller=cluster.address)
+    assert main(["status", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["controller"]["away"] is False
+    assert main(["status"]) == 0
+    assert "controller  pid 14  epoch 3  127.0.0.1:9100" in capsys.readouterr().out
+
+
+def test_a_dead_controller_is_away_while_the_cluster_stays_ready(
+    cluster: FakeCluster, runs: Runs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs(grpc=cluster.address, controller=unused_address())
+    assert main(["status", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["ready"] is True
+    assert {key: told["controller"][key] for key in ("pid", "epoch", "away")} == {"pid": 14, "epoch": 3, "away": True}
+    assert main(["status"]) == 0
+    shown = capsys.readouterr().out
+    assert "controller away  gateways go on without it; last known: pid 14  epoch 3" in shown.replace("\n", " ")
+
+
+def test_a_controller_that_hangs_is_away_after_a_second(
+    cluster: FakeCluster, runs: Runs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.socket() as mute:
+        mute.bind(("127.0.0.1", 0))
+        mute.listen()
+        runs(grpc=cluster.address, controller=f"127.0.0.1:{mute.getsockname()[1]}")
+        began = time.monotonic()
+        assert main(["status", "--json"]) == 0
+        assert time.monotonic() - began < 5
+    assert json.loads(capsys.readouterr().out)["controller"]["away"] is True
+
+
+def test_a_cluster_elsewhere_is_taken_at_its_gateways_word(
+    cluster: FakeCluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["status", "--json", "--address", cluster.address]) == 0
+    assert json.loads(capsys.readouterr().out)["controller"]["away"] is False
+    told = status()
+    told.controller.Clear()
+    cluster.tell(told)
+    assert main(["status", "--json", "--address", cluster.address]) == 0
+    assert json.loads(capsys.readouterr().out)["controller"]["away"] is True
+
+
 def test_nothing_running_is_exit_3_for_people_and_programs(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["status"]) == 3
     assert "no cluster is running" in capsys.readouterr().err
@@ -104,17 +154,19 @@ def test_several_clusters_need_a_name(cluster: FakeCluster, runs: Runs, capsys: 
     assert main(["status", "--name", "one"]) == 0
 
 
-def test_watch_follows_changes_until_the_cluster_is_gone(
-    cluster: FakeCluster, runs: Runs, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = runs(grpc=cluster.address)
-    cluster.tell(status(ready=False))
-    codes: list[int] = []
-    watcher = threading.Thread(target=lambda: codes.append(main(["status", "--watch", "--json"])))
-    watcher.start()
+Watched = Callable[[str], None]
+
+
+@pytest.fixture
+def watched(capsys: pytest.CaptureFixture[str]) -> Iterator[tuple[list[str], list[int], Watched]]:
+    """`segue status --watch --json` in a thread: the lines that it shows, its exit code, and a wait for a line."""
     shown: list[str] = []
+    codes: list[int] = []
+    watcher = threading.Thread(target=lambda: codes.append(main(["status", "--watch", "--json"])), daemon=True)
 
     def wait_for(part: str) -> None:
+        if not watcher.ident:
+            watcher.start()
         for _ in range(200):
             shown.extend(capsys.readouterr().out.splitlines())
             if any(part in line for line in shown):
@@ -122,12 +174,41 @@ def test_watch_follows_changes_until_the_cluster_is_gone(
             watcher.join(0.05)
         pytest.fail(f"{part} was not shown, but {shown}")
 
+    yield shown, codes, wait_for
+    watcher.join(10)
+    assert not watcher.is_alive()
+
+
+def test_watch_follows_changes_until_the_cluster_is_gone(
+    cluster: FakeCluster, runs: Runs, watched: tuple[list[str], list[int], Watched]
+) -> None:
+    shown, codes, wait_for = watched
+    folder = runs(grpc=cluster.address)
+    cluster.tell(status(ready=False))
     wait_for('"ready": false')
     cluster.tell(status(ready=True))
     wait_for('"ready": true')
     folder.forget()
     cluster.stop()
     wait_for("no cluster is running")
-    watcher.join(10)
+    for _ in range(200):
+        if codes:
+            break
+        time.sleep(0.05)
     assert codes == [3]
     assert all(json.loads(line) for line in shown)
+
+
+def test_watch_shows_that_the_controller_went_though_nothing_else_changed(
+    cluster: FakeCluster, runs: Runs, watched: tuple[list[str], list[int], Watched]
+) -> None:
+    shown, _, wait_for = watched
+    with serving(FakeCluster()) as controller:
+        folder = runs(grpc=cluster.address, controller=controller.address)
+        wait_for('"away": false')
+        controller.stop()
+        wait_for('"away": true')
+    assert [json.loads(line)["ready"] for line in shown] == [True, True]  # and nothing was shown twice
+    folder.forget()
+    cluster.stop()
+    wait_for("no cluster is running")

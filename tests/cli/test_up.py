@@ -18,6 +18,7 @@ import pytest
 from orchestrator.cli import run_folder
 from orchestrator.cli.main import main
 from orchestrator.cli.run_folder import RunFolder
+from orchestrator.proto import cluster_pb2 as cpb
 from tests.cli.conftest import Runs
 from tests.cli.fakes import FakeCluster, status, worker
 from tests.cli.owner_program import SHM
@@ -147,6 +148,37 @@ def test_from_up_to_nothing_left(
     assert folder.logs.is_dir()
 
 
+def test_the_welcome_names_a_gateway_that_serves(
+    up: Callable[[Path], Owner], config: Callable[..., Path], cluster: FakeCluster
+) -> None:
+    still = cpb.GatewayStatus(id="gateway-0", state="starting", stage="loading the tokenizer")
+    two = status(grpc_address=cluster.address)
+    [serving] = two.gateways
+    serving.id = "gateway-1"
+    del two.gateways[:]
+    two.gateways.extend([still])
+    cluster.tell(two)
+    owner = up(config())
+    owner.wait_for("… gateway gateway-0: loading the tokenizer")
+    assert "Segue is up" not in owner.shown
+    two = cpb.ClusterStatus.FromString(two.SerializeToString())
+    two.gateways.extend([serving])
+    cluster.tell(two)
+    owner.wait_for("Stop it: Ctrl-C")
+    assert "http://127.0.0.1:8000/v1" in owner.shown
+    _, record = run_folder.find(None)
+    assert (record.http, record.grpc) == ("127.0.0.1:8000", cluster.address)
+
+
+def test_a_gateway_that_never_serves_does_not_hold_it_up_for_ever(
+    up: Callable[[Path], Owner], config: Callable[..., Path], cluster: FakeCluster
+) -> None:
+    cluster.tell(status(gateway="starting"))
+    owner = up(config(start=2))
+    assert owner.exit_code() == 1
+    assert "not ready after 2 s; still waiting for gateway gateway-0" in owner.shown
+
+
 def test_an_interrupt_before_it_is_ready_is_130(
     up: Callable[[Path], Owner], config: Callable[..., Path], cluster: FakeCluster
 ) -> None:
@@ -250,6 +282,36 @@ def test_a_bad_configuration_is_one_line_and_exit_2(tmp_path: Path, capsys: pyte
     assert main(["config", "check", "--json", str(bad)]) == 2
     told = json.loads(capsys.readouterr().out)
     assert (told["valid"], "replicaz" in told["error"]["where"] + told["error"]["what"]) == (False, True)
+
+
+@pytest.mark.parametrize(
+    ("source", "told"), [("./absent", "no such folder"), ("pip:segue-absent-model", "is not installed")]
+)
+def test_a_source_that_is_not_here_is_for_up_to_tell_and_ray_is_not_started(
+    up: Callable[[Path], Owner],
+    config: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    source: str,
+    told: str,
+) -> None:
+    path = config()
+    path.write_text(path.read_text().replace(f"source: {tmp_path}/model", f"source: {source}"))
+    assert main(["config", "check", str(path)]) == 0  # it may be meant for another machine
+    owner = up(path)
+    assert owner.exit_code() == 1
+    assert told in owner.shown
+    assert "ray: starting" not in owner.shown
+
+
+def test_an_impossible_number_is_one_line_with_all_one_needs(
+    config: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = config()
+    path.write_text(path.read_text().replace("replicas: 1, backend: mock", "replicas: 1, engine: {max_num_seqs: 0}"))
+    assert main(["config", "check", str(path)]) == 2
+    place = f"{path}:9: models[0].pools.prefill.engine.max_num_seqs"
+    assert capsys.readouterr().err == f"segue: {place}: found 0, allowed: 1 or more\n"
 
 
 def test_a_good_configuration(config: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:

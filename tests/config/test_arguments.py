@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from orchestrator.config import arguments
+from orchestrator.config import arguments, bounds
 from orchestrator.config.owned import ENGINE_INSTEAD, FRONTEND_ALLOWED, FRONTEND_INSTEAD, MOCK_FIELDS
 from orchestrator.core.spec import Role
 from workers.mock_settings import MockSettings
@@ -45,6 +45,15 @@ def test_a_mocks_arguments_are_the_mocks_own():
     assert set(MOCK_FIELDS) == set(kinds)
 
 
+def test_bounds_are_of_numbers_that_may_be_set():
+    allowed = {"engine": set(arguments.known("engine")) - set(ENGINE_INSTEAD), "frontend": set(FRONTEND_ALLOWED)}
+    for section, bound in {"engine": bounds.ENGINE, "frontend": bounds.FRONTEND}.items():
+        assert set(bound) <= allowed[section]
+        assert all({"int", "float"} & set(arguments.known(section)[name]) for name in bound)
+    assert set(bounds.MOCK) == set(MOCK_FIELDS) - {"enable_prefix_caching"}
+    assert all(bound.holds(getattr(MockSettings(), name)) for name, bound in bounds.MOCK.items())
+
+
 GOOD = {
     "choice": "dtype: bfloat16",
     "whole number": "max_model_len: 4096",
@@ -60,6 +69,10 @@ GOOD = {
     "object in an object": "structured_outputs_config: {backend: xgrammar}",
     "list or text": "ignore_patterns: [a, b]",
     "reasoning": "reasoning_parser: qwen3",
+    "as much as fits": "max_model_len: -1",
+    "all of a share": "gpu_memory_utilization: 1.0",
+    "the least memory": "kv_cache_memory_bytes: 1048576",
+    "nothing where that is possible": "cpu_offload_gb: 0",
 }
 
 
@@ -79,6 +92,17 @@ BAD = {
     "seed: null": "engine.seed: found nothing, allowed: a whole number",
     "max_modle_len: 1": "engine.max_modle_len: unknown key 'max_modle_len', allowed: a vLLM engine argument "
     "(AsyncEngineArgs) (did you mean max_model_len?)",
+    "max_model_len: 0": "engine.max_model_len: found 0, allowed: 1 or more, or -1 for as much as fits",
+    "max_model_len: -2": "engine.max_model_len: found -2, allowed: 1 or more, or -1 for as much as fits",
+    "max_num_seqs: 0": "engine.max_num_seqs: found 0, allowed: 1 or more",
+    "block_size: 0": "engine.block_size: found 0, allowed: 1 or more",
+    "max_num_batched_tokens: -1": "engine.max_num_batched_tokens: found -1, allowed: 1 or more",
+    "kv_cache_memory_bytes: 1048575": "found 1048575, allowed: 1048576 (1 MiB) or more",
+    "gpu_memory_utilization: 0": "engine.gpu_memory_utilization: found 0, allowed: a number above 0, at most 1",
+    "gpu_memory_utilization: 1.5": "engine.gpu_memory_utilization: found 1.5, allowed: a number above 0, at most 1",
+    "cpu_offload_gb: -1": "engine.cpu_offload_gb: found -1, allowed: 0 or more",
+    "watermark: 1": "engine.watermark: found 1, allowed: a number from 0, below 1",
+    "reasoning_parser: qwen33": "(did you mean qwen3?)",
     "max_lora_rank: 9": "engine.max_lora_rank: found 9, allowed: 1, 8, 16",
     "logits_processors: my.module": 'engine.logits_processors: found "my.module", allowed: a list (text) or null',
     "logits_processors: [1]": "engine.logits_processors[0]: found 1, allowed: text",
@@ -119,6 +143,7 @@ def test_a_pools_own_arguments_are_checked_too(refused_change):
         ("{enable_log_outputs: true}", "(prompts and completions are never logged)"),
         ("{chat_templat: a}", "(did you mean chat_template?)"),
         ("{tool_call_parser: herms}", "(did you mean hermes?)"),
+        ("{sse_keep_alive_interval: -1}", "frontend.sse_keep_alive_interval: found -1, allowed: 0 or more"),
         ("{enable_auto_tool_choice: true}", "found enable_auto_tool_choice without tool_call_parser, allowed: both"),
         ("{fingerprint_mode: custom}", "allowed: both or neither"),
     ],
@@ -133,3 +158,8 @@ def test_a_mock_takes_its_own_arguments_and_no_engines(load, refusal):
     assert spec.model("smollm2").pools[Role.DECODE].backend == "mock"
     assert "engine.dtype: unknown key 'dtype', allowed: prefill_tokens_per_second, " in refusal(mock)
     assert "found 0.5, allowed: a whole number" in refusal(mock.replace(ENGINE_LINE, "engine: {kv_blocks: 0.5}"))
+    assert "engine.kv_blocks: found 0, allowed: 1 or more" in refusal(
+        mock.replace(ENGINE_LINE, "engine: {kv_blocks: 0}")
+    )
+    stuck = mock.replace(ENGINE_LINE, "engine: {prefill_tokens_per_second: 0}")
+    assert "engine.prefill_tokens_per_second: found 0, allowed: a number above 0" in refusal(stuck)

