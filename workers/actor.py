@@ -59,7 +59,7 @@ class WorkerActor:
         assigned = self._assignment
         if assigned.log_dir:
             redirect_output(Path(assigned.log_dir) / f"{assigned.worker_id}.log")
-        logs.setup(assigned.log_level)
+        logs.setup(assigned.log_level, engine=True)
         about = {"segue.cluster": assigned.cluster, "segue.model": assigned.model, "segue.worker": assigned.worker_id}
         tracing.init("segue-worker", assigned.otlp_endpoint, about)
         self._starting = asyncio.current_task()

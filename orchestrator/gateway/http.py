@@ -3,32 +3,25 @@
 from __future__ import annotations
 
 import json
-import uuid
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import MutableMapping
 from typing import Any, Protocol
 
-import msgspec
-from opentelemetry.trace import SpanKind
+from opentelemetry.trace import Span, SpanKind
 
-from orchestrator.core.errors import (
-    InvalidRequest,
-    ModelNotFound,
-    NotReady,
-    RequestTooLarge,
-    RouteNotFound,
-    SegueError,
-    Unsupported,
-)
-from orchestrator.gateway import http_errors
+from orchestrator.core.errors import InvalidRequest, ModelNotFound, NotReady, RouteNotFound, SegueError, Unsupported
+from orchestrator.gateway import http_body, http_errors, http_exchange
 from orchestrator.gateway.context import CURRENT, RequestContext
 from orchestrator.gateway.frontend import Front
+from orchestrator.gateway.http_body import Receive
+from orchestrator.gateway.http_errors import MethodNotAllowed
+from orchestrator.gateway.http_exchange import Answer, Exchange, Send
 from orchestrator.gateway.routes import MODEL_PREFIX, MODEL_ROUTES, OWN_ROUTES
-from orchestrator.telemetry import tracing
+from orchestrator.telemetry import logs, tracing
 from orchestrator.telemetry.metrics import GatewayMetrics
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
+_DISCARD_SECONDS = 2.0
+
+log = logs.events("gateway.http")
 
 
 class HttpView(Protocol):
@@ -47,12 +40,6 @@ class HttpView(Protocol):
         ...
 
 
-class _Peek(msgspec.Struct):
-    """The one field that dispatch needs; the rest of the body is not looked at here."""
-
-    model: str | None = None
-
-
 class HttpEdge:
     """The ASGI application."""
 
@@ -64,14 +51,29 @@ class HttpEdge:
         if scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1003})
             return
-        path = scope["path"]
+        answer = Answer(send)
         try:
             if self._is_own(scope):
-                await _respond(send, *(await self._own(path)))
+                await _respond(answer.send, *(await self._own(scope["path"])))
             else:
-                await self._dispatch(scope, receive, send)
+                await self._dispatch(scope, receive, answer)
         except SegueError as error:
-            await _respond(send, *http_errors.render(error, path))
+            await self._refuse(error, scope["path"], receive, answer)
+        except Exception as error:
+            log.error("http_failed", error)
+            await self._refuse(_inside(), scope["path"], receive, answer)
+
+    async def _refuse(self, error: SegueError, path: str, receive: Receive, answer: Answer) -> None:
+        """Tells the client, if it has not been told anything yet; the server closes what was begun and not ended."""
+        if answer.status:
+            return
+        self._gateway.metrics.refused("http", error.code)
+        status, headers, body = http_errors.render(error, path)
+        closes = (b"connection", b"close") in headers
+        await _respond(answer.send, status, headers, body, more=closes)
+        if closes:
+            await http_body.discard(receive, _DISCARD_SECONDS)
+            await answer.send({"type": "http.response.body", "body": b""})
 
     # ---- the gateway's own
 
@@ -84,7 +86,8 @@ class HttpEdge:
         if allowed is None:
             raise RouteNotFound(f"no route {method} {path}", hint="docs/api.md lists the routes")
         if method != allowed and not (own and method == "HEAD"):
-            raise MethodNotAllowed(f"{path} takes {allowed}, not {method}")
+            methods = f"{allowed}, HEAD" if own else allowed
+            raise MethodNotAllowed(f"no {method} here", where=methods, hint=f"{path} takes {methods}")
         return own is not None
 
     async def _own(self, path: str) -> tuple[int, http_errors.Headers, bytes]:
@@ -107,93 +110,64 @@ class HttpEdge:
 
     # ---- the model's
 
-    async def _dispatch(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-        body = await self._body(receive)
+    async def _dispatch(self, scope: MutableMapping[str, Any], receive: Receive, answer: Answer) -> None:
+        body = await http_body.read(scope["headers"], receive, self._max_body_bytes)
         if body is None:
             return
-        front = self._gateway.front(_model_of(body))
+        front = self._gateway.front(http_body.model_of(body))
         if scope["path"] not in front.paths or front.app is None:
             can = ", ".join(front.tasks)
             raise Unsupported(f"{front.name} does not serve {scope['path']}", hint=f"it can: {can}")
         if not front.ready():
             missing = "; ".join(self._gateway.not_ready())
             raise NotReady(f"{front.name} is not ready: {missing}", retry_after=5.0)
-        await self._run(front, scope, _replay(body, receive), send)
+        await self._run(front, scope, http_body.replay(body, receive), answer)
 
-    async def _body(self, receive: Receive) -> bytes | None:
-        """The whole body; None if the client left before it had sent it."""
-        parts, size = [], 0
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return None
-            part = message.get("body", b"")
-            size += len(part)
-            if size > self._max_body_bytes:
-                raise RequestTooLarge(f"the body is over {self._max_body_bytes} bytes")
-            parts.append(part)
-            if not message.get("more_body", False):
-                return b"".join(parts)
-
-    async def _run(self, front: Front, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+    async def _run(self, front: Front, scope: MutableMapping[str, Any], receive: Receive, answer: Answer) -> None:
+        request_id, scope["headers"] = http_exchange.request_id(scope["headers"])
+        context = RequestContext(request_id)
         headers = {key.decode("latin-1"): value.decode("latin-1") for key, value in scope["headers"]}
-        context = RequestContext(headers.get("x-request-id") or uuid.uuid4().hex)
         span = tracing.start(
             "segue.request", tracing.extract(headers), SpanKind.SERVER, model=front.name, route=scope["path"]
         )
         context.trace = tracing.inject(span) or {k: headers[k] for k in ("traceparent", "tracestate") if k in headers}
+        exchange = Exchange(scope["path"], context, receive, answer)
         token = CURRENT.set(context)
         try:
             with tracing.active(span):
-                assert front.app is not None  # noqa: S101
-                await front.app(scope, receive, _with_headers(send, context))
+                try:
+                    await _in_application(front, scope, exchange, context)
+                finally:
+                    self._ended(span, exchange, answer, context)
         finally:
             CURRENT.reset(token)
 
+    def _ended(self, span: Span, exchange: Exchange, answer: Answer, context: RequestContext) -> None:
+        if answer.status:
+            tracing.note(span, **{"http.response.status_code": answer.status})
+        if exchange.client_left and not answer.complete:
+            tracing.note(span, outcome="cancelled")
+        elif answer.status >= 500:
+            tracing.fail_as(span, http_errors.code_of(answer.status))
+        if answer.status >= 400 and not context.reports:  # what reached the cluster is counted by its outcome
+            self._gateway.metrics.refused("http", http_errors.code_of(answer.status))
 
-class MethodNotAllowed(SegueError):  # noqa: N818
-    """The route exists, for another method."""
 
-    code, http_status, grpc_code = "method_not_allowed", 405, "UNIMPLEMENTED"
-
-
-def _model_of(body: bytes) -> str:
+async def _in_application(
+    front: Front, scope: MutableMapping[str, Any], exchange: Exchange, context: RequestContext
+) -> None:
+    assert front.app is not None  # noqa: S101
     try:
-        return msgspec.json.decode(body, type=_Peek).model or ""
-    except msgspec.ValidationError as error:
-        raise InvalidRequest(f"the body must be a JSON object whose `model` is a string: {error}") from None
-    except msgspec.DecodeError as error:
-        raise InvalidRequest(f"the body is not valid JSON: {error}") from None
+        await front.app(scope, exchange.receive, exchange.send)
+    except RecursionError:
+        raise InvalidRequest("the body is nested too deeply") from None
+    except Exception as error:
+        log.error("http_failed", error, request_id=context.request_id)
+        raise _inside() from error
 
 
-def _replay(body: bytes, receive: Receive) -> Receive:
-    """A ``receive`` that gives the body that was read already, then what still comes (a disconnect)."""
-    pending: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
-
-    async def replayed() -> Message:
-        return pending.pop() if pending else await receive()
-
-    return replayed
-
-
-def _with_headers(send: Send, context: RequestContext) -> Send:
-    """Adds the request's id and, where it has ended before its response begins, where its halves ran."""
-
-    async def sending(message: Message) -> None:
-        if message["type"] == "http.response.start":
-            extra = [(b"x-request-id", context.request_id.encode("latin-1", "replace"))]
-            if context.reports:
-                report = context.reports[-1]
-                extra.append((b"x-segue-decode", report.decode_worker.encode()))
-                if report.prefill_worker:
-                    extra.append((b"x-segue-prefill", report.prefill_worker.encode()))
-            headers = message.get("headers", [])
-            if message["status"] in (429, 503) and not any(name.lower() == b"retry-after" for name, _ in headers):
-                extra.append((b"retry-after", b"1"))
-            message["headers"] = [*headers, *extra]
-        await send(message)
-
-    return sending
+def _inside() -> SegueError:
+    return SegueError("the request failed inside the gateway", hint="its log has the trace")
 
 
 async def _cards(front: Front) -> list[dict[str, Any]]:
@@ -210,7 +184,7 @@ def _json(status: int, value: object) -> tuple[int, http_errors.Headers, bytes]:
     return status, [(b"content-type", b"application/json")], json.dumps(value).encode()
 
 
-async def _respond(send: Send, status: int, headers: http_errors.Headers, body: bytes) -> None:
+async def _respond(send: Send, status: int, headers: http_errors.Headers, body: bytes, more: bool = False) -> None:
     headers = [*headers, (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    await send({"type": "http.response.body", "body": body, "more_body": more})

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from orchestrator.proto import cluster_pb2
+from orchestrator.telemetry.metrics import GatewayMetrics
 
 
 class ModelFront(Protocol):
@@ -42,6 +43,9 @@ class GatewayView(Protocol):
     """The whole gateway, for an edge."""
 
     draining: bool  # takes nothing new, finishes what it has
+
+    @property
+    def metrics(self) -> GatewayMetrics: ...
 
     def front(self, model: str) -> ModelFront:
         """The model of that name, or the only one for "".

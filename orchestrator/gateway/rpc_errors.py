@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from http import HTTPStatus
 from typing import Any, TypeAlias
@@ -54,7 +54,9 @@ class BadField(InvalidRequest):
 
 
 @asynccontextmanager
-async def answered(context: Context, span: Span, request_id: str = "") -> AsyncIterator[None]:
+async def answered(
+    context: Context, span: Span, request_id: str = "", failed: Callable[[SegueError], None] = lambda _: None
+) -> AsyncIterator[None]:
     """Runs a call under its span and turns what goes wrong into its status. Cancellation passes, for grpc to see."""
     failure: SegueError | None = None
     with tracing.active(span):
@@ -65,6 +67,7 @@ async def answered(context: Context, span: Span, request_id: str = "") -> AsyncI
             raise
         except Exception as raised:
             failure = as_segue_error(raised)
+            failed(failure)
             tracing.fail(span, failure)
             if failure.code == SegueError.code:
                 log.error("rpc_failed", root_cause(raised), request_id=request_id)
@@ -94,6 +97,7 @@ def as_segue_error(raised: BaseException) -> SegueError:
             return error
     for error in _chain(raised):
         if known := _known(error):
+            known.__cause__ = error  # its words are not ours
             return known
     return SegueError("the request failed inside the gateway", hint="its log has the trace under the request's id")
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from opentelemetry.trace import Span, SpanKind, get_current_span
 
-from orchestrator.core.errors import DeadlineExceeded, ModelNotFound
+from orchestrator.core.errors import DeadlineExceeded, ModelNotFound, SegueError
 from orchestrator.core.types import RequestReport
 from orchestrator.gateway.context import CURRENT, RequestContext
 from orchestrator.gateway.ports import GatewayView, ModelFront
@@ -39,7 +39,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> None:  # noqa: N802
         """Streams one request's deltas, then its totals."""
         request_id = request.request_id or _new_id()
-        async with _call(context, "Generate", request.model, request_id) as current:
+        async with _call(self._gateway, context, "Generate", request.model, request_id) as current:
             if not _ID.fullmatch(request_id):
                 raise BadField("up to 128 characters without white space", where="request_id")
             front = self._gateway.front(request.model)
@@ -54,7 +54,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
     async def Embed(self, request: pb.EmbedRequest, context: Context) -> pb.EmbedResponse:  # noqa: N802
         """One vector a text."""
         request_id = _new_id()
-        async with _call(context, "Embed", request.model, request_id):
+        async with _call(self._gateway, context, "Embed", request.model, request_id):
             return await embed(self._gateway.front(request.model), request, request_id)
         raise AssertionError("answered aborts the call")  # for the type checker
 
@@ -79,13 +79,20 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
 
 
 @asynccontextmanager
-async def _call(context: Context, method: str, model: str, request_id: str) -> AsyncIterator[RequestContext]:
+async def _call(
+    gateway: GatewayView, context: Context, method: str, model: str, request_id: str
+) -> AsyncIterator[RequestContext]:
     """A call's surroundings: span, errors, deadline, and the context that the seam looks at."""
     span = tracing.start(
         "segue.request", _headers(context), SpanKind.SERVER, model=model, request_id=request_id, method=method
     )
-    async with answered(context, span, request_id), _deadline(context.time_remaining()):
-        with _current(context, span, request_id) as current:
+    with _current(context, span, request_id) as current:
+
+        def failed(error: SegueError) -> None:
+            if not current.reports:  # what reached the cluster is counted by its outcome
+                gateway.metrics.refused("grpc", error.code)
+
+        async with answered(context, span, request_id, failed), _deadline(context.time_remaining()):
             yield current
 
 

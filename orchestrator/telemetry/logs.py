@@ -4,7 +4,7 @@
 
 Segue's own code logs through ``events(component)`` and names events, not sentences: fields are ids, counts and
 seconds, and ``redact`` drops whatever looks like text. Lines of other libraries pass through the same handler, folded
-into one line.
+into one line; once ``foreign.hush`` was called, only where they came from.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TextIO
 
 from opentelemetry import trace
 
-from orchestrator.telemetry import redact
+from orchestrator.telemetry import foreign, redact
 
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 _FIELDS = "segue_fields"
@@ -59,11 +59,12 @@ def events(component: str) -> Events:
     return Events(component)
 
 
-def setup(level: str = "info", stream: TextIO | None = None) -> None:
+def setup(level: str = "info", stream: TextIO | None = None, *, engine: bool = False) -> None:
     """Sends all of this process's logs to ``stream`` (stderr if None). May be called again; the last call counts.
 
     Args:
         level: debug, info, warning or error, for Segue's own events; other libraries are heard from warning up.
+        engine: as in ``foreign.take_over_vllm``, which has to come before vLLM is imported to reach all of it.
 
     Raises:
         ValueError: no such level.
@@ -78,6 +79,8 @@ def setup(level: str = "info", stream: TextIO | None = None) -> None:
     root.addHandler(handler)
     root.setLevel(max(logging.WARNING, _LEVELS[level]))
     logging.getLogger("segue").setLevel(_LEVELS[level])
+    if foreign.take_over_vllm(engine):
+        events("telemetry").warning("vllm_log_level_pinned", level="INFO")
 
 
 class LineFormatter(logging.Formatter):
@@ -100,8 +103,11 @@ class LineFormatter(logging.Formatter):
 
     @staticmethod
     def _foreign(record: logging.LogRecord) -> str:
-        message = _one_line(record.getMessage())
         error = record.exc_info[1] if record.exc_info else None
+        if foreign.hushed():
+            place = f"at={record.filename}:{record.lineno}:{record.funcName}"
+            return f"{place} error={type(error).__name__}" if error else place
+        message = _one_line(record.getMessage())
         return f'{message} error="{_one_line(redact.describe(error))}" at={redact.frames(error)}' if error else message
 
 

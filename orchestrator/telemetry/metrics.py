@@ -47,6 +47,7 @@ class GatewayMetrics:
         self._places: dict[tuple[str, str], Place] = {}
         self._states: dict[tuple[str, str], dict[str, int]] = {}
         self._requests = self._counter("segue_requests", "Sequences that ended, by outcome", "model", "outcome")
+        self._refused = self._counter("segue_refused", "Requests refused before they were sequences", "edge", "code")
         self._ttft = self._histogram("segue_ttft_seconds", "From arrival to the first token", _TTFT)
         self._total = self._histogram("segue_request_seconds", "From arrival to the end", _TOTAL)
         self._queue = self._histogram("segue_queue_seconds", "From arrival to a worker", _QUEUE)
@@ -74,6 +75,10 @@ class GatewayMetrics:
             if seconds is not None:
                 histogram.labels(*labels).observe(seconds)
         self._read(report)
+
+    def refused(self, edge: str, code: str) -> None:
+        """A client got an error at ``edge`` (http or grpc) for something that no worker ever saw."""
+        self._refused.labels(self._gateway, edge, code).inc()
 
     def tokens(self, model: str, pool: str, worker: str, gap_seconds: float | None, count: int) -> None:
         """A sequence got ``count`` tokens, ``gap_seconds`` after the ones before; None for its first."""

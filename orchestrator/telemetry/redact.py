@@ -9,7 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from orchestrator.core.errors import SegueError
+from orchestrator.core.errors import (
+    InvalidRequest,
+    ModelNotFound,
+    RequestTooLarge,
+    RouteNotFound,
+    SegueError,
+    Unsupported,
+)
 
 Scalar = str | bool | int | float
 
@@ -20,6 +27,8 @@ class Words(str):
     __slots__ = ()
 
 
+# They say what is wrong with a request, in its own words.
+_ABOUT_REQUESTS = (InvalidRequest, ModelNotFound, RequestTooLarge, RouteNotFound, Unsupported)
 _ID = re.compile(r"[!-~]{1,128}")
 _TEXT_FIELDS = frozenset(
     {
@@ -49,15 +58,26 @@ def fields(values: Mapping[str, object]) -> dict[str, Scalar]:
 
 
 def describe(error: BaseException) -> str:
-    """An error for people: its whole story where the words are ours or the system's, else its type alone.
+    """An error for people: its whole story where the words are ours or the system's, else its type (and code) alone.
 
-    Libraries quote their input in messages ("... got 'Dear diary'"), hence the distinction.
+    Libraries quote their input in messages ("... got 'Dear diary'"), hence the distinction. An error of ours that
+    came of a library's may repeat its words.
     """
     if isinstance(error, SegueError):
-        return f"{type(error).__name__}: {error}"
+        said = error.code if _repeats(error) else str(error)
+        return f"{type(error).__name__}: {said}"
     if isinstance(error, OSError):
         return f"{type(error).__name__}: {error.strerror or 'no reason given'}"
     return type(error).__name__
+
+
+def _repeats(error: SegueError) -> bool:
+    if isinstance(error, _ABOUT_REQUESTS):
+        return True
+    cause = error.__cause__
+    if isinstance(cause, SegueError):
+        return _repeats(cause)
+    return cause is not None and not isinstance(cause, OSError)
 
 
 def frames(error: BaseException) -> str:

@@ -109,6 +109,13 @@ def fail(span: Span, error: BaseException) -> None:
         span.set_attribute("error.type", getattr(error, "code", None) or type(error).__name__)
 
 
+def fail_as(span: Span, code: str) -> None:
+    """Marks a span as failed where only an error's code is known."""
+    if span.is_recording():
+        span.set_status(Status(StatusCode.ERROR, code))
+        span.set_attribute("error.type", code)
+
+
 def record(
     name: str,
     start_seconds: float,

@@ -20,6 +20,7 @@ from orchestrator.core.types import RequestReport
 from orchestrator.gateway import rpc
 from orchestrator.gateway.context import CURRENT, RequestContext
 from orchestrator.proto import cluster_pb2, cluster_pb2_grpc, inference_pb2_grpc
+from orchestrator.telemetry.metrics import GatewayMetrics
 
 PROMPT = [1, 2, 3, 4, 5]
 
@@ -177,6 +178,7 @@ class FakeGateway:
         self.the_front = FakeFront()
         self.current = cluster_pb2.ClusterStatus(name="test", ready=True)
         self.draining = False
+        self.metrics = GatewayMetrics("gw-0")
         self.looks = 0
         self._change = asyncio.Event()
 

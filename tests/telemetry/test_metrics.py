@@ -60,6 +60,7 @@ def metrics() -> GatewayMetrics:
     counted.transfers("m", "decode", "d0", "moved", 4096)
     counted.fleet([WorkerInfo("p0", "m", Role.PREFILL, "a:1", 1), WorkerInfo("d0", "m", Role.DECODE, "a:2", 1)])
     counted.request_finished(FINISHED)
+    counted.refused("http", "model_not_found")
     return counted
 
 
