@@ -86,8 +86,7 @@ class HttpEdge:
         if allowed is None:
             raise RouteNotFound(f"no route {method} {path}", hint="docs/api.md lists the routes")
         if method != allowed and not (own and method == "HEAD"):
-            methods = f"{allowed}, HEAD" if own else allowed
-            raise MethodNotAllowed(f"no {method} here", where=methods, hint=f"{path} takes {methods}")
+            raise MethodNotAllowed(method, path, f"{allowed}, HEAD" if own else allowed)
         return own is not None
 
     async def _own(self, path: str) -> tuple[int, http_errors.Headers, bytes]:

@@ -29,9 +29,13 @@ _CODES = {
 
 
 class MethodNotAllowed(SegueError):  # noqa: N818
-    """The route exists, for the methods in ``where``."""
+    """The route exists, for other methods."""
 
     code, http_status, grpc_code = "method_not_allowed", 405, "UNIMPLEMENTED"
+
+    def __init__(self, method: str, path: str, allow: str) -> None:
+        super().__init__(f"no {method} here", where=path, hint=f"it takes {allow}")
+        self.allow = allow
 
 
 class BodyTimeout(SegueError):  # noqa: N818
@@ -57,7 +61,7 @@ def render(error: SegueError, path: str) -> tuple[int, Headers, bytes]:
     if error.retry_after is not None:
         headers.append((b"retry-after", str(max(1, round(error.retry_after))).encode()))
     if isinstance(error, MethodNotAllowed):
-        headers.append((b"allow", error.where.encode()))
+        headers.append((b"allow", error.allow.encode()))
     if isinstance(error, BodyTimeout | RequestTooLarge):
         headers.append((b"connection", b"close"))  # the rest of the body is in the way of a next request
     return status, headers, json.dumps(body).encode()

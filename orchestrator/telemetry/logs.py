@@ -22,6 +22,7 @@ _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARN
 _FIELDS = "segue_fields"
 _ERROR = "segue_error"
 _SAID = 1000
+_START = "failed to start"  # as vLLM's engine and worker processes put it
 
 
 class Events:
@@ -108,7 +109,11 @@ class LineFormatter(logging.Formatter):
             place = f"at={record.filename}:{record.lineno}:{record.funcName}"
             return f"{place} error={type(error).__name__}" if error else place
         message = _one_line(record.getMessage())
-        return f'{message} error="{_one_line(redact.describe(error))}" at={redact.frames(error)}' if error else message
+        if error is None:
+            return message
+        # No request has a part in a start, and the process that waits for it is only told to look here.
+        said = f"{type(error).__name__}: {error}"[:_SAID] if _START in str(record.msg) else redact.describe(error)
+        return f'{message} error="{_one_line(said)}" at={redact.frames(error)}'
 
 
 def _shown(value: redact.Scalar) -> str:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import json
-import logging
 from typing import Any
 
 import pytest
 
 from orchestrator.gateway import http_body
 from orchestrator.gateway.routes import MODEL_PREFIX, MODEL_ROUTES, OWN_ROUTES
-from orchestrator.telemetry import logs
+from tests.gateway.heard import listen
 from tests.gateway.support import Stack
 
 CHAT = {"model": "apart", "messages": [{"role": "user", "content": "Hello there"}], "max_tokens": 4}
@@ -179,47 +177,5 @@ class TestAllowList:
         assert set(MODEL_ROUTES) - {"/v1/embeddings"} <= served  # no model here embeds
 
 
-class TestCounts:
-    async def test_refusals_are_counted_by_code(self, stack: Stack) -> None:
-        def count(code: str) -> float:
-            labels = {"gateway": "gw-0", "edge": "http", "code": code}
-            return stack.gateway.metrics.registry.get_sample_value("segue_refused_total", labels) or 0.0
-
-        codes = ("model_not_found", "route_not_found", "invalid_request", "request_too_large", "method_not_allowed")
-        before = {code: count(code) for code in codes}
-        await stack.http.post("/v1/completions", json={"model": "nope"})
-        await stack.http.post("/nope")
-        await stack.http.post("/v1/completions", json={"model": "apart", "prompt": "x", "max_tokens": -1})
-        await stack.http.post("/v1/completions", content=b" " * ((1 << 20) + 1))
-        await stack.http.get("/v1/completions")
-        await stack.http.post("/v1/chat/completions", json=CHAT)
-        assert {code: count(code) - before[code] for code in codes} == dict.fromkeys(codes, 1.0)
-
-    async def test_workers_are_counted_in_the_state_that_they_are_in(self, stack: Stack) -> None:
-        def count(state: str) -> float | None:
-            labels = {"gateway": "gw-0", "model": "apart", "pool": "decode", "state": state}
-            return stack.gateway.metrics.registry.get_sample_value("segue_workers", labels)
-
-        for index, state in enumerate(("pending", "starting", "failed")):
-            stack.controller.add("apart", "decode", f"extra-{index}", "", state)  # type: ignore[arg-type]
-        try:
-            async with asyncio.timeout(10):
-                while count("failed") != 1:
-                    await stack.gateway.status_changed(0.1)
-            assert [count(state) for state in ("ready", "pending", "starting", "draining")] == [1, 1, 1, 0]
-        finally:
-            for index in range(3):
-                stack.controller.remove(f"extra-{index}")
-
-
 def routes(app: Any) -> set[str]:
     return {path for route in app.routes if (path := getattr(route, "path", ""))}
-
-
-def listen(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
-    """What this process logs from here on."""
-    stream = io.StringIO()
-    handler = logging.StreamHandler(stream)
-    handler.setFormatter(logs.LineFormatter())
-    monkeypatch.setattr(logging.getLogger(), "handlers", [handler])
-    return stream

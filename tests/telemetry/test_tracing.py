@@ -8,7 +8,7 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import StatusCode
 
-from orchestrator.core.errors import WorkerLost
+from orchestrator.core.errors import InvalidRequest, WorkerLost
 from orchestrator.telemetry import logs, tracing
 from orchestrator.telemetry.export import SaidOnce
 from tests.telemetry import collector
@@ -50,6 +50,16 @@ def test_an_error_marks_its_span_and_takes_no_text_along(spans: InMemorySpanExpo
     assert "diary" not in failed.to_json()
     assert lost.status.description == "WorkerLost: w1: no worker could finish it"
     assert (lost.attributes or {})["error.type"] == "worker_lost"
+
+
+def test_an_error_that_repeats_a_librarys_words_or_a_requests_shows_its_code(spans: InMemorySpanExporter) -> None:
+    wrapped = WorkerLost("Dear diary")
+    wrapped.__cause__ = ValueError("Dear diary")
+    tracing.record("segue.decode", 1.0, 2.0, error=wrapped)
+    tracing.record("segue.request", 1.0, 2.0, error=InvalidRequest('invalid regex "Dear diary"'))
+
+    told = [span.status.description for span in spans.get_finished_spans()]
+    assert told == ["WorkerLost: worker_lost", "InvalidRequest: invalid_request"]
 
 
 def test_without_an_exporter_nothing_is_recorded_but_the_trace_goes_on() -> None:
