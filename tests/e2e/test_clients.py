@@ -136,6 +136,14 @@ class TestAnthropic:
         with cluster.anthropic.messages.stream(model=APART, max_tokens=20, messages=ASK, extra_body=GREEDY) as stream:
             assert "Paris" in "".join(stream.text_stream)
 
+    def test_stop_sequence(self, cluster: RealCluster) -> None:
+        message = cluster.anthropic.messages.create(
+            model=APART, max_tokens=30, messages=ASK, stop_sequences=["France"], extra_body=GREEDY
+        )
+        assert (message.stop_reason, message.stop_sequence) == ("stop_sequence", "France")
+        assert message.content[0].type == "text"
+        assert "France" not in message.content[0].text
+
     def test_tools(self, cluster: RealCluster) -> None:
         message = cluster.anthropic.messages.create(
             model=APART,

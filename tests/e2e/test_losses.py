@@ -7,6 +7,7 @@ import signal
 import time
 from typing import Any
 
+import openai
 import pytest
 
 from tests.e2e.conftest import APART, RealCluster
@@ -38,6 +39,22 @@ def test_dead_prefill_engine_is_replaced_and_nobody_notices(cluster: RealCluster
     assert after["pids"]["engine"] != before["pids"]["engine"]
     assert not _alive(before["pids"]["actor"])
     until(lambda: cluster.status()["ready"], 20)
+    assert answers(cluster)
+
+
+def test_dead_decode_engine_ends_its_stream_with_a_typed_error_and_is_replaced(cluster: RealCluster) -> None:
+    before = cluster.workers(APART)["decode"]
+    stream = cluster.openai.completions.create(
+        model=APART, prompt="Once upon a time", max_tokens=800, stream=True, extra_body={"ignore_eos": True}
+    )
+    for _ in range(3):
+        next(stream)
+    os.kill(before["pids"]["engine"], signal.SIGKILL)
+    with pytest.raises(openai.APIError) as lost:
+        list(stream)
+    assert f"{APART}-decode" in str(lost.value)
+    until(lambda: cluster.status()["ready"], 120)
+    assert cluster.workers(APART)["decode"]["pids"]["engine"] != before["pids"]["engine"]
     assert answers(cluster)
 
 
