@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.gateway import http_body
+from orchestrator.gateway import http_body, http_protocol
 from orchestrator.gateway.routes import MODEL_PREFIX, MODEL_ROUTES, OWN_ROUTES
 from tests.gateway.heard import listen
 from tests.gateway.support import Stack
@@ -62,6 +62,11 @@ class TestBounds:
         for _ in range(3):  # on one connection: the count begins anew with each request
             body = json.dumps({"model": "apart", "prompt": "a b", "max_tokens": 1, "user": "u" * 200_000})
             assert (await stack.http.post("/v1/completions", content=body, headers={**fair, **JSON})).status_code == 200
+
+    async def test_a_head_that_never_ends_is_given_up(self, stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(http_protocol, "HEAD_SECONDS", 0.2)
+        with pytest.raises(asyncio.IncompleteReadError):
+            await raw(stack, b"GET /health HTTP/1.1\r\nHost: x\r\n", seconds=5.0)
 
     async def test_an_announced_body_that_is_too_large_is_not_waited_for(self, stack: Stack) -> None:
         status, headers, body = await raw(stack, post(content_length=99_999_999_999), b"{")
