@@ -24,6 +24,7 @@ from orchestrator.core.spec import Backend
 from orchestrator.core.types import ActorSnapshot, Load, WorkerAssignment, WorkerState
 from orchestrator.proto import worker_pb2_grpc
 from orchestrator.telemetry import logs, tracing
+from orchestrator.telemetry.output import write_output_to
 from workers import environment, inventory
 from workers.ports import Engine
 
@@ -58,7 +59,7 @@ class WorkerActor:
         """Returns when the replica takes requests. Raises WorkerStartFailed; nothing is left running then."""
         assigned = self._assignment
         if assigned.log_dir:
-            redirect_output(Path(assigned.log_dir) / f"{assigned.worker_id}.log")
+            write_output_to(Path(assigned.log_dir) / f"{assigned.worker_id}.log")
         logs.setup(assigned.log_level, engine=True)
         about = {"segue.cluster": assigned.cluster, "segue.model": assigned.model, "segue.worker": assigned.worker_id}
         tracing.init("segue-worker", assigned.otlp_endpoint, about)
@@ -198,14 +199,3 @@ class WorkerActor:
     def _note(self, stage: str) -> None:
         self._stage = stage
         _log.info("worker_stage", worker=self._assignment.worker_id, stage=stage.replace(" ", "_"))
-
-
-def redirect_output(path: Path) -> None:
-    """Appends this process's stdout and stderr, and those of its children, to a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    os.close(descriptor)

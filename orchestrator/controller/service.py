@@ -16,6 +16,7 @@ from orchestrator.controller.status import cluster_status
 from orchestrator.core.slots import Observed
 from orchestrator.core.spec import ClusterSpec
 from orchestrator.telemetry import logs
+from orchestrator.telemetry.output import write_output_to
 
 log = logs.events("controller")
 _ANY_HOST = ("0.0.0.0", "::", "[::]", "")  # noqa: S104 - recognised, not bound
@@ -25,7 +26,7 @@ class ControllerActor:
     """Keeps one cluster. ``node_host`` is how other nodes reach this one, told where it listens on every interface."""
 
     def __init__(self, spec: ClusterSpec, log_dir: str, cluster: ClusterPort, node_host: str) -> None:
-        _write_output_to(Path(log_dir) / "controller.log")
+        write_output_to(Path(log_dir) / "controller.log")
         logs.setup(spec.telemetry.log_level)
         self._spec = spec
         self._log_dir = log_dir
@@ -69,14 +70,3 @@ def _die_with(run: asyncio.Task[None]) -> None:
         log.failure("loop_broke", error)
         sys.stderr.flush()
         os._exit(1)
-
-
-def _write_output_to(path: Path) -> None:
-    """Sends this process's stdout and stderr, and with them the log, to a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-    for descriptor in (1, 2):
-        os.dup2(file, descriptor)
-    os.close(file)

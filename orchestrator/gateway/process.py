@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-import sys
 import threading
 import traceback
 from pathlib import Path
@@ -20,13 +19,14 @@ from orchestrator.core.spec import ClusterSpec, Endpoint
 from orchestrator.core.types import ActorSnapshot, GatewayAssignment, WorkerState
 from orchestrator.proto import fleet_pb2, fleet_pb2_grpc
 from orchestrator.telemetry import foreign, logs, tracing
+from orchestrator.telemetry.output import write_output_to
 
 FIRST_SNAPSHOT_SECONDS = 30.0
 KEEP_ALIVE_SECONDS = 75
 
 
 class GatewayProcess:
-    """What the controller starts; see the brief of the five methods in ``docs/architecture.md``."""
+    """What the controller starts; docs/architecture.md tells what the five methods of an actor are for."""
 
     def __init__(self, assignment: GatewayAssignment) -> None:
         self._assignment = assignment
@@ -81,7 +81,7 @@ class GatewayProcess:
     def _main(self) -> None:
         try:
             if self._assignment.log_dir:
-                _write_output_to(Path(self._assignment.log_dir) / f"{self._assignment.gateway_id}.log")
+                write_output_to(Path(self._assignment.log_dir) / f"{self._assignment.gateway_id}.log")
             uvloop.run(self._serve())
         except Exception as error:
             traceback.print_exc()
@@ -202,13 +202,3 @@ def _listening(endpoint: Endpoint) -> socket.socket:
         raise
     sock.setblocking(False)
     return sock
-
-
-def _write_output_to(path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os.dup2(fd, 1)
-    os.dup2(fd, 2)
-    os.close(fd)
