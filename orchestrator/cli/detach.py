@@ -9,8 +9,9 @@ import sys
 import time
 from pathlib import Path
 
-from orchestrator.cli import ports, terminal
+from orchestrator.cli import terminal
 from orchestrator.cli.exits import Exit
+from orchestrator.cli.foreground import require_place
 from orchestrator.cli.run_folder import RunFolder
 from orchestrator.core.errors import SegueError
 from orchestrator.core.spec import ClusterSpec
@@ -22,10 +23,8 @@ _MARGIN_SECONDS = 120.0
 
 def run(spec: ClusterSpec, config_path: Path) -> Exit:
     """Exit 0 once it is ready; the owner's own exit code if it ended before that."""
+    require_place(spec)
     folder = RunFolder.of(spec.name)
-    if folder.is_owned():
-        raise folder.already_up()
-    ports.require_free(spec)
     folder.path.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "orchestrator.cli.main", "up", str(config_path), "--background"]
     with folder.up_log.open("wb") as log:

@@ -52,6 +52,7 @@ def _up(commands: _Commands[argparse.ArgumentParser]) -> None:
     parser.add_argument("config", metavar="CONFIG", help="the cluster's YAML file")
     parser.add_argument("--detach", action="store_true", help="return once it is ready and leave it running")
     parser.add_argument("--background", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--in-session", action="store_true", help=argparse.SUPPRESS)
 
 
 def _down(commands: _Commands[argparse.ArgumentParser]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interrupted(KeyboardInterrupt):
@@ -23,7 +23,7 @@ class Interrupts:
 
     def install(self) -> None:
         """May be called again, after a library has put its own handlers in."""
-        for number in _SIGNALS:
+        for number in SIGNALS:
             signal.signal(number, self._on_signal)
 
     @contextmanager

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from orchestrator import config, models
-from orchestrator.cli import detach, follow, guard, ports, terminal, welcome
+from orchestrator.cli import detach, follow, foreground, guard, ports, terminal, welcome
 from orchestrator.cli.config_check import summary
 from orchestrator.cli.exits import Exit
 from orchestrator.cli.footprint import Footprint, Swept, adopt_orphans
@@ -31,6 +31,10 @@ def run(args: argparse.Namespace) -> Exit:
     path = Path(args.config).absolute()
     if args.detach:
         return detach.run(spec, path)
+    if not (args.background or args.in_session):
+        return foreground.run(spec, path)
+    if args.in_session:
+        foreground.end_with_parent()
     return Owner(spec, path, LocalRay(), Progress(terminal.out()), background=args.background).run()
 
 

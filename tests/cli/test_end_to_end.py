@@ -187,3 +187,19 @@ def test_detached_and_then_killed(scene: Scene) -> None:
     wait_until(lambda: RunFolder.of("e2e").read() is None and not scene.living(), "the guard's work")
     scene.assert_nothing_is_left()
     assert segue("down").returncode == 3
+
+
+def test_a_signal_to_the_whole_group_is_an_orderly_end(scene: Scene, tmp_path: Path) -> None:
+    """As ``timeout`` or a service manager sends it: it must not reach Ray before the drain is over."""
+    output = tmp_path / "output"
+    command = [sys.executable, "-m", "orchestrator.cli.main", "up", str(scene.config)]
+    with output.open("wb") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
+    scene.owner = process.pid
+    wait_until(lambda: "Stop it: Ctrl-C" in output.read_text() or process.poll() is not None, "ready", START_SECONDS)
+    scene.look()
+    os.killpg(process.pid, signal.SIGTERM)
+    assert process.wait(END_SECONDS) == 0, output.read_text()
+    assert "none left, ports free" in output.read_text()
+    assert "had to end" not in output.read_text()
+    scene.assert_nothing_is_left()
