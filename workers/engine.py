@@ -16,6 +16,7 @@ from vllm.config import KVEventsConfig, KVTransferConfig, VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.utils.torch_utils import get_kv_cache_torch_dtype
 from vllm.v1.engine import EngineCoreOutputs
+from vllm.v1.engine.core import EngineCoreProc
 from vllm.v1.engine.core_client import AsyncMPClient, EngineCoreClient
 from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.executor import Executor
@@ -25,7 +26,7 @@ from orchestrator.core.spec import Device, Role
 from orchestrator.core.types import EngineFacts, Load, WorkerAssignment
 from orchestrator.proto.worker_pb2 import KvEvent
 from orchestrator.telemetry.logs import events
-from workers import inventory, kv_events, wire
+from workers import inventory, kv_events, plugin, wire
 from workers.nudge import Nudger
 from workers.ports import EngineStep, Progress, Transfers
 from workers.transfer import connector_settings, transfers_of
@@ -153,7 +154,8 @@ class VllmEngine:
         if self._closing:
             raise stopped
         executor = Executor.get_class(config)
-        client: AsyncMPClient = EngineCoreClient.make_async_mp_client(config, executor, log_stats=True)
+        with _watched_from_the_first_moment():
+            client: AsyncMPClient = EngineCoreClient.make_async_mp_client(config, executor, log_stats=True)
         if self._closing:  # nobody waits for this thread any more
             client.shutdown(_SHUTDOWN_SECONDS)
             raise stopped
@@ -216,6 +218,16 @@ class VllmEngine:
         if self._flush is None and self._pending_events:
             loop = asyncio.get_running_loop()
             self._flush = loop.call_later(_EVENT_DELAY, lambda: self._emit(EngineStep(self._load)))
+
+
+@contextmanager
+def _watched_from_the_first_moment() -> Iterator[None]:
+    original = EngineCoreProc.__dict__["run_engine_core"]
+    EngineCoreProc.run_engine_core = staticmethod(plugin.run_engine_core)
+    try:
+        yield
+    finally:
+        EngineCoreProc.run_engine_core = original
 
 
 @contextmanager

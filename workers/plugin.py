@@ -1,7 +1,8 @@
 """Binds the life of an engine's processes to their worker's.
 
 vLLM loads ``register`` (entry point ``vllm.general_plugins``) in every process that it starts. An engine core whose
-worker was killed would otherwise stay: nobody could reach it, and it would keep its memory and its ports.
+worker was killed would otherwise stay: nobody could reach it, and it would keep its memory and its ports. The engine
+core itself loads plugins only after it has heard from its worker, so it is started through ``run_engine_core``.
 """
 
 from __future__ import annotations
@@ -10,22 +11,32 @@ import os
 import select
 import signal
 import threading
+from typing import Any
 
 from workers.inventory import remove_files, remove_run_folders, shared_memory, started
 from workers.transfer import apply_progress_choice
 
 WORKER_PID = "SEGUE_WORKER_PID"
 WORKER_STARTED = "SEGUE_WORKER_STARTED"  # guards against a pid that was given out again
+_WATCH = "segue-worker-watch"
+
+
+def run_engine_core(*args: Any, **kwargs: Any) -> None:
+    """In place of vLLM's entry point of an engine core's process: the watch begins first."""
+    register()
+    from vllm.v1.engine.core import EngineCoreProc
+
+    EngineCoreProc.run_engine_core(*args, **kwargs)
 
 
 def register() -> None:
     """Watches the worker that the environment names; does nothing in any other process, or in the worker itself."""
     pid = int(os.environ.get(WORKER_PID, "0"))
-    if not pid or pid == os.getpid():
+    if not pid or pid == os.getpid() or any(thread.name == _WATCH for thread in threading.enumerate()):
         return
     apply_progress_choice()
     ready = threading.Event()
-    threading.Thread(target=_die_with, args=(pid, ready), name="segue-worker-watch", daemon=True).start()
+    threading.Thread(target=_die_with, args=(pid, ready), name=_WATCH, daemon=True).start()
     ready.wait(timeout=5.0)
 
 

@@ -8,9 +8,11 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import grpc
+import psutil
 import pytest
 
 from orchestrator.proto.worker_pb2 import Rejected
@@ -37,6 +39,15 @@ def gone(pids: list[int]) -> bool:
 def left_behind(worker: WorkerProcess) -> list[Path]:
     """Socket folders and shared memory that name a worker's processes."""
     return list(Path(tempfile.gettempdir()).glob(f"segue-worker-{worker.process.pid}-*"))
+
+
+def commands(pid: int) -> list[str]:
+    """The command lines of a process's descendants."""
+    found = []
+    for child in psutil.Process(pid).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            found.append(" ".join(child.cmdline()))
+    return found
 
 
 def shared_memory(pids: list[int]) -> set[Path]:
@@ -113,11 +124,11 @@ def test_a_killed_worker_takes_its_engine_along(tmp_path: Path) -> None:
 @pytest.mark.engine
 def test_a_worker_killed_during_the_start_leaves_no_engine(tmp_path: Path) -> None:
     with engine_process("serve", tmp_path) as worker:
-        wait(lambda: "EngineCore" in worker.log.read_text() if worker.log.exists() else False, 60)
+        wait(lambda: any("multiprocessing.spawn" in command for command in commands(worker.process.pid)), 60)
         engines = descendants(worker.process.pid)
         worker.process.kill()
         worker.process.wait(5)
-        wait(lambda: gone(engines), 20)
+        wait(lambda: gone(engines), 60)
 
 
 @pytest.mark.parametrize(
