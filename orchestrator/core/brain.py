@@ -100,11 +100,13 @@ class Brain:
             prompt_tokens=event.prompt_tokens,
             local_only=event.local_only,
             arrived_at=now,
-            deadline=now + self._queue_seconds if event.deadline is None else event.deadline,
-            expires=event.deadline is not None,
+            place_by=now + self._queue_seconds,
+            deadline=event.deadline,
         )
         self._sessions[event.request_id] = session
-        self._watch_deadline(session)
+        self._look_again_at(session.place_by, session)
+        if event.deadline is not None:
+            self._look_again_at(event.deadline, session)
         yield from self._place(session, now)
 
     def _place(self, session: Session, now: float) -> Iterator[m.Command]:
@@ -225,14 +227,14 @@ class Brain:
 
     def _tick(self, event: m.Tick, now: float) -> Iterator[m.Command]:
         while self._deadlines and self._deadlines[0][0] <= now:
-            due, request_id = heapq.heappop(self._deadlines)
+            _, request_id = heapq.heappop(self._deadlines)
             session = self._sessions.get(request_id)
-            if session is None or session.deadline != due:
+            if session is None:
                 continue
-            if session.expires:
+            if session.deadline is not None and session.deadline <= now:
                 error: SegueError = DeadlineExceeded("the request's deadline passed", where=f"request {request_id}")
                 yield from self._fail(session, "failed", error, now)
-            elif session.state is State.WAITING:
+            elif session.state is State.WAITING and session.place_by <= now:
                 yield from self._fail(session, "rejected", self._nobody(session), now)
         yield from self._place_waiting(now)
         for wire_id in [w for w, (_, until) in self._orphans.items() if until <= now]:
@@ -258,9 +260,8 @@ class Brain:
         yield from self._stop_halves(session, now)
         session.advance(Signal.LOST, now)
         session.local_only = session.local_only or session.attempts == self._max_attempts - 1
-        if not session.expires:
-            session.deadline = now + self._queue_seconds
-            self._watch_deadline(session)
+        session.place_by = now + self._queue_seconds
+        self._look_again_at(session.place_by, session)
         yield from self._place(session, now)
 
     def _wait_again(self, session: Session, now: float) -> Iterator[m.Command]:
@@ -270,6 +271,7 @@ class Brain:
         session.attempts -= 1
         session.turned_away = True
         self._waiting[session.request_id] = session
+        self._look_again_at(session.place_by, session)  # it may have passed while the worker made up its mind
 
     def _fail(self, session: Session, outcome: str, error: SegueError, now: float) -> Iterator[m.Command]:
         yield from self._stop_halves(session, now)
@@ -312,8 +314,8 @@ class Brain:
         facts = view.info.facts if view else None
         return -(-session.transferred_tokens // facts.block_size) * facts.kv_block_bytes if facts else 0
 
-    def _watch_deadline(self, session: Session) -> None:
-        heapq.heappush(self._deadlines, (session.deadline, session.request_id))
+    def _look_again_at(self, at: float, session: Session) -> None:
+        heapq.heappush(self._deadlines, (at, session.request_id))
 
     def check(self) -> None:
         """Raises AssertionError where the books don't balance; for tests, after each step."""

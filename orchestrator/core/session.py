@@ -75,8 +75,8 @@ class Session:
     prompt_tokens: int
     local_only: bool
     arrived_at: float
-    deadline: float  # to be placed by, while WAITING; to be finished by, if the client set one
-    expires: bool  # whether ``deadline`` is the client's own
+    place_by: float  # ends it if it is WAITING then
+    deadline: float | None  # the client's own: ends it wherever it is
     state: State = State.WAITING
     attempts: int = 0
     turned_away: bool = False  # a worker was too full for it

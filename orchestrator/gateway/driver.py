@@ -129,12 +129,12 @@ class Driver:
 
     def stepped(self, worker_id: str, step: pb.Step) -> None:
         worker = self._workers[worker_id]
-        if step.HasField("load"):
-            self._take_load(worker, step.load)
         if step.outputs:
             self._take_outputs(worker, cc.decode_outputs(step.outputs))
         for rejected in step.rejected:
             self._feed(m.Refused(rejected.wire_id, _REFUSALS[rejected.reason], rejected.detail))
+        if step.HasField("load"):  # after the outputs: it is the account of what is left when they are gone
+            self._take_load(worker, step.load)
         if step.draining:
             self._feed(m.WorkerDraining(worker_id))
         if step.HasField("transfers"):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from random import Random
 
-from orchestrator.config import loads
 from orchestrator.core.brain import Brain
 from orchestrator.core.errors import InvalidRequest, ModelNotFound, NotReady, SegueError
 from orchestrator.core.spec import ClusterSpec, ModelSpec, Role
@@ -21,7 +21,7 @@ from orchestrator.telemetry import logs
 from orchestrator.telemetry.metrics import GatewayMetrics
 
 FRONT_SECONDS = 1.0
-_LINKED_STATES = (WorkerState.READY.value, WorkerState.DRAINING.value)
+_LINKED_STATES = (WorkerState.READY, WorkerState.DRAINING)
 
 log = logs.events("gateway")
 
@@ -88,11 +88,11 @@ class Gateway:
     def take(self, snapshot: fleet_pb2.FleetSnapshot) -> None:
         """Takes in what the controller says: opens links to workers that are new, closes those that are gone."""
         self._status = snapshot.status
+        everyone = _everyone(snapshot.status)
         listed = {
-            worker.id: WorkerInfo(worker.id, model.name, Role(pool.role), worker.address, worker.epoch)
-            for model in snapshot.status.models
-            for pool in model.pools
-            for worker in pool.workers
+            # Its state is not part of what a link is to: one that begins to drain keeps its session.
+            worker.worker_id: replace(worker, state=WorkerState.READY)
+            for worker in everyone
             if worker.state in _LINKED_STATES and worker.address
         }
         for worker_id, link in list(self._links.items()):
@@ -104,7 +104,7 @@ class Gateway:
         for worker_id, worker in listed.items():
             if worker_id not in self._links:
                 self._links[worker_id] = Link(worker, self._id, self.driver)
-        self.metrics.fleet(_everyone(snapshot.status))
+        self.metrics.fleet(everyone)
         self._changed()
 
     def _worker_up(self, worker: WorkerInfo) -> None:
@@ -196,8 +196,3 @@ def _everyone(status: cluster_pb2.ClusterStatus) -> list[WorkerInfo]:
         for worker in pool.workers
         if worker.state in known
     ]
-
-
-def spec_of(snapshot: fleet_pb2.FleetSnapshot) -> ClusterSpec:
-    """The configuration that a fleet snapshot carries."""
-    return loads(snapshot.spec_json)

@@ -77,9 +77,8 @@ class Link:
             except asyncio.CancelledError:
                 self._closed("the worker left the fleet")
                 raise
-            except (
-                Exception
-            ) as error:  # a frame that can't be read, or a defect: this session's requests pay, no others
+            except Exception as error:
+                # A frame that can't be read, or a defect: this session's requests pay for it, no others.
                 log.failure("session broke", error, worker=self.worker.worker_id)
                 reason = f"its frames could not be taken in ({type(error).__name__})"
             started = self.open

@@ -89,6 +89,13 @@ class TestOneRequest:
         assert kinds(commands) == ["Abort", "End"]
         assert isinstance(commands[-1].error, DeadlineExceeded)
 
+    def test_far_deadline_does_not_stretch_the_wait_for_a_worker(self) -> None:
+        brain = brain_with(queue_seconds=5.0)
+        brain.step(m.Arrived("r", "m", 40, deadline=600.0), 1.0)
+        (end,) = brain.step(m.Tick(), 6.0)
+        assert isinstance(end, m.End)
+        assert isinstance(end.error, NotReady)
+
     def test_cancel_between_the_halves_releases_what_the_prefill_left(self) -> None:
         brain = brain_with(*APART)
         prefill = started(brain.step(m.Arrived("r", "m", 40), 1.0), m.StartPrefill)
@@ -174,6 +181,15 @@ class TestLoss:
         assert isinstance(end.error, Overloaded)
         brain.check()
 
+    def test_turned_away_after_its_wait_was_over_ends_at_once(self) -> None:
+        brain = brain_with(worker("s0", Role.SERVE), queue_seconds=5.0)
+        decode = started(brain.step(m.Arrived("r", "m", 4), 1.0), m.StartDecode)
+        assert brain.step(m.Tick(), 7.0) == []
+        assert brain.step(m.Refused(decode.wire_id, m.Refusal.BUSY, "full"), 8.0) == []
+        (end,) = brain.step(m.Tick(), 8.1)
+        assert isinstance(end, m.End)
+        assert isinstance(end.error, Overloaded)
+
     def test_invalid_refusal_is_not_tried_again(self) -> None:
         brain = brain_with(worker("s0", Role.SERVE))
         decode = started(brain.step(m.Arrived("r", "m", 4), 1.0), m.StartDecode)
@@ -196,7 +212,7 @@ class TestBalance:
 
 
 def test_impossible_signal_tells_its_story() -> None:
-    session = Session("r", "m", 4, False, 0.0, 9.0, False)
+    session = Session("r", "m", 4, False, 0.0, place_by=9.0, deadline=None)
     session.advance(Signal.PLACED_TOGETHER, 1.0)
     with pytest.raises(InvalidTransition, match=r"no way from decoding by 'prefill done'.*waiting \(placed together\)"):
         session.advance(Signal.PREFILL_DONE, 2.0)
@@ -321,6 +337,9 @@ class AnyOrder(RuleBasedStateMachine):
     def time_passes(self, seconds: float) -> None:
         self.now += seconds
         self.feed(m.Tick())
+        for session in self.brain._sessions.values():
+            assert session.deadline is None or session.deadline > self.now, "outlived its deadline"
+            assert session.state != "waiting" or session.place_by > self.now, "waits without a bound"
 
     @invariant()
     def nothing_ends_twice_or_starts_too_often(self) -> None:
