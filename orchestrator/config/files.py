@@ -21,38 +21,18 @@ def anchored(cursor: Cursor, model: ModelSpec, folder: Path) -> ModelSpec:
 
     A folder of weights need not be on this machine, so that whoever loads it tells whether it is there.
     """
-    pools = {
-        role: dataclasses.replace(pool, engine=_engine(cursor.find("pools", role.value, "engine"), pool.engine, folder))
-        for role, pool in model.pools.items()
-    }
     source = model.source
     if source.startswith(PATH_STARTS):
         source = str((folder / Path(source).expanduser()).resolve())
-    engine = _engine(cursor.find("engine"), model.engine, folder)
     options = _frontend(cursor.find("frontend"), model.frontend, folder)
-    return dataclasses.replace(model, source=source, engine=engine, frontend=options, pools=pools)
-
-
-def _engine(cursor: Cursor, engine: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    return _with_plugin(cursor, engine, "reasoning_parser_plugin", folder)
+    return dataclasses.replace(model, source=source, frontend=options)
 
 
 def _frontend(cursor: Cursor, options: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    values = _with_plugin(cursor, options, "tool_parser_plugin", folder)
+    values = dict(options)
     if values.get("chat_template") is not None:
         values["chat_template"] = _template(cursor.find("chat_template"), folder)
     return values
-
-
-def _with_plugin(cursor: Cursor, values: Mapping[str, Any], name: str, folder: Path) -> dict[str, Any]:
-    """A plugin is a Python file, or else the name of a module, which need not be installed on this machine."""
-    plugin = values.get(name)
-    if not plugin or not ("/" in plugin or plugin.endswith(".py")):
-        return dict(values)
-    file = _found(plugin, folder)
-    if not file:
-        raise cursor.find(name).wrong("a Python file that is there, or the name of a module", _tried(plugin, folder))
-    return {**values, name: file}
 
 
 def _template(cursor: Cursor, folder: Path) -> str:

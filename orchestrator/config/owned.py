@@ -7,6 +7,7 @@ from typing import Any
 _REPLICAS = "use replicas: each is an engine of its own, and Segue balances between them"
 _PLACED = "Segue places engines by itself"
 _LOGS = "use telemetry.log_level"
+_PLUGIN = "parser plugins are not loaded yet: use one of vLLM's own parsers"
 _HAND_OVER = "Segue sets it for the pools prefill and decode"
 
 # vLLM engine arguments that would pull against the orchestrator.
@@ -45,6 +46,7 @@ ENGINE_INSTEAD = {
     "logging_config": _LOGS,
     "enable_log_requests": "prompts are never logged",
     "shutdown_timeout": "use controller.drain_timeout",
+    "reasoning_parser_plugin": _PLUGIN,
     "skip_tokenizer_init": "the gateway tokenizes; workers never do",
     "tokens_only": "the gateway tokenizes; workers never do",
     "_api_process_count": "use gateway.processes",
@@ -62,7 +64,6 @@ FRONTEND_ALLOWED = (
     "return_tokens_as_token_ids",
     "enable_auto_tool_choice",
     "tool_call_parser",
-    "tool_parser_plugin",
     "tool_strict_level",
     "exclude_tools_when_tool_choice_none",
     "enable_prompt_tokens_details",
@@ -82,6 +83,7 @@ _UNLOGGED = "prompts and completions are never logged"
 FRONTEND_INSTEAD = {
     "reasoning_parser": "it is an engine argument in vLLM: write it under engine",
     "reasoning_parser_plugin": "it is an engine argument in vLLM: write it under engine",
+    "tool_parser_plugin": _PLUGIN,
     "lora_modules": "adapters are not served yet",
     "tool_server": "tools are the client's to run",
     "max_log_len": _UNLOGGED,
