@@ -1,7 +1,8 @@
 """A router's view of the workers: what they reported, and what this router sent since.
 
-Requests that this router has at a worker are counted here from the moment they are decided, not from the worker's next
-report, so a burst between two reports spreads out. What other gateways have there is what the report says beyond ours.
+Requests that this router has at a worker are counted here from the moment they are decided, as *claims*, not from the
+worker's next report, so a burst between two reports spreads out. What other gateways have there is what the report says
+beyond ours. A worker that has not been heard of for longer than its lease takes nothing new until it is.
 """
 
 from __future__ import annotations
@@ -9,24 +10,78 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from orchestrator.core.cost import CostModel
+from orchestrator.core.prefix import PrefixIndex
 from orchestrator.core.spec import Role
 from orchestrator.core.types import Load, WorkerInfo
 
 
 @dataclass(slots=True)
+class Claim:
+    """What one of this router's requests takes of a worker."""
+
+    prefill_tokens: int = 0  # of its prompt, that this worker has still to compute
+    kv_blocks: int = 0  # that it needs
+
+
+@dataclass(slots=True, eq=False)
 class WorkerView:
-    """One worker. ``ours`` are the requests that this router has, or is about to have, there."""
+    """One worker. ``claims`` are of the requests that this router has, or is about to have, there."""
 
     info: WorkerInfo
+    slot: int = 0  # its bit in the model's prefix index
+    cost: CostModel = field(default_factory=CostModel)
     load: Load = field(default_factory=Load)
     draining: bool = False
-    ours: set[str] = field(default_factory=set)
+    heard_at: float = 0.0
+    claims: dict[str, Claim] = field(default_factory=dict)
     foreign: int = 0
+    prefill_tokens: int = 0  # over all claims
+    kv_blocks: int = 0  # over all claims
+    place: int = -1  # where it stands in its pool; -1 while it is in none
 
     @property
     def depth(self) -> int:
         """Requests running, waiting or on their way."""
-        return len(self.ours) + self.foreign
+        return len(self.claims) + self.foreign
+
+    @property
+    def kv_usage(self) -> float:
+        """Share of its KV blocks that are used, or promised to requests that it has not reported yet."""
+        total = self.load.kv_blocks_total or (self.info.facts.kv_blocks_total if self.info.facts else 0)
+        return max(self.load.kv_blocks_used, self.kv_blocks) / total if total else 0.0
+
+    @property
+    def wait_seconds(self) -> float:
+        """Until the prompts that it has to compute already are computed."""
+        return self.cost.prefill_seconds(self.prefill_tokens) if self.prefill_tokens else 0.0
+
+
+class Pool:
+    """A model's workers of one role that are not draining. ``slots``: their bits in the prefix index."""
+
+    def __init__(self) -> None:
+        self.views: list[WorkerView] = []
+        self.slots = 0
+        self.by_slot: dict[int, WorkerView] = {}
+
+    def add(self, view: WorkerView) -> None:
+        view.place = len(self.views)
+        self.views.append(view)
+        self.slots |= 1 << view.slot
+        self.by_slot[view.slot] = view
+
+    def remove(self, view: WorkerView) -> None:
+        """Takes a worker out; safe where it is out already."""
+        if view.place < 0:
+            return
+        last = self.views.pop()
+        if last is not view:
+            self.views[view.place] = last
+            last.place = view.place
+        view.place = -1
+        self.slots &= ~(1 << view.slot)
+        del self.by_slot[view.slot]
 
 
 class Fleet:
@@ -34,6 +89,8 @@ class Fleet:
 
     def __init__(self) -> None:
         self._workers: dict[str, WorkerView] = {}
+        self._pools: dict[tuple[str, Role], Pool] = {}
+        self._indexes: dict[str, PrefixIndex] = {}
 
     def __contains__(self, worker_id: str) -> bool:
         return worker_id in self._workers
@@ -44,32 +101,81 @@ class Fleet:
     def get(self, worker_id: str) -> WorkerView | None:
         return self._workers.get(worker_id)
 
-    def up(self, info: WorkerInfo) -> None:
-        """Adds a worker, or replaces what was known of it."""
-        self._workers[info.worker_id] = WorkerView(info)
+    def pool(self, model: str, role: Role) -> Pool:
+        """The model's workers of a role that are not draining; empty if there are none."""
+        key = (model, role)
+        if key not in self._pools:
+            self._pools[key] = Pool()
+        return self._pools[key]
 
-    def down(self, worker_id: str) -> frozenset[str]:
+    def index(self, model: str) -> PrefixIndex:
+        """The model's prefix index."""
+        if model not in self._indexes:
+            self._indexes[model] = PrefixIndex()
+        return self._indexes[model]
+
+    def up(self, info: WorkerInfo, now: float) -> WorkerView:
+        """Adds a worker that is not there yet."""
+        facts = info.facts
+        tells = facts is not None and facts.kv_events
+        slot = self.index(info.model).join(None if tells else facts.kv_blocks_total if facts else 0)
+        view = WorkerView(info, slot, CostModel(facts), heard_at=now)
+        self._workers[info.worker_id] = view
+        self.pool(info.model, info.role).add(view)
+        return view
+
+    def down(self, worker_id: str) -> list[str]:
         """Removes a worker; returns the requests that were there. Unknown workers are no error: news crosses."""
         view = self._workers.pop(worker_id, None)
-        return frozenset(view.ours) if view else frozenset()
+        if view is None:
+            return []
+        self.pool(view.info.model, view.info.role).remove(view)
+        self.index(view.info.model).leave(view.slot)
+        return list(view.claims)
 
     def drain(self, worker_id: str) -> None:
         if view := self._workers.get(worker_id):
             view.draining = True
+            self.pool(view.info.model, view.info.role).remove(view)
 
-    def reported(self, worker_id: str, load: Load) -> None:
+    def reported(self, worker_id: str, load: Load, own: int | None, now: float) -> None:
+        """A worker's own account; ``own`` of its requests are this router's."""
         if view := self._workers.get(worker_id):
             view.load = load
-            view.foreign = max(0, load.running + load.waiting - len(view.ours))
+            view.heard_at = now
+            view.foreign = max(0, load.running + load.waiting - (len(view.claims) if own is None else own))
 
-    def took(self, worker_id: str, request_id: str) -> None:
+    def claim(self, worker_id: str, request_id: str, claim: Claim) -> None:
+        """A request is about to be sent there."""
         if view := self._workers.get(worker_id):
-            view.ours.add(request_id)
+            view.claims[request_id] = claim
+            view.prefill_tokens += claim.prefill_tokens
+            view.kv_blocks += claim.kv_blocks
+
+    def computed(self, worker_id: str, request_id: str) -> int:
+        """The request's prompt has been computed there; returns how many tokens were still claimed for that."""
+        view = self._workers.get(worker_id)
+        claim = view.claims.get(request_id) if view else None
+        if view is None or claim is None:
+            return 0
+        tokens, claim.prefill_tokens = claim.prefill_tokens, 0
+        view.prefill_tokens -= tokens
+        return tokens
 
     def left(self, worker_id: str, request_id: str) -> None:
-        if view := self._workers.get(worker_id):
-            view.ours.discard(request_id)
+        """The request is not there any more; safe to say twice."""
+        view = self._workers.get(worker_id)
+        if view is not None and (claim := view.claims.pop(request_id, None)):
+            view.prefill_tokens -= claim.prefill_tokens
+            view.kv_blocks -= claim.kv_blocks
 
-    def open(self, model: str, *roles: Role) -> list[WorkerView]:
-        """Workers of the model in one of these roles that take requests."""
-        return [v for v in self if v.info.model == model and v.info.role in roles and not v.draining]
+    def check(self) -> None:
+        """Raises AssertionError where a counter is not the sum of its claims; for tests."""
+        for view in self:
+            claims = view.claims.values()
+            assert view.prefill_tokens == sum(claim.prefill_tokens for claim in claims), view.info.worker_id  # noqa: S101
+            assert view.kv_blocks == sum(claim.kv_blocks for claim in claims), view.info.worker_id  # noqa: S101
+            assert view.foreign >= 0, view.info.worker_id  # noqa: S101
+            pool = self.pool(view.info.model, view.info.role)
+            assert view.draining == (view.place < 0), view.info.worker_id  # noqa: S101
+            assert view.draining or pool.views[view.place] is view, view.info.worker_id  # noqa: S101

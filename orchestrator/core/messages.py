@@ -7,9 +7,11 @@ keeps it under the prefill's wire id.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from orchestrator.core.decision import Decision
 from orchestrator.core.errors import SegueError
 from orchestrator.core.types import Load, RequestReport, WorkerInfo
 
@@ -42,26 +44,51 @@ class LoadReported:
 
     worker_id: str
     load: Load
+    own: int | None = None  # requests in ``load`` that this gateway sent; None if the worker did not say
+
+
+@dataclass(frozen=True, slots=True)
+class CacheChanged:
+    """A worker's prefix cache changed, in this order: cleared, removed, stored (block hashes, see ``blocks``)."""
+
+    worker_id: str
+    stored: Sequence[int] = ()
+    removed: Sequence[int] = ()
+    cleared: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Arrived:
-    """A client's request. ``local_only``: its prompt has to be computed by the engine that decodes."""
+    """A client's request. ``local_only``: its prompt has to be computed by the engine that decodes.
+
+    ``blocks`` are the hashes of its full blocks (see ``blocks``), empty where nobody could make them; ``output_limit``
+    the most tokens that it may get, 0 if it named none. A lower ``priority`` goes first within its tenant.
+    """
 
     request_id: str
     model: str
     prompt_tokens: int
     local_only: bool = False
     deadline: float | None = None
+    blocks: Sequence[int] = ()
+    tenant: str = ""
+    priority: int = 0
+    affinity: str = ""  # requests with the same one belong to one conversation
+    adapter: str = ""
+    output_limit: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class PrefillEnded:
-    """The prefill half has ended; ``collectable`` if its KV waits to be collected."""
+    """The prefill half has ended; ``collectable`` if its KV waits to be collected.
+
+    ``cached_tokens`` are those that its prefix cache saved; None if it did not say.
+    """
 
     wire_id: str
     collectable: bool
     detail: str = ""
+    cached_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +146,7 @@ Event = (
     | WorkerDraining
     | WorkerDown
     | LoadReported
+    | CacheChanged
     | Arrived
     | PrefillEnded
     | FirstToken
@@ -127,15 +155,6 @@ Event = (
     | Cancelled
     | Tick
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """Where a request's halves go, and why, in words for people. ``prefill`` is None where decode does both."""
-
-    decode: str
-    prefill: str | None
-    reasons: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,4 +205,14 @@ class End:
     error: SegueError | None = None
 
 
-Command = StartPrefill | StartDecode | Abort | Release | Forget | End
+@dataclass(frozen=True, slots=True)
+class Alert:
+    """Something is wrong that no single request shows; told once, and once more when it is ``over``."""
+
+    kind: str  # a metric's label: prefix_prediction ...
+    model: str
+    text: str
+    over: bool = False
+
+
+Command = StartPrefill | StartDecode | Abort | Release | Forget | End | Alert

@@ -65,6 +65,23 @@ class PoolSpec:
         return self.tensor_parallel * self.pipeline_parallel
 
 
+class PrefillPlace(StrEnum):
+    """Where a model with a prefill pool computes a prompt."""
+
+    AUTO = "auto"  # decided for each request, by what it would cost
+    APART = "apart"  # on the prefill pool, wherever that is possible
+    IN_PLACE = "in_place"  # where it decodes
+
+
+@dataclass(frozen=True, slots=True)
+class RoutingSpec:
+    """How workers are chosen: a policy's name (``core.policies`` lists them) and its parameters."""
+
+    policy: str = "cost"
+    parameters: Mapping[str, float] = field(default_factory=dict)
+    prefill: PrefillPlace = PrefillPlace.AUTO
+
+
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
     """A served model.
@@ -78,10 +95,35 @@ class ModelSpec:
     pools: Mapping[Role, PoolSpec]
     engine: Mapping[str, Any] = field(default_factory=dict)
     frontend: Mapping[str, Any] = field(default_factory=dict)
+    routing: RoutingSpec = RoutingSpec()
 
     @property
     def disaggregated(self) -> bool:
         return Role.PREFILL in self.pools
+
+
+@dataclass(frozen=True, slots=True)
+class TenantSpec:
+    """A tenant's share of the cluster while requests wait, and its own bounds (None: only the cluster's)."""
+
+    weight: float = 1.0
+    max_queued_requests: int | None = None
+    max_queued_tokens: int | None = None  # prompt tokens and the output that was asked for
+
+
+@dataclass(frozen=True, slots=True)
+class AdmissionSpec:
+    """What may wait in one gateway process, and whose turn it is.
+
+    ``default`` is for tenants that ``tenants`` doesn't name. With ``isolate_caches`` no tenant's prompt finds what
+    another's left in a prefix cache.
+    """
+
+    max_queued_requests: int = 4096
+    max_queued_tokens: int = 16_000_000
+    default: TenantSpec = TenantSpec()
+    tenants: Mapping[str, TenantSpec] = field(default_factory=dict)
+    isolate_caches: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +138,7 @@ class GatewaySpec:
     processes: int = 1
     max_body_bytes: int = 32 << 20
     queue_seconds: float = 30.0
+    admission: AdmissionSpec = AdmissionSpec()
 
 
 @dataclass(frozen=True, slots=True)

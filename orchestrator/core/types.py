@@ -37,7 +37,10 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class EngineFacts:
-    """What an engine turned out to be once it was up. ``kv_block_bytes`` is over all layers and all shards, K and V."""
+    """What an engine turned out to be once it was up. ``kv_block_bytes`` is over all layers and all shards, K and V.
+
+    ``kv_events``: it tells what enters and leaves its prefix cache. ``weight_bytes``: over all shards; 0 if unknown.
+    """
 
     block_size: int
     kv_blocks_total: int
@@ -45,6 +48,9 @@ class EngineFacts:
     max_model_len: int
     max_num_seqs: int
     tasks: tuple[str, ...] = ("generate",)
+    kv_events: bool = False
+    weight_bytes: int = 0
+    device: Device = Device.CPU
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +132,8 @@ class RequestReport:
     cached_tokens: int = 0  # that a prefix cache saved (the prefill worker's, where prefill ran apart)
     transferred_tokens: int = 0  # whose KV came over from the prefill worker
     kv_bytes: int = 0
+    predicted_cached_tokens: int | None = None  # by the router; None where it could not know
+    tenant: str = ""
     queue_seconds: float | None = None
     prefill_seconds: float | None = None
     transfer_seconds: float | None = None
