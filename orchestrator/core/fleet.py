@@ -34,6 +34,7 @@ class WorkerView:
     load: Load = field(default_factory=Load)
     draining: bool = False
     heard_at: float = 0.0
+    busy_until: float = 0.0  # it said that it is full: not to be asked again before
     claims: dict[str, Claim] = field(default_factory=dict)
     foreign: int = 0
     prefill_tokens: int = 0  # over all claims
@@ -138,12 +139,14 @@ class Fleet:
             view.draining = True
             self.pool(view.info.model, view.info.role).remove(view)
 
-    def reported(self, worker_id: str, load: Load, own: int | None, now: float) -> None:
-        """A worker's own account; ``own`` of its requests are this router's."""
-        if view := self._workers.get(worker_id):
+    def reported(self, worker_id: str, load: Load, own: int | None, now: float) -> WorkerView | None:
+        """A worker's own account; ``own`` of its requests are this router's. Returns None for an unknown worker."""
+        view = self._workers.get(worker_id)
+        if view is not None:
             view.load = load
             view.heard_at = now
             view.foreign = max(0, load.running + load.waiting - (len(view.claims) if own is None else own))
+        return view
 
     def claim(self, worker_id: str, request_id: str, claim: Claim) -> None:
         """A request is about to be sent there."""

@@ -45,6 +45,7 @@ class LoadReported:
     worker_id: str
     load: Load
     own: int | None = None  # requests in ``load`` that this gateway sent; None if the worker did not say
+    stepped: bool = False  # the frame had outputs for this gateway: an engine step has ended
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,16 +11,22 @@ out before, by wire id.
        │  └─────── lost ─────────┴──────── lost ────────────┘  │ └──finished──▶ ENDED
        └──────────────── placed together ──────────────────────┘
 
-Two rules carry the rest: a session may end from any state (cancelled, expired, failed), and once a token has been sent
-the request can't start again from its prompt, so a decode that is lost in STREAMING ends it.
+Four rules carry the rest:
+
+- A session may end from any state: cancelled, expired, failed.
+- Each placement is an *attempt* with wire ids of its own, so whatever an older attempt still says is known to be stale.
+- A half that is lost costs an attempt and a share of the gateway's retry budget (``retries``); the last attempt computes
+  the prompt where it decodes. A worker that is merely full costs neither: the request waits, until its wait is over.
+- Once a token has been sent the request can't start again from its prompt: a decode lost in STREAMING ends it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from orchestrator.core.decision import CachedBy, Choice, Decision
 from orchestrator.core.types import RequestReport
 
 
@@ -62,24 +68,33 @@ class InvalidTransition(RuntimeError):  # noqa: N818
     """A signal that the state does not know, with the story that led there."""
 
     def __init__(self, session: Session, signal: Signal) -> None:
-        story = " -> ".join(f"{at:.3f} {was}" for at, was in session.history)
-        super().__init__(f"request {session.request_id}: no way from {session.state} by '{signal}' (story: {story})")
+        super().__init__(
+            f"request {session.request_id}: no way from {session.state} by '{signal}' (story: {session.story()})"
+        )
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Session:
     """One request on its way. Times are on the caller's clock, in seconds."""
 
     request_id: str
     model: str
     prompt_tokens: int
-    local_only: bool
     arrived_at: float
     place_by: float  # ends it if it is WAITING then
-    deadline: float | None  # the client's own: ends it wherever it is
+    deadline: float | None = None  # the client's own: ends it wherever it is
+    local_only: bool = False
+    blocks: Sequence[int] = ()
+    tenant: str = ""
+    priority: int = 0
+    affinity: str = ""
+    adapter: str = ""
+    output_limit: int = 0
     state: State = State.WAITING
     attempts: int = 0
+    last_attempt: bool = False
     turned_away: bool = False  # a worker was too full for it
+    decision: Decision | None = None
     prefill_worker: str = ""
     prefill_wire: str = ""
     decode_worker: str = ""
@@ -89,7 +104,23 @@ class Session:
     placed_at: float | None = None
     prefilled_at: float | None = None
     first_token_at: float | None = None
-    history: list[tuple[float, str]] = field(default_factory=list)
+    history: list[tuple[float, State, Signal]] = field(default_factory=list)
+
+    @property
+    def tokens(self) -> int:
+        """What it asks of the cluster: its prompt, and the output that it may get."""
+        return self.prompt_tokens + self.output_limit
+
+    @property
+    def computing(self) -> Choice | None:
+        """The choice of the worker that computes its prompt."""
+        if self.decision is None:
+            return None
+        return self.decision.on_prefill if self.decision.prefill else self.decision.on_decode
+
+    def story(self) -> str:
+        """The way so far, for people."""
+        return " -> ".join(f"{at:.3f} {state} ({signal})" for at, state, signal in self.history)
 
     def advance(self, signal: Signal, now: float) -> None:
         """Moves along the table.
@@ -100,9 +131,9 @@ class Session:
         to = TABLE.get((self.state, signal))
         if to is None:
             raise InvalidTransition(self, signal)
-        self.history.append((now, f"{self.state} ({signal})"))
+        self.history.append((now, self.state, signal))
         self.state = to
-        if signal in (Signal.PLACED_APART, Signal.PLACED_TOGETHER):
+        if signal is Signal.PLACED_APART or signal is Signal.PLACED_TOGETHER:
             self.placed_at = now
             self.attempts += 1
         elif signal is Signal.PREFILL_DONE:
@@ -111,11 +142,13 @@ class Session:
             self.first_token_at = now
         elif signal is Signal.LOST:
             self.prefill_wire = self.decode_wire = self.prefill_worker = self.decode_worker = ""
-            self.placed_at = self.prefilled_at = None
+            self.placed_at = self.prefilled_at = self.decision = None
 
     def report(self, outcome: str, now: float, *, output_tokens: int, kv_bytes: int, detail: str) -> RequestReport:
         """The account of this session at its end."""
         apart = bool(self.prefill_worker)
+        computing = self.computing
+        known = computing is not None and computing.cached_by is not CachedBy.UNKNOWN
         return RequestReport(
             request_id=self.request_id,
             model=self.model,
@@ -127,6 +160,8 @@ class Session:
             cached_tokens=self.cached_tokens,
             transferred_tokens=self.transferred_tokens,
             kv_bytes=kv_bytes,
+            predicted_cached_tokens=computing.cached_tokens if computing is not None and known else None,
+            tenant=self.tenant,
             queue_seconds=_between(self.arrived_at, self.placed_at),
             prefill_seconds=_between(self.placed_at, self.prefilled_at if apart else self.first_token_at),
             transfer_seconds=_between(self.prefilled_at, self.first_token_at) if apart else None,

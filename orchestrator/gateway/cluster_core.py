@@ -31,11 +31,14 @@ __all__ = [
     "EngineCoreRequest",
     "FinishReason",
     "RequestSink",
+    "adapter",
     "decode_outputs",
     "encode_request",
     "for_decode",
     "for_prefill",
+    "hashable_tokens",
     "needs_local_prefill",
+    "output_limit",
     "prompt_tokens",
     "refuse_internal_names",
     "replacing_engine_core",
@@ -169,6 +172,27 @@ def prompt_tokens(request: EngineCoreRequest) -> int:
     if request.prompt_token_ids is not None:
         return len(request.prompt_token_ids)
     return int(request.prompt_embeds.shape[0]) if request.prompt_embeds is not None else 0
+
+
+def hashable_tokens(request: EngineCoreRequest) -> Sequence[int]:
+    """The prompt as far as its blocks are known by token ids alone: up to the first image, sound or embedding."""
+    tokens = request.prompt_token_ids
+    if tokens is None or request.prompt_embeds is not None:
+        return ()
+    if request.mm_features:
+        return tokens[: min(feature.mm_position.offset for feature in request.mm_features)]
+    return tokens
+
+
+def adapter(request: EngineCoreRequest) -> str:
+    """The adapter that the request runs with; "" for none."""
+    return request.lora_request.lora_name if request.lora_request is not None else ""
+
+
+def output_limit(request: EngineCoreRequest) -> int:
+    """The most tokens that the request may get; 0 where it gets none, or names no limit."""
+    params = request.sampling_params
+    return (params.max_tokens or 0) if params is not None else 0
 
 
 def needs_local_prefill(request: EngineCoreRequest) -> bool:

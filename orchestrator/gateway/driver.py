@@ -8,21 +8,24 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from orchestrator.core import messages as m
+from orchestrator.core.blocks import root
 from orchestrator.core.brain import Brain
 from orchestrator.core.errors import SegueError
 from orchestrator.core.spec import Role
 from orchestrator.core.types import Load, WorkerInfo
 from orchestrator.gateway import cluster_core as cc
-from orchestrator.gateway.context import CURRENT
+from orchestrator.gateway.context import CURRENT, RequestContext
 from orchestrator.gateway.flight import Flight
+from orchestrator.gateway.hashing import prompt_blocks
 from orchestrator.gateway.link import Link
 from orchestrator.proto import worker_pb2 as pb
 from orchestrator.telemetry import logs
 from orchestrator.telemetry.metrics import GatewayMetrics
+from orchestrator.telemetry.redact import Words
 
 TICK_SECONDS = 0.1
 _REFUSALS = {
@@ -45,6 +48,7 @@ class Driver:
         self._links: dict[str, Link] = {}
         self._workers: dict[str, WorkerInfo] = {}
         self._loads: dict[str, Load] = {}
+        self._block_sizes: dict[str, int] = {}
         self._flights: dict[str, Flight] = {}
         self._wires: dict[str, Flight] = {}
         self._orphan_transfers: dict[str, Mapping[str, Any]] = {}
@@ -70,7 +74,7 @@ class Driver:
 
     def takes(self, model: str, role: Role) -> bool:
         """Whether a worker of that pool takes requests."""
-        return bool(self._brain.fleet.open(model, role))
+        return bool(self._brain.fleet.pool(model, role).views)
 
     def load(self, worker_id: str) -> Load | None:
         """The newest account of a worker; None without an open session."""
@@ -81,6 +85,8 @@ class Driver:
         while True:
             await asyncio.sleep(TICK_SECONDS)
             self._feed(m.Tick())
+            for model, accuracy in self._brain.predictions.accuracy.items():
+                self._metrics.brain.prediction(model, accuracy.error, accuracy.bias)
 
     # ---- from the front end
 
@@ -90,15 +96,28 @@ class Driver:
         flight = Flight(request, core, context, request.request_id)
         self._flights[request.request_id] = flight
         self._idle.clear()
-        self._feed(
-            m.Arrived(
-                request.request_id,
-                core.model,
-                cc.prompt_tokens(request),
-                local_only=cc.needs_local_prefill(request),
-                deadline=context.deadline if context else None,
-            )
+        self._feed(self._arrival(core.model, request, context))
+
+    def _arrival(self, model: str, request: cc.EngineCoreRequest, context: RequestContext | None) -> m.Arrived:
+        adapter = cc.adapter(request)
+        return m.Arrived(
+            request.request_id,
+            model,
+            cc.prompt_tokens(request),
+            local_only=cc.needs_local_prefill(request),
+            deadline=context.deadline if context else None,
+            blocks=self._blocks(model, adapter, request),
+            tenant=context.tenant if context else "",
+            priority=request.priority,
+            affinity=context.affinity if context else "",
+            adapter=adapter,
+            output_limit=cc.output_limit(request),
         )
+
+    def _blocks(self, model: str, adapter: str, request: cc.EngineCoreRequest) -> Sequence[int]:
+        """Hashes of the prompt's full blocks, as far as they can be made: the engines' block size has to be known."""
+        size, tokens = self._block_sizes.get(model), cc.hashable_tokens(request)
+        return prompt_blocks(tokens, size, root(model, adapter, request.cache_salt or "")) if size and tokens else ()
 
     def cancel(self, request_id: str, *, complete: bool) -> None:
         """The front end needs no more of a request: the client is gone, or (``complete``) it has all it wanted."""
@@ -111,6 +130,8 @@ class Driver:
         self._links[worker.worker_id] = link
         self._workers[worker.worker_id] = worker
         self._loads[worker.worker_id] = Load()
+        if worker.facts is not None:
+            self._block_sizes[worker.model] = worker.facts.block_size
         log.info("worker up", worker=worker.worker_id, model=worker.model, pool=worker.role)
         self._feed(m.WorkerUp(worker))
         self.on_worker(worker)
@@ -129,24 +150,30 @@ class Driver:
 
     def stepped(self, worker_id: str, step: pb.Step) -> None:
         worker = self._workers[worker_id]
+        if step.HasField("cache"):
+            self._take_cache(worker_id, step.cache)
         if step.outputs:
             self._take_outputs(worker, cc.decode_outputs(step.outputs))
         for rejected in step.rejected:
             self._feed(m.Refused(rejected.wire_id, _REFUSALS[rejected.reason], rejected.detail))
         if step.HasField("load"):  # after the outputs: it is the account of what is left when they are gone
-            self._take_load(worker, step.load)
+            self._take_load(worker, step)
         if step.draining:
             self._feed(m.WorkerDraining(worker_id))
         if step.HasField("transfers"):
             self._take_transfers(worker, step.transfers)
 
-    def _take_load(self, worker: WorkerInfo, load: pb.Load) -> None:
+    def _take_cache(self, worker_id: str, change: pb.CacheChange) -> None:
+        self._feed(m.CacheChanged(worker_id, tuple(change.stored), tuple(change.removed), change.cleared))
+
+    def _take_load(self, worker: WorkerInfo, step: pb.Step) -> None:
+        load = step.load
         account = Load(load.running, load.waiting, load.kv_blocks_used, load.kv_blocks_total)
         if account != self._loads[worker.worker_id]:
             self._loads[worker.worker_id] = account
             self._metrics.worker_load(worker.model, worker.role.value, worker.worker_id, account)
             self.on_change()
-        self._feed(m.LoadReported(worker.worker_id, account))
+        self._feed(m.LoadReported(worker.worker_id, account, step.own_requests, stepped=bool(step.outputs)))
 
     def _take_transfers(self, worker: WorkerInfo, transfers: pb.Transfers) -> None:
         place = (worker.model, worker.role.value, worker.worker_id)
@@ -185,7 +212,8 @@ class Driver:
         if transfer:
             (self._orphan_transfers if flight is None else flight.transfers)[output.request_id] = transfer
         detail = "" if transfer else f"no KV to collect ({output.finish_reason})"
-        self._feed(m.PrefillEnded(output.request_id, collectable=bool(transfer), detail=detail))
+        cached = transfer.get("remote_prefill_cached_tokens") if transfer else None
+        self._feed(m.PrefillEnded(output.request_id, bool(transfer), detail, cached))
 
     def _decode_output(self, worker: WorkerInfo, flight: Flight, output: cc.EngineCoreOutput, now: float) -> None:
         count = len(output.new_token_ids)
@@ -240,8 +268,15 @@ class Driver:
                 self._release(prefill_wire_id, worker_id)
             case m.Forget(prefill_wire_id):
                 self._transfer(prefill_wire_id)
+            case m.Alert():
+                self._alert(command)
             case m.End(report, error):
                 self._end(report.request_id, command, error)
+
+    def _alert(self, alert: m.Alert) -> None:
+        say = log.info if alert.over else log.warning
+        say("alert over" if alert.over else "alert", kind=alert.kind, model=alert.model, text=Words(alert.text))
+        self._metrics.brain.alert(alert.kind, alert.model, not alert.over)
 
     def _start_prefill(self, command: m.StartPrefill) -> None:
         flight = self._flights[command.request_id]

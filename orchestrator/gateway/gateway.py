@@ -34,7 +34,7 @@ class Gateway:
         self.metrics = GatewayMetrics(gateway_id)
         self.draining = False
         self._id = gateway_id
-        brain = Brain(Random(seed), queue_seconds=spec.gateway.queue_seconds)  # noqa: S311  (ties, not secrets)
+        brain = Brain.of(spec, Random(seed))  # noqa: S311  (ties, not secrets)
         self.driver = Driver(brain, self.metrics)
         self.driver.on_change = self._changed
         self.driver.on_worker = self._worker_up

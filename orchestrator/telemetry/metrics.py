@@ -15,6 +15,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
 from orchestrator.core.types import Load, RequestReport, WorkerInfo, WorkerState
+from orchestrator.telemetry.brain_metrics import BrainMetrics
 from orchestrator.telemetry.histogram import StepHistogram
 
 _TTFT = (0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.0, 1.5, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0)
@@ -43,6 +44,7 @@ class GatewayMetrics:
     def __init__(self, gateway: str) -> None:
         self._gateway = gateway
         self.registry = CollectorRegistry()
+        self.brain = BrainMetrics(gateway, self.registry)
         self._workers: dict[Place, _Worker] = {}
         self._places: dict[tuple[str, str], Place] = {}
         self._states: dict[tuple[str, str], dict[str, int]] = {}

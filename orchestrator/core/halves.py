@@ -1,0 +1,156 @@
+"""What a request's halves hold at workers: claims, wire ids, expected cache entries, KV that waits to be collected.
+
+All of it is taken and given back here, so that the books can be checked in one place.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from orchestrator.core import messages as m
+from orchestrator.core.decision import Choice, Decision, Rule
+from orchestrator.core.fleet import Claim, Fleet, WorkerView
+from orchestrator.core.routing import release_through
+from orchestrator.core.session import Session, Signal, State
+
+if TYPE_CHECKING:
+    from random import Random
+
+ORPHAN_SECONDS = 60.0  # how long an aborted prefill may still report a result that has to be released
+OUTPUT_ROOM = 128  # tokens of output that room is kept for at first; most requests stop long before their limit
+
+
+class Halves:
+    """The books of one gateway's halves."""
+
+    def __init__(self, fleet: Fleet, rng: Random) -> None:
+        self._fleet = fleet
+        self._rng = rng
+        self._by_wire: dict[str, Session] = {}
+        self._orphans: dict[str, tuple[str, float]] = {}  # aborted prefill wire -> (model, give up at)
+        self._expected: dict[str, list[tuple[WorkerView, int]]] = {}  # request -> (worker, blocks known there)
+
+    def of_wire(self, wire_id: str) -> Session | None:
+        """The session whose newest attempt this wire belongs to; None for what is stale."""
+        return self._by_wire.get(wire_id)
+
+    # ---- taken
+
+    def begin(self, session: Session, decision: Decision, now: float) -> m.Command:
+        """Places a session; returns the command that starts its first half."""
+        session.decision = decision
+        session.decode_worker = decision.decode
+        if decision.prefill is None:
+            self._take(session, decision.decode, decision.on_decode, computes=True, decodes=True)
+            session.advance(Signal.PLACED_TOGETHER, now)
+            return self._start_decode(session, None, decision)
+        self._take(session, decision.decode, decision.on_decode, computes=False, decodes=True)
+        self._take(session, decision.prefill, decision.on_prefill, computes=True, decodes=False)
+        session.advance(Signal.PLACED_APART, now)
+        session.prefill_worker = decision.prefill
+        session.prefill_wire = f"{session.request_id}~p{session.attempts}"
+        self._by_wire[session.prefill_wire] = session
+        return m.StartPrefill(session.request_id, session.prefill_wire, decision.prefill, decision)
+
+    def hand_over(self, session: Session, decision: Decision, now: float) -> m.Command:
+        """Starts the decode half of a session whose prefill has ended."""
+        collect = session.prefill_wire
+        session.advance(Signal.PREFILL_DONE, now)
+        if decision.rule is Rule.RESERVED_LOST:
+            session.decode_worker = decision.decode
+            self._take(session, decision.decode, decision.on_decode, computes=False, decodes=True)
+        return self._start_decode(session, collect, decision)
+
+    def _start_decode(self, session: Session, collect: str | None, decision: Decision) -> m.Command:
+        session.decode_wire = f"{session.request_id}~d{session.attempts}"
+        self._by_wire[session.decode_wire] = session
+        return m.StartDecode(session.request_id, session.decode_wire, session.decode_worker, collect, decision)
+
+    def _take(self, session: Session, worker_id: str, choice: Choice | None, *, computes: bool, decodes: bool) -> None:
+        view = self._fleet.get(worker_id)
+        if view is None:
+            return
+        cached = choice.cached_tokens if choice is not None else 0
+        size = view.info.facts.block_size if view.info.facts else 0
+        room = session.prompt_tokens + (min(session.output_limit, OUTPUT_ROOM) if decodes else 0)
+        tokens = max(0, session.prompt_tokens - cached) if computes else 0
+        self._fleet.claim(worker_id, session.request_id, Claim(tokens, -(-room // size) if size else 0))
+        if session.blocks and size:
+            known = cached // size
+            self._fleet.index(session.model).routed(view.slot, session.blocks, known)
+            self._expected.setdefault(session.request_id, []).append((view, known))
+
+    # ---- given back
+
+    def prefill_ended(self, session: Session) -> None:
+        """The prefill engine is done with it; its KV may still wait there."""
+        self._by_wire.pop(session.prefill_wire, None)
+        self._fleet.left(session.prefill_worker, session.request_id)
+
+    def refused(self, session: Session, wire_id: str) -> None:
+        """A worker did not take this half: there is nothing to abort there."""
+        del self._by_wire[wire_id]
+        if wire_id == session.prefill_wire:
+            session.prefill_wire = ""
+
+    def stop(self, session: Session, now: float, out: list[m.Command]) -> None:
+        """Aborts what may still run and frees what a finished prefill left, on workers that are still there."""
+        if self._by_wire.pop(session.prefill_wire, None) and session.prefill_worker in self._fleet:
+            self._orphans[session.prefill_wire] = (session.model, now + ORPHAN_SECONDS)
+            out.append(m.Abort(session.prefill_wire, session.prefill_worker))
+        if self._by_wire.pop(session.decode_wire, None) and session.decode_worker in self._fleet:
+            # An engine that aborts lets go of the KV too.
+            out.append(m.Abort(session.decode_wire, session.decode_worker))
+        elif session.prefill_wire and session.state is State.DECODING:
+            out.append(self.release(session.prefill_wire, session.model))
+        self.leave(session)
+
+    def leave(self, session: Session) -> None:
+        """The session is at no worker any more."""
+        for worker_id in (session.prefill_worker, session.decode_worker):
+            if worker_id:
+                self._fleet.left(worker_id, session.request_id)
+        self._by_wire.pop(session.decode_wire, None)
+        for view, known in self._expected.pop(session.request_id, ()):
+            if self._fleet.get(view.info.worker_id) is view:  # else what was expected went with the worker
+                self._fleet.index(session.model).settled(view.slot, session.blocks, known)
+
+    # ---- KV that nobody collects
+
+    def release(self, prefill_wire: str, model: str) -> m.Command:
+        """Has the blocks freed that a finished prefill left."""
+        through = release_through(model, self._fleet, self._rng)
+        return m.Forget(prefill_wire) if through is None else m.Release(prefill_wire, through)
+
+    def orphan_ended(self, event: m.PrefillEnded) -> m.Command | None:
+        """A prefill that was given up on came to its end all the same."""
+        model, _ = self._orphans.pop(event.wire_id, ("", 0.0))
+        return self.release(event.wire_id, model) if event.collectable else None
+
+    def tick(self, now: float) -> None:
+        """Stops waiting for aborted prefills that said nothing more."""
+        while self._orphans:
+            wire_id, (_, until) = next(iter(self._orphans.items()))
+            if until > now:
+                return
+            del self._orphans[wire_id]
+
+    def kv_bytes(self, session: Session) -> int:
+        """What the hand-over moved."""
+        view = self._fleet.get(session.decode_worker)
+        facts = view.info.facts if view else None
+        if facts is None or not session.transferred_tokens:
+            return 0
+        return -(-session.transferred_tokens // facts.block_size) * facts.kv_block_bytes
+
+    def check(self, sessions: dict[str, Session]) -> None:
+        """Raises AssertionError where the books don't balance; for tests."""
+        self._fleet.check()
+        for view in self._fleet:
+            for request_id in view.claims:
+                session = sessions[request_id]
+                assert view.info.worker_id in (session.prefill_worker, session.decode_worker), request_id  # noqa: S101
+        for wire_id, session in self._by_wire.items():
+            assert sessions.get(session.request_id) is session, wire_id  # noqa: S101
+            assert wire_id in (session.prefill_wire, session.decode_wire), wire_id  # noqa: S101
+        assert set(self._expected) <= set(sessions)  # noqa: S101
