@@ -1,4 +1,4 @@
-"""The brain's promises, over any order of events: every request ends once, books balance, nothing goes to strangers."""
+"""The brain's promises, one situation at a time; ``test_any_order`` has those over any order of events."""
 
 from __future__ import annotations
 
@@ -6,26 +6,23 @@ from collections import Counter
 from random import Random
 
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
 from orchestrator.core import messages as m
 from orchestrator.core.brain import Brain
-from orchestrator.core.errors import DeadlineExceeded, NotReady, Overloaded, WorkerLost
+from orchestrator.core.errors import ClusterFull, DeadlineExceeded, NotReady, WorkerLost
 from orchestrator.core.session import InvalidTransition, Session, Signal
-from orchestrator.core.spec import Role
+from orchestrator.core.spec import GatewaySpec, ModelSpec, PrefillPlace, Role, RoutingSpec
 from orchestrator.core.types import EngineFacts, Load, WorkerInfo
-
-FACTS = EngineFacts(block_size=16, kv_blocks_total=100, kv_block_bytes=1000, max_model_len=512, max_num_seqs=8)
-
-
-def worker(worker_id: str, role: Role, model: str = "m") -> WorkerInfo:
-    return WorkerInfo(worker_id, model, role, f"{worker_id}:1", epoch=1, facts=FACTS)
+from tests.core.support import worker
 
 
-def brain_with(*workers: WorkerInfo, queue_seconds: float = 30.0) -> Brain:
-    brain = Brain(Random(0), queue_seconds=queue_seconds)
+def brain_with(
+    *workers: WorkerInfo,
+    queue_seconds: float = 30.0,
+    routing: RoutingSpec = RoutingSpec(policy="least_load", prefill=PrefillPlace.APART),
+) -> Brain:
+    models = [ModelSpec(name, "tiny:llama", {}, routing=routing) for name in ("m", "n")]
+    brain = Brain(Random(0), GatewaySpec(queue_seconds=queue_seconds), models)
     for info in workers:
         assert brain.step(m.WorkerUp(info), 0.0) == []
     return brain
@@ -178,7 +175,7 @@ class TestLoss:
         assert brain.step(m.Refused(decode.wire_id, m.Refusal.BUSY, "full"), 5.5) == []
         (end,) = brain.step(m.Tick(), 6.0)
         assert isinstance(end, m.End)
-        assert isinstance(end.error, Overloaded)
+        assert isinstance(end.error, ClusterFull)
         brain.check()
 
     def test_turned_away_after_its_wait_was_over_ends_at_once(self) -> None:
@@ -188,7 +185,7 @@ class TestLoss:
         assert brain.step(m.Refused(decode.wire_id, m.Refusal.BUSY, "full"), 8.0) == []
         (end,) = brain.step(m.Tick(), 8.1)
         assert isinstance(end, m.End)
-        assert isinstance(end.error, Overloaded)
+        assert isinstance(end.error, ClusterFull)
 
     def test_invalid_refusal_is_not_tried_again(self) -> None:
         brain = brain_with(worker("s0", Role.SERVE))
@@ -212,151 +209,7 @@ class TestBalance:
 
 
 def test_impossible_signal_tells_its_story() -> None:
-    session = Session("r", "m", 4, False, 0.0, place_by=9.0, deadline=None)
+    session = Session("r", "m", 4, 0.0, place_by=9.0)
     session.advance(Signal.PLACED_TOGETHER, 1.0)
     with pytest.raises(InvalidTransition, match=r"no way from decoding by 'prefill done'.*waiting \(placed together\)"):
         session.advance(Signal.PREFILL_DONE, 2.0)
-
-
-class AnyOrder(RuleBasedStateMachine):
-    """A world that loses workers, answers late, refuses and cancels at will."""
-
-    workers = Bundle("workers")
-    wires = Bundle("wires")
-
-    @initialize(seed=st.integers(0, 2**16))
-    def begin(self, seed: int) -> None:
-        self.now = 0.0
-        self.brain = Brain(Random(seed), queue_seconds=10.0)
-        self.up: set[str] = set()
-        self.asked: set[str] = set()
-        self.ended: Counter[str] = Counter()
-        self.starts: Counter[str] = Counter()
-        self.to_collect: set[str] = set()
-        self.wire_of: dict[str, m.StartPrefill | m.StartDecode] = {}
-        self.tokens: set[str] = set()
-        self.turned_away: set[str] = set()
-
-    def feed(self, event: m.Event) -> None:
-        for command in self.brain.step(event, self.now):
-            self.take(command)
-        self.brain.check()
-
-    def take(self, command: m.Command) -> None:
-        match command:
-            case m.StartPrefill() | m.StartDecode():
-                assert command.worker_id in self.up
-                assert command.wire_id not in self.wire_of
-                self.wire_of[command.wire_id] = command
-                if command.request_id not in self.turned_away:
-                    self.starts[command.request_id] += isinstance(command, m.StartPrefill) or command.collect is None
-                if isinstance(command, m.StartDecode) and command.collect:
-                    assert command.collect in self.to_collect
-                    self.to_collect.discard(command.collect)
-            case m.Abort(wire_id, worker_id):
-                assert worker_id in self.up
-                assert self.wire_of[wire_id].worker_id == worker_id
-            case m.Release(prefill_wire_id, worker_id):
-                assert worker_id in self.up
-                self.to_collect.discard(prefill_wire_id)
-            case m.Forget(prefill_wire_id):
-                self.to_collect.discard(prefill_wire_id)
-            case m.End(report, _):
-                self.ended[report.request_id] += 1
-
-    @rule(target=workers, n=st.integers(0, 5), role=st.sampled_from([Role.PREFILL, Role.DECODE]))
-    def worker_up(self, n: int, role: Role) -> str:
-        worker_id = f"{role}{n}"
-        self.up.add(worker_id)
-        self.feed(m.WorkerUp(worker(worker_id, role)))
-        return worker_id
-
-    @rule(worker_id=consumes(workers))
-    def worker_down(self, worker_id: str) -> None:
-        self.up.discard(worker_id)
-        self.feed(m.WorkerDown(worker_id, "gone"))
-
-    @rule(worker_id=workers)
-    def worker_drains(self, worker_id: str) -> None:
-        self.feed(m.WorkerDraining(worker_id))
-
-    @rule(worker_id=workers, running=st.integers(0, 20))
-    def load(self, worker_id: str, running: int) -> None:
-        self.feed(m.LoadReported(worker_id, Load(running=running, kv_blocks_total=10)))
-
-    @rule(prompt=st.integers(1, 5000), local=st.booleans(), in_seconds=st.none() | st.floats(0.1, 20))
-    def arrive(self, prompt: int, local: bool, in_seconds: float | None) -> None:
-        request_id = f"r{len(self.asked)}"
-        self.asked.add(request_id)
-        deadline = None if in_seconds is None else self.now + in_seconds
-        self.feed(m.Arrived(request_id, "m", prompt, local, deadline))
-
-    def _pick(self, data: st.DataObject, kind: type) -> str | None:
-        wires = sorted(w for w, c in self.wire_of.items() if isinstance(c, kind))
-        return data.draw(st.sampled_from(wires)) if wires else None
-
-    @rule(data=st.data(), collectable=st.booleans())
-    def prefill_ends(self, data: st.DataObject, collectable: bool) -> None:
-        if wire_id := self._pick(data, m.StartPrefill):
-            if self.wire_of[wire_id].worker_id not in self.up:
-                return  # nobody is there to say it
-            del self.wire_of[wire_id]
-            if collectable:
-                self.to_collect.add(wire_id)
-            self.feed(m.PrefillEnded(wire_id, collectable, "failed"))
-            assert wire_id not in self.to_collect, "pinned blocks that nobody will free"
-
-    @rule(data=st.data())
-    def first_token(self, data: st.DataObject) -> None:
-        wire_id = self._pick(data, m.StartDecode)
-        if wire_id and wire_id not in self.tokens and self.wire_of[wire_id].worker_id in self.up:
-            self.tokens.add(wire_id)
-            self.feed(m.FirstToken(wire_id, 0, 0))
-
-    @rule(data=st.data(), failed=st.booleans())
-    def decode_ends(self, data: st.DataObject, failed: bool) -> None:
-        if (wire_id := self._pick(data, m.StartDecode)) and self.wire_of[wire_id].worker_id in self.up:
-            del self.wire_of[wire_id]
-            self.feed(m.DecodeEnded(wire_id, 3, failed, "failed"))
-
-    @rule(data=st.data(), refusal=st.sampled_from(list(m.Refusal)))
-    def refuse(self, data: st.DataObject, refusal: m.Refusal) -> None:
-        wire_id = self._pick(data, (m.StartPrefill, m.StartDecode))
-        if wire_id and wire_id not in self.tokens and self.wire_of[wire_id].worker_id in self.up:
-            command = self.wire_of.pop(wire_id)
-            if refusal is m.Refusal.BUSY:
-                self.turned_away.add(command.request_id)  # these may be placed any number of times, within their wait
-            self.feed(m.Refused(wire_id, refusal, "no"))
-
-    @rule(data=st.data(), complete=st.booleans())
-    def cancel(self, data: st.DataObject, complete: bool) -> None:
-        if self.asked:
-            self.feed(m.Cancelled(data.draw(st.sampled_from(sorted(self.asked))), 0, complete))
-
-    @rule(seconds=st.floats(0.0, 12.0))
-    def time_passes(self, seconds: float) -> None:
-        self.now += seconds
-        self.feed(m.Tick())
-        for session in self.brain._sessions.values():
-            assert session.deadline is None or session.deadline > self.now, "outlived its deadline"
-            assert session.state != "waiting" or session.place_by > self.now, "waits without a bound"
-
-    @invariant()
-    def nothing_ends_twice_or_starts_too_often(self) -> None:
-        if hasattr(self, "ended"):
-            assert all(count == 1 for count in self.ended.values())
-            assert all(count <= 3 for count in self.starts.values())
-            assert self.brain.live == len(self.asked) - len(self.ended)
-
-    def teardown(self) -> None:
-        if not hasattr(self, "ended"):
-            return
-        for request_id in sorted(self.asked):
-            self.feed(m.Cancelled(request_id))
-        assert set(self.ended) == self.asked
-        assert self.brain.live == 0
-        assert all(not view.ours for view in self.brain.fleet)
-
-
-AnyOrder.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
-TestAnyOrder = AnyOrder.TestCase
