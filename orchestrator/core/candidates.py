@@ -1,0 +1,114 @@
+"""Which of a pool's workers are looked at for a request, and which of these could take it.
+
+The cost of a decision must hardly grow with the fleet, so of a large pool a few are looked at: those whose prefix cache
+has most of the prompt, and a random sample of the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from orchestrator.core.fleet import Pool, WorkerView
+from orchestrator.core.prefix import Matches
+from orchestrator.core.session import Session
+
+if TYPE_CHECKING:
+    from random import Random
+
+SMALL_POOL = 32  # workers; up to here all are looked at
+MOST_HOLDERS = 8
+SECOND_LOOK = 64  # workers that are looked at where none of the first few takes the request
+
+LEASE_SECONDS = 3.0  # a worker speaks every second
+SEATS = 1.25  # of max_num_seqs: what may wait in the engine, so that it never waits for the gateway
+KV_FULL = 0.95
+BACKLOG_SECONDS = 0.5  # of prompts to compute: the rest waits in the gateway, where turns are fair
+BACKLOG_TOKENS = 2048  # and at least a batch of them
+
+
+def bounded(pool: Pool, matches: Matches, rng: Random, extra: Sequence[WorkerView] = ()) -> Sequence[WorkerView]:
+    """All of a small pool. Of a large one: ``extra``, holders of the longest matches, 2 + log2(n) others."""
+    views = pool.views
+    if len(views) <= SMALL_POOL:
+        return views
+    chosen = {view.slot: view for view in extra}
+    for view in holders(pool, matches, rng):
+        chosen[view.slot] = view
+    for view in sample(views, 2 + len(views).bit_length(), rng):
+        chosen[view.slot] = view
+    return list(chosen.values())
+
+
+def holders(pool: Pool, matches: Matches, rng: Random) -> list[WorkerView]:
+    """Up to MOST_HOLDERS workers with the longest matches; where too many match equally, any of them."""
+    found: list[WorkerView] = []
+    for _, slots in matches.levels:
+        here = slots & pool.slots
+        if not here:
+            continue
+        skip = int(rng.random() * here.bit_length()) if here.bit_count() > MOST_HOLDERS - len(found) else 0
+        for part, base in ((here >> skip, skip), (here & ((1 << skip) - 1), 0)):
+            while part and len(found) < MOST_HOLDERS:
+                low = part & -part
+                found.append(pool.by_slot[base + low.bit_length() - 1])
+                part ^= low
+        if len(found) >= MOST_HOLDERS:
+            break
+    return found
+
+
+def sample(views: Sequence[WorkerView], count: int, rng: Random) -> Sequence[WorkerView]:
+    """About ``count`` different views: every n-th from a random one, n drawn too, so that groups differ each time."""
+    if len(views) <= count:
+        return views
+    stride = len(views) // count
+    stride -= int(rng.random() * (stride // 4))
+    return views[int(rng.random() * stride) :: stride][: count + 1]
+
+
+def cached_tokens(views: Sequence[WorkerView], session: Session, matches: Matches) -> list[int]:
+    """Prompt tokens that each view has in its prefix cache. The last token is always computed, to get logits."""
+    levels = matches.levels
+    facts = views[0].info.facts if views else None
+    if not levels or facts is None:
+        return [0] * len(views)
+    size = facts.block_size
+    most = (session.prompt_tokens - 1) // size
+    tokens = []
+    for view in views:
+        slot = view.slot
+        length = 0
+        for blocks, slots in levels:
+            if slots >> slot & 1:
+                length = blocks if blocks < most else most
+                break
+        tokens.append(length * size)
+    return tokens
+
+
+def silent(view: WorkerView, now: float) -> bool:
+    """Its lease has run out."""
+    return now - view.heard_at > LEASE_SECONDS
+
+
+def seated(view: WorkerView, prompt_tokens: int) -> bool:
+    """Whether it has a seat and KV blocks for one more sequence. One that has nothing to do always does."""
+    if not view.depth:
+        return True
+    facts = view.info.facts
+    if facts is None:
+        return True
+    if view.depth >= facts.max_num_seqs * SEATS:
+        return False
+    total = view.load.kv_blocks_total or facts.kv_blocks_total
+    used = max(view.load.kv_blocks_used, view.kv_blocks)
+    return not total or used + prompt_tokens / facts.block_size <= KV_FULL * total
+
+
+def computes(view: WorkerView, cached: int) -> bool:
+    """Whether its backlog of prompts is short enough. Where its cache saves work, it may be as much longer."""
+    tokens = view.prefill_tokens
+    if tokens <= BACKLOG_TOKENS:
+        return True
+    return view.wait_seconds <= BACKLOG_SECONDS + view.cost.prefill_seconds(cached)
