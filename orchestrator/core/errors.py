@@ -86,9 +86,15 @@ class NotReady(SegueError):
 
 
 class Overloaded(SegueError):
-    """The request was refused to protect the ones already admitted."""
+    """Refused to protect other requests: its tenant, or this one client of a worker, has more waiting than it may."""
 
     code, http_status, grpc_code = "overloaded", 429, "RESOURCE_EXHAUSTED"
+
+
+class ClusterFull(SegueError):
+    """More waits than the cluster lets wait; it is not the tenant's own doing."""
+
+    code, http_status, grpc_code = "cluster_full", 503, "UNAVAILABLE"
 
 
 class WorkerLost(SegueError):
