@@ -2,32 +2,94 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+from orchestrator.core.fit import Line
+from orchestrator.core.spec import Device
 from orchestrator.core.types import EngineFacts
 
 
+class Machine(NamedTuple):
+    """What one worker's device reaches in practice, on the low side: the guess is corrected soon enough."""
+
+    flops: float  # a second
+    memory: float  # bytes a second
+    link: float  # bytes a second between two workers
+    step: float  # seconds of a step that are neither
+    handover: float  # seconds of a hand-over that are not bytes
+    weight_bytes: int  # of a parameter
+
+
+# GPU: NVIDIA's A100 80GB data sheet has 312 TFLOP/s (BF16, dense) and 2,039 GB/s; taken are 45% and 65%, and half of a
+# 100 Gbit/s network card. CPU: a few cores with AVX2 or better on two channels of DDR4-3200 (51 GB/s), and loopback.
+MACHINES = {
+    Device.GPU: Machine(140e12, 1.3e12, 6e9, 3e-3, 5e-3, 2),
+    Device.CPU: Machine(100e9, 20e9, 1e9, 2e-3, 5e-3, 4),
+}
+QUERY_HEADS = 4  # for each KV head: grouped-query attention as most models have it
+USUAL_CONTEXT = 1024  # tokens before a prompt's or a sequence's next one
+# Where the weights are unknown: a small model on a good device.
+UNKNOWN_PREFILL, UNKNOWN_STEP, UNKNOWN_SEQUENCE, UNKNOWN_TRANSFER = 1e-4, 1e-2, 1e-4, 1e-6
+
+
 class CostModel:
-    """One worker's speeds."""
+    """One worker's speeds.
+
+    The guess is a roofline (Williams, Waterman and Patterson, "Roofline", 2009) over a transformer's operations
+    (Kaplan et al., "Scaling laws for neural language models", 2020, section 2.1):
+
+    - prefill is bound by compute: ``2 * parameters + 4 * layers * width * context`` operations a token, where ``4 *
+      layers * width`` is taken from the KV cache's bytes a token; a step also reads all weights once;
+    - a decode step is bound by memory: all weights once, and the KV of each sequence;
+    - a transfer is its bytes over the link, and a hand-over's fixed part.
+
+    Each is a ``Line`` that is corrected by what was seen.
+    """
+
+    __slots__ = ("_attention", "_token", "prefill", "step", "transfer")
 
     def __init__(self, facts: EngineFacts | None = None) -> None:
-        self._facts = facts
+        machine = MACHINES[facts.device if facts else Device.CPU]
+        weights = facts.weight_bytes if facts else 0
+        kv_token = facts.kv_block_bytes / facts.block_size if facts and facts.block_size else 0.0
+        if weights > 0:
+            reading = weights / machine.memory
+            self._token = 2.0 * weights / machine.weight_bytes / machine.flops
+            self._attention = kv_token / machine.weight_bytes * 2.0 * QUERY_HEADS / 2.0 / machine.flops
+            sequence = max(1e-6, USUAL_CONTEXT * kv_token / machine.memory + self._token)
+            self.prefill = Line(machine.step + reading, 1.0)
+            self.step = Line(machine.step + reading, sequence)
+        else:
+            self._token, self._attention = UNKNOWN_PREFILL, 0.0
+            self.prefill = Line(UNKNOWN_STEP, 1.0)
+            self.step = Line(UNKNOWN_STEP, UNKNOWN_SEQUENCE)
+        self.transfer = Line(machine.handover, kv_token / machine.link or UNKNOWN_TRANSFER)
 
     def prefill_seconds(self, tokens: int, context: int = 0) -> float:
         """To compute ``tokens`` prompt tokens that no cache has, after ``context`` that one has."""
-        return 1e-4 * tokens
+        line = self.prefill
+        return line.fixed + line.slope * tokens * (self._token + self._attention * (context + 0.5 * tokens))
+
+    def backlog_seconds(self, tokens: int) -> float:
+        """To compute ``tokens`` of several prompts, one after the other."""
+        return self.prefill.slope * tokens * (self._token + self._attention * USUAL_CONTEXT)
 
     def step_seconds(self, running: int) -> float:
         """One decode step of ``running`` sequences."""
-        return 0.01
+        return self.step.fixed + self.step.slope * running
 
     def transfer_seconds(self, tokens: int) -> float:
         """To fetch the KV of ``tokens`` from a prefill worker."""
-        return 1e-6 * tokens
+        return self.transfer.fixed + self.transfer.slope * tokens
 
-    def saw_prefill(self, tokens: int, seconds: float) -> None:
+    def saw_prefill(self, tokens: int, seconds: float, context: int = 0) -> None:
         """The worker computed ``tokens`` uncached prompt tokens in ``seconds``, queueing not counted."""
+        self.prefill.saw(tokens * (self._token + self._attention * (context + 0.5 * tokens)), seconds)
 
     def saw_step(self, running: int, seconds: float) -> None:
         """A step that computed one token for each of ``running`` sequences took ``seconds``."""
+        self.step.saw(running, seconds)
 
     def saw_transfer(self, tokens: int, seconds: float) -> None:
         """The KV of ``tokens`` was there ``seconds`` after the hand-over."""
+        self.transfer.saw(tokens, seconds)

@@ -55,7 +55,7 @@ class WorkerView:
     @property
     def wait_seconds(self) -> float:
         """Until the prompts that it has to compute already are computed."""
-        return self.cost.prefill_seconds(self.prefill_tokens) if self.prefill_tokens else 0.0
+        return self.cost.backlog_seconds(self.prefill_tokens) if self.prefill_tokens else 0.0
 
 
 class Pool:
