@@ -49,7 +49,7 @@ class Recorder:
         self._events = self._bytes = 0  # in the file, whole lines
         self._reason = ""  # why nothing more is taken
         self._wake = threading.Event()
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
         self._write(header_line(header))
         self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
         self._thread.start()
