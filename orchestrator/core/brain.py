@@ -166,7 +166,7 @@ class Brain:
                 return
         self._look_again_at(session.place_by, session)
         for turned in self.admission.join(_ticket(session), now):
-            self._fail(self._sessions[turned.ticket.request_id], "rejected", turned.error, now, out)
+            self._fail(self._sessions[turned.request_id], "rejected", turned.error, now, out)
 
     def _place_waiting(self, model: str, now: float, out: list[m.Command]) -> None:
         """Sends those whose turn it is, until one of them finds no place."""
@@ -283,7 +283,7 @@ class Brain:
                 self._fail(session, "failed", error, now, out)
             elif session.state is State.WAITING and session.place_by <= now:
                 self._fail(session, "rejected", self._nobody(session, now), now, out)
-        for model in self.admission.models():
+        for model in list(self._routers):
             self._place_waiting(model, now, out)
         self._halves.tick(now)
 

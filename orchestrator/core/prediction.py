@@ -62,13 +62,13 @@ def _words(kept: Accuracy, by: CachedBy) -> str:
     what = f"predictions of cached tokens are off by {kept.error:.0%} of the prompt on average"
     if kept.bias < 0:
         cause = (
-            "engines find more than the router knows: KV events are lost, or the gateway's tokenizer or block size is not "
-            "the engines'"
+            "engines find more than the router knows: KV events are lost, or the gateway's tokenizer or block size is "
+            "not the engines'"
         )
     elif by is CachedBy.ROUTED:
         cause = (
-            "the workers tell no KV events, so what is cached is guessed from what was sent there: caches may be smaller "
-            "than the traffic needs; turn prefix caching events on"
+            "the workers tell no KV events, so what is cached is guessed from what was sent there: caches may be "
+            "smaller than the traffic needs"
         )
     else:
         cause = "engines find less than they said: removals are lost, or requests carry a salt or adapter that differs"

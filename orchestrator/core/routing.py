@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from orchestrator.core import policies
-from orchestrator.core.candidates import SECOND_LOOK, cached_tokens, computes, sample, seated, silent
+from orchestrator.core.candidates import LEASE_SECONDS, SECOND_LOOK, cached_tokens, computes, sample, seated, silent
 from orchestrator.core.decision import CachedBy, Choice, Decision, Rule, Wait
 from orchestrator.core.fleet import Fleet, Pool, WorkerView
 from orchestrator.core.policies import Ask
@@ -17,6 +17,8 @@ from orchestrator.core.spec import PrefillPlace, Role, RoutingSpec
 
 if TYPE_CHECKING:
     from random import Random
+
+__all__ = ["LEASE_SECONDS", "Router", "release_through"]
 
 RELEASE_SAMPLE = 8
 INTERFERENCE = 0.1  # a second that a decoding sequence is held up, in seconds of the new request's own wait
@@ -129,7 +131,7 @@ class Router:
             if silent(view, now):
                 continue
             wait = Wait.FULL
-            if seated(view, prompt) and (ask.fetches or computes(view, tokens)):
+            if view.busy_until <= now and seated(view, prompt) and (ask.fetches or computes(view, tokens)):
                 taking.append(view)
                 held.append(tokens)
         return (taking, held) if taking else wait

@@ -12,7 +12,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 from orchestrator.core import messages as m
 from orchestrator.core import policies
 from orchestrator.core.brain import Brain
-from orchestrator.core.routing import LEASE_SECONDS
+from orchestrator.core.candidates import LEASE_SECONDS
 from orchestrator.core.spec import AdmissionSpec, GatewaySpec, ModelSpec, PrefillPlace, Role, RoutingSpec
 from orchestrator.core.types import Load
 from tests.core.support import worker
@@ -29,7 +29,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     @initialize(
         seed=st.integers(0, 2**16),
-        policy=st.sampled_from(sorted(policies.NAMES)),
+        policy=st.sampled_from(sorted(policies.POLICIES)),
         place=st.sampled_from(list(PrefillPlace)),
         most=st.sampled_from([2, 100]),
     )

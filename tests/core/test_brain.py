@@ -12,14 +12,16 @@ from orchestrator.core.brain import Brain
 from orchestrator.core.errors import ClusterFull, DeadlineExceeded, NotReady, WorkerLost
 from orchestrator.core.session import InvalidTransition, Session, Signal
 from orchestrator.core.spec import GatewaySpec, ModelSpec, PrefillPlace, Role, RoutingSpec
-from orchestrator.core.types import EngineFacts, Load, WorkerInfo
+from orchestrator.core.types import Load, WorkerInfo
 from tests.core.support import worker
+
+LEAST_LOAD_APART = RoutingSpec(policy="least_load", prefill=PrefillPlace.APART)
 
 
 def brain_with(
     *workers: WorkerInfo,
     queue_seconds: float = 30.0,
-    routing: RoutingSpec = RoutingSpec(policy="least_load", prefill=PrefillPlace.APART),
+    routing: RoutingSpec = LEAST_LOAD_APART,
 ) -> Brain:
     models = [ModelSpec(name, "tiny:llama", {}, routing=routing) for name in ("m", "n")]
     brain = Brain(Random(0), GatewaySpec(queue_seconds=queue_seconds), models)
@@ -169,6 +171,7 @@ class TestLoss:
         commands = brain.step(m.Arrived("r", "m", 4), 1.0)
         for at in (2.0, 3.0, 4.0, 5.0):
             decode = started(commands, m.StartDecode)
+            assert brain.step(m.LoadReported("s0", Load()), at) == []
             assert brain.step(m.Refused(decode.wire_id, m.Refusal.BUSY, "full"), at) == []
             commands = brain.step(m.Tick(), at + 0.1)
         decode = started(commands, m.StartDecode)
