@@ -17,6 +17,7 @@ waited is owed to nobody, so of that it brings along one request's worth at most
 from __future__ import annotations
 
 import heapq
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 MOST_IDLE = 1024  # tenants with nothing waiting whose last request still counts
@@ -44,8 +45,16 @@ class Waiting:
 
     ticket: Ticket
     rank: Rank
-    cost: int  # that its tenant is charged; 0 where it has been already
     gone: bool = False  # left the queue; heaps find out when they come to it
+
+    @property
+    def returned(self) -> bool:
+        """Whether it was served before, and its tenant charged for it."""
+        return not self.rank[0]
+
+    @property
+    def cost(self) -> int:
+        return self.ticket.tokens if self.rank[0] else 0
 
 
 @dataclass(slots=True, eq=False)
@@ -129,9 +138,9 @@ class FairQueue:
             flow.start = max(flow.start, self._now)
         self._charge(flow, cost)
 
-    def queued(self) -> dict[str, int]:
-        """Requests that wait, by tenant."""
-        return {flow.tenant: flow.waiting for flow in self._flows.values() if flow.waiting}
+    def by_tenant(self) -> Iterator[tuple[str, int]]:
+        """Tenants and how many requests of theirs wait."""
+        return ((flow.tenant, flow.waiting) for flow in self._flows.values() if flow.waiting)
 
     def _flow(self, tenant: str, weight: float) -> _Flow:
         flow = self._flows.get(tenant)

@@ -1,0 +1,45 @@
+"""How fast waiting requests are admitted, and so when it is worth trying again."""
+
+from __future__ import annotations
+
+LEAST_RETRY_SECONDS = 1.0
+MOST_RETRY_SECONDS = 60.0
+UNKNOWN_RETRY_SECONDS = 5.0  # before anything is known of the pace
+_LEAST_SECONDS = 1.0  # shortest time over which the pace is measured
+_MEMORY_SECONDS = 10.0
+
+
+class Pace:
+    """Tokens a second, lately, measured only while somebody waits: otherwise it is demand that sets it."""
+
+    def __init__(self) -> None:
+        self._since: float | None = None  # None while nobody waits
+        self._tokens = 0
+        self._rate: float | None = None
+
+    def admitted(self, tokens: int) -> None:
+        self._tokens += tokens
+
+    def pause(self) -> None:
+        """Nobody waits any more."""
+        self._since = None
+
+    def look(self, now: float) -> None:
+        """Somebody waits."""
+        if self._since is None:
+            self._since, self._tokens = now, 0
+            return
+        seconds = now - self._since
+        if seconds >= _LEAST_SECONDS:
+            newest = self._tokens / seconds
+            share = seconds / (seconds + _MEMORY_SECONDS)
+            self._rate = newest if self._rate is None else self._rate + share * (newest - self._rate)
+            self._since, self._tokens = now, 0
+
+    def retry_after(self, tokens: float) -> float:
+        """Seconds until so many tokens are admitted, within bounds; a whole number, as HTTP's header wants it."""
+        if self._rate is None:
+            return UNKNOWN_RETRY_SECONDS
+        if tokens >= MOST_RETRY_SECONDS * self._rate:
+            return MOST_RETRY_SECONDS
+        return max(LEAST_RETRY_SECONDS, float(-(-tokens // self._rate)))
