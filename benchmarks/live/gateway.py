@@ -1,0 +1,79 @@
+"""A gateway as the product starts it: ``python -m benchmarks.live.gateway '{"controller": ..., "workers": N}'``.
+
+Answers with its addresses once all workers are linked. Orders: ``reset``, ``report``. ``metered``: what its decisions
+take is measured. ``blind``: no prompt gets block hashes, and what workers tell of their caches is not looked at.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from benchmarks.live.children import answer, answers, orders
+from benchmarks.live.meter import Meter
+
+READY_SECONDS = 60.0
+
+
+def _blind(driver: Any) -> None:
+    driver._blocks = lambda *_: ()
+    driver._take_cache = lambda *_: None
+
+
+async def _linked(gateway: Any, workers: int) -> None:
+    async with asyncio.timeout(READY_SECONDS):
+        while gateway.not_ready() or len(gateway.driver.workers) < workers:
+            await gateway.status_changed(0.1)
+
+
+async def main() -> None:
+    out = answers()
+    given = json.loads(sys.argv[1])
+    os.environ["VLLM_ALLOW_LONG_MAX_MODEL_LEN"] = "1"  # a mock engine's context is not its tokenizer's model's
+    from orchestrator.core.types import GatewayAssignment
+    from orchestrator.gateway.process import GatewayProcess
+
+    actor = GatewayProcess(GatewayAssignment("benchmark", "gw-0", 1, given["controller"]))
+    await actor.start()
+    serving, loop = actor._serving, actor._loop
+    assert serving is not None
+    assert loop is not None
+
+    async def run(call: Callable[[], Any]) -> Any:
+        """On the gateway's own thread."""
+
+        async def called() -> Any:
+            return call()
+
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(called(), loop))
+
+    linked = asyncio.run_coroutine_threadsafe(_linked(serving.gateway, given["workers"]), loop)
+    await asyncio.wrap_future(linked)
+    meter: Meter | None = None
+    if given.get("blind"):
+        await run(lambda: _blind(serving.gateway.driver))
+    if given.get("metered"):
+        meter = await run(Meter)
+        await run(lambda: meter.attach(serving.gateway.driver))
+    snapshot = await actor.snapshot()
+    answer(out, {"http": snapshot.address, "grpc": snapshot.grpc_address, "pid": os.getpid()})
+    thread_began = 0.0
+    async for order in orders():
+        if order == "reset":
+            if meter is not None:
+                await run(meter.reset)
+            thread_began = await run(time.thread_time)
+            answer(out, {})
+        elif order == "report":
+            seconds = await run(time.thread_time) - thread_began
+            answer(out, {"thread_seconds": seconds, "parts": await run(meter.report) if meter is not None else {}})
+    await actor.stop()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
