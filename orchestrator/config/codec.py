@@ -4,21 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import Any
+import types
+from collections.abc import Mapping
+from enum import Enum
+from functools import cache
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from orchestrator.core.spec import (
-    Backend,
-    Bind,
-    ClusterSpec,
-    ControllerSpec,
-    Device,
-    Endpoint,
-    GatewaySpec,
-    ModelSpec,
-    PoolSpec,
-    Role,
-    TelemetrySpec,
-)
+from orchestrator.core.spec import ClusterSpec
 
 
 def dumps(spec: ClusterSpec) -> str:
@@ -28,25 +20,28 @@ def dumps(spec: ClusterSpec) -> str:
 
 def loads(text: str) -> ClusterSpec:
     """The spec that ``dumps`` wrote. Not for text that people wrote: nothing is checked."""
-    raw = json.loads(text)
-    return ClusterSpec(
-        name=raw["name"],
-        bind=Bind(raw["bind"]),
-        models=tuple(_model(model) for model in raw["models"]),
-        gateway=GatewaySpec(**_with_endpoints(raw["gateway"], "http", "grpc")),
-        controller=ControllerSpec(**_with_endpoints(raw["controller"], "listen")),
-        telemetry=TelemetrySpec(**raw["telemetry"]),
-    )
+    spec: ClusterSpec = _read(ClusterSpec, json.loads(text))
+    return spec
 
 
-def _with_endpoints(raw: dict[str, Any], *names: str) -> dict[str, Any]:
-    return {**raw, **{name: Endpoint(**raw[name]) for name in names}}
+def _read(hint: Any, raw: Any) -> Any:
+    """A value of the type ``hint`` from what JSON made of it."""
+    if get_origin(hint) in (Union, types.UnionType):
+        (kind,) = (one for one in get_args(hint) if one is not type(None))
+        return None if raw is None else _read(kind, raw)
+    if get_origin(hint) is tuple:
+        return tuple(_read(get_args(hint)[0], one) for one in raw)
+    if get_origin(hint) is Mapping:
+        key, value = get_args(hint)
+        return {_read(key, name): _read(value, one) for name, one in raw.items()}
+    if not isinstance(hint, type):
+        return raw
+    if dataclasses.is_dataclass(hint):
+        hints = _hints(hint)
+        return hint(**{name: _read(hints[name], one) for name, one in raw.items()})
+    return hint(raw) if issubclass(hint, Enum) else raw
 
 
-def _model(raw: dict[str, Any]) -> ModelSpec:
-    return ModelSpec(**{**raw, "pools": {Role(role): _pool(pool) for role, pool in raw["pools"].items()}})
-
-
-def _pool(raw: dict[str, Any]) -> PoolSpec:
-    kinds = {"role": Role(raw["role"]), "device": Device(raw["device"]), "backend": Backend(raw["backend"])}
-    return PoolSpec(**{**raw, **kinds})
+@cache
+def _hints(kind: type) -> Mapping[str, Any]:
+    return get_type_hints(kind)
