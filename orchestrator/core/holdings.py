@@ -135,7 +135,7 @@ class Holdings:
         if held / weight >= share:
             return None
         chosen: _Holding | None = None
-        most = max(share, (held + (1 if by_requests else ticket.tokens)) / weight)
+        most = (held + (1 if by_requests else ticket.tokens)) / weight  # who holds more is over its share: it is full
         for holding in self.by_tenant.values():
             heavy = (holding.requests if by_requests else holding.tokens) / holding.weight
             if heavy > most:

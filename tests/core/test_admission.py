@@ -99,6 +99,35 @@ class TestTurns:
         flood(queue, "other", 50)
         assert serve_all(queue).index("mine") <= 2
 
+    def test_being_served_without_waiting_counts_however_long_a_tenant_was_away(self) -> None:
+        queue = admission()
+        queue.passed("rare", "m", 10)
+        for _ in range(10):
+            queue.passed("regular", "m", 100)
+        queue.passed("rare", "m", 10)
+        queue.join(ticket("r", "rare"), 0.0)
+        queue.join(ticket("n", "new"), 0.0)
+        assert serve_all(queue) == ["n", "r"]
+
+    def test_who_asks_one_at_a_time_gets_no_more_than_a_share(self) -> None:
+        queue = admission(requests=10_000)
+        flood(queue, "flood", 1000, tokens=10)
+        queue.join(ticket("large", "sly", tokens=1000), 0.0)
+        while serve(queue) != "large":
+            pass
+        queue.join(ticket("small", "sly", tokens=1), 0.0)
+        assert 99 <= serve_all(queue).index("small") <= 101
+
+    def test_a_turn_out_of_order_moves_nobody_else_back(self) -> None:
+        queue = admission(slow=TenantSpec(weight=0.01))
+        flood(queue, "slow", 3)
+        flood(queue, "t", 3)
+        for name in ("slow0", "slow1"):  # the second long before its turn
+            queue.admitted(name)
+            queue.check()
+        queue.join(ticket("n0", "new"), 0.0)
+        assert serve_all(queue) == ["t0", "n0", "t1", "t2", "slow2"]
+
     def test_models_have_their_own_turns(self) -> None:
         queue = admission()
         queue.join(ticket("a", model="m"), 0.0)
@@ -180,6 +209,14 @@ class TestBounds:
         assert [each.request_id for each in turned] == ["flood9", "flood8", "flood7", "flood6"]
         assert queue.tenants()["small"].tokens == 35
         queue.check()
+
+    def test_a_tenant_with_its_share_displaces_nobody_though_another_has_more(self) -> None:
+        queue = admission(requests=12)
+        flood(queue, "a", 7)
+        flood(queue, "b", 4)
+        flood(queue, "c", 1)
+        (turned,) = queue.join(ticket("x", "b"), 1.0)
+        assert turned.request_id == "x"
 
     def test_nobody_goes_where_that_would_not_be_enough(self) -> None:
         queue = admission(tokens=100)
