@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from orchestrator.config import dumps, effective_engine_args, loads
 from orchestrator.core.spec import (
+    AdmissionSpec,
     Backend,
     Bind,
     ClusterSpec,
@@ -16,8 +17,11 @@ from orchestrator.core.spec import (
     GatewaySpec,
     ModelSpec,
     PoolSpec,
+    PrefillPlace,
     Role,
+    RoutingSpec,
     TelemetrySpec,
+    TenantSpec,
 )
 
 
@@ -69,15 +73,20 @@ def models(draw: st.DrawFn) -> ModelSpec:
     roles = draw(st.sampled_from([(Role.SERVE,), (Role.PREFILL, Role.DECODE)]))
     kinds = st.sampled_from(Device), counts, counts, st.sampled_from(Backend), arguments
     pools = {role: draw(st.builds(PoolSpec, st.just(role), counts, *kinds)) for role in roles}
-    return ModelSpec(draw(names), draw(names), pools, draw(arguments), draw(arguments))
+    routing = st.builds(RoutingSpec, names, st.dictionaries(names, seconds, max_size=3), st.sampled_from(PrefillPlace))
+    return ModelSpec(draw(names), draw(names), pools, draw(arguments), draw(arguments), draw(routing))
 
 
+tenants = st.builds(TenantSpec, seconds, st.none() | counts, st.none() | counts)
+admissions = st.builds(
+    AdmissionSpec, counts, counts, tenants, st.dictionaries(names, tenants, max_size=2), st.booleans()
+)
 specs = st.builds(
     ClusterSpec,
     names,
     st.lists(models(), min_size=1, max_size=3).map(tuple),
     st.sampled_from(Bind),
-    st.builds(GatewaySpec, endpoints, endpoints, counts, counts, seconds),
+    st.builds(GatewaySpec, endpoints, endpoints, counts, counts, seconds, admissions),
     st.builds(ControllerSpec, endpoints, seconds, seconds, seconds, seconds),
     st.builds(TelemetrySpec, st.none() | names, names),
 )
