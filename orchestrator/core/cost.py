@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from orchestrator.core.fit import Line
+from orchestrator.core.fit import Line, Pace
 from orchestrator.core.spec import Device
 from orchestrator.core.types import EngineFacts
 
@@ -32,59 +32,74 @@ USUAL_CONTEXT = 1024  # tokens before a prompt's or a sequence's next one
 UNKNOWN_PREFILL, UNKNOWN_STEP, UNKNOWN_SEQUENCE, UNKNOWN_TRANSFER = 1e-4, 1e-2, 1e-4, 1e-6
 
 
-class CostModel:
-    """One worker's speeds.
+class Peers:
+    """What workers with the same model, role and device have in common: the lines that each of them adds to."""
 
-    The guess is a roofline (Williams, Waterman and Patterson, "Roofline", 2009) over a transformer's operations
-    (Kaplan et al., "Scaling laws for neural language models", 2020, section 2.1):
-
-    - prefill is bound by compute: ``2 * parameters + 4 * layers * width * context`` operations a token, where ``4 *
-      layers * width`` is taken from the KV cache's bytes a token; a step also reads all weights once;
-    - a decode step is bound by memory: all weights once, and the KV of each sequence;
-    - a transfer is its bytes over the link, and a hand-over's fixed part.
-
-    Each is a ``Line`` that is corrected by what was seen.
-    """
-
-    __slots__ = ("_attention", "_token", "prefill", "step", "transfer")
+    __slots__ = ("attention", "prefill", "step", "token", "transfer")
 
     def __init__(self, facts: EngineFacts | None = None) -> None:
         machine = MACHINES[facts.device if facts else Device.CPU]
         weights = facts.weight_bytes if facts else 0
         kv_token = facts.kv_block_bytes / facts.block_size if facts and facts.block_size else 0.0
         if weights > 0:
-            reading = weights / machine.memory
-            self._token = 2.0 * weights / machine.weight_bytes / machine.flops
-            self._attention = kv_token / machine.weight_bytes * 2.0 * QUERY_HEADS / 2.0 / machine.flops
-            sequence = max(1e-6, USUAL_CONTEXT * kv_token / machine.memory + self._token)
-            self.prefill = Line(machine.step + reading, 1.0)
-            self.step = Line(machine.step + reading, sequence)
+            step = machine.step + weights / machine.memory
+            self.token = 2.0 * weights / machine.weight_bytes / machine.flops
+            self.attention = kv_token / machine.weight_bytes * QUERY_HEADS * 2.0 / machine.flops
+            sequence = USUAL_CONTEXT * kv_token / machine.memory + self.token
         else:
-            self._token, self._attention = UNKNOWN_PREFILL, 0.0
-            self.prefill = Line(UNKNOWN_STEP, 1.0)
-            self.step = Line(UNKNOWN_STEP, UNKNOWN_SEQUENCE)
+            step, sequence = UNKNOWN_STEP, UNKNOWN_SEQUENCE
+            self.token, self.attention = UNKNOWN_PREFILL, 0.0
+        self.prefill = Line(step, 1.0)  # over the operations' seconds, as guessed
+        self.step = Line(step, sequence)
         self.transfer = Line(machine.handover, kv_token / machine.link or UNKNOWN_TRANSFER)
+
+
+class CostModel:
+    """One worker's speeds.
+
+    The guess is a roofline (Williams, Waterman and Patterson, "Roofline", 2009) over a transformer's operations
+    (Kaplan et al., "Scaling laws for neural language models", 2020, section 2.1):
+
+    - prefill is bound by compute: ``2 * parameters + 4 * layers * width * context`` operations a token, where ``layers
+      * width`` is taken from the KV cache's bytes a token (``2 * layers * width / QUERY_HEADS`` numbers); a step also
+      reads all weights once;
+    - a decode step is bound by memory: all weights once, and the KV of each sequence;
+    - a transfer is its bytes over the link, and a hand-over's fixed part.
+
+    What workers took corrects it: ``peers`` for all that are alike, a factor for this one.
+    """
+
+    __slots__ = ("_peers", "prefill", "step", "transfer")
+
+    def __init__(self, facts: EngineFacts | None = None, peers: Peers | None = None) -> None:
+        self._peers = peers or Peers(facts)
+        self.prefill = Pace(self._peers.prefill)
+        self.step = Pace(self._peers.step)
+        self.transfer = Pace(self._peers.transfer)
 
     def prefill_seconds(self, tokens: int, context: int = 0) -> float:
         """To compute ``tokens`` prompt tokens that no cache has, after ``context`` that one has."""
-        line = self.prefill
-        return line.fixed + line.slope * tokens * (self._token + self._attention * (context + 0.5 * tokens))
+        peers, pace = self._peers, self.prefill
+        units = tokens * (peers.token + peers.attention * (context + 0.5 * tokens))
+        return pace.factor * (pace.line.fixed + pace.line.slope * units)
 
     def backlog_seconds(self, tokens: int) -> float:
         """To compute ``tokens`` of several prompts, one after the other."""
-        return self.prefill.slope * tokens * (self._token + self._attention * USUAL_CONTEXT)
+        peers, pace = self._peers, self.prefill
+        return pace.factor * pace.line.slope * tokens * (peers.token + peers.attention * USUAL_CONTEXT)
 
     def step_seconds(self, running: int) -> float:
         """One decode step of ``running`` sequences."""
-        return self.step.fixed + self.step.slope * running
+        return self.step.at(running)
 
     def transfer_seconds(self, tokens: int) -> float:
         """To fetch the KV of ``tokens`` from a prefill worker."""
-        return self.transfer.fixed + self.transfer.slope * tokens
+        return self.transfer.at(tokens)
 
     def saw_prefill(self, tokens: int, seconds: float, context: int = 0) -> None:
         """The worker computed ``tokens`` uncached prompt tokens in ``seconds``, queueing not counted."""
-        self.prefill.saw(tokens * (self._token + self._attention * (context + 0.5 * tokens)), seconds)
+        peers = self._peers
+        self.prefill.saw(tokens * (peers.token + peers.attention * (context + 0.5 * tokens)), seconds)
 
     def saw_step(self, running: int, seconds: float) -> None:
         """A step that computed one token for each of ``running`` sequences took ``seconds``."""
@@ -93,3 +108,9 @@ class CostModel:
     def saw_transfer(self, tokens: int, seconds: float) -> None:
         """The KV of ``tokens`` was there ``seconds`` after the hand-over."""
         self.transfer.saw(tokens, seconds)
+
+    def idle(self, seconds: float) -> None:
+        """The worker had nothing to do for so long."""
+        self.prefill.fade(seconds)
+        self.step.fade(seconds)
+        self.transfer.fade(seconds)

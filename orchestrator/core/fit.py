@@ -1,10 +1,14 @@
-"""A straight line through what was seen, started from a guess and forgetting slowly."""
+"""What observed seconds teach: a line that alike workers share, and how each of them differs from it.
+
+Were each worker's speed learned alone, one that got no work yet would look as slow as the first guess, and go on
+getting none.
+"""
 
 from __future__ import annotations
 
 import math
 
-MEMORY = 64.0  # observations that count, while predictions are good
+MEMORY = 128.0  # observations that count, while predictions are good
 SHORTEST_MEMORY = 4.0  # and while they are all wrong
 EARLY = 4  # observations that are taken at their word; of later ones, one that is far off is taken for an outlier
 USUAL_ERRORS = 3.0  # times the mean error is not far off; and in any case
@@ -15,6 +19,10 @@ MOST_AT_ONCE = 4.0  # times larger or smaller, by one observation
 MOST_IN_ALL = 1e4  # and by all of them
 SHORTEST, LONGEST = 1e-7, 1e5  # seconds
 ERROR_GAIN = 1 / 16
+TRUST_IN_PEERS = 3.0  # observations that it weighs that a worker is as fast as its peers
+PACE_MEMORY = 32.0  # observations of one worker that count
+MOST_PACE = 3.0  # log ratio: up to 20 times faster or slower than its peers
+FADE_SECONDS = 60.0  # without work, after which a worker is thought to be as fast as its peers again
 
 
 class Line:
@@ -86,3 +94,43 @@ class Line:
         fixed0, slope0 = self._guess
         self.fixed = min(fixed0 * MOST_IN_ALL, max(fixed0 / MOST_IN_ALL, fixed))
         self.slope = min(slope0 * MOST_IN_ALL, max(slope0 / MOST_IN_ALL, slope))
+
+
+class Pace:
+    """How much longer one worker takes than ``line`` says: a factor, learned from its own observations.
+
+    ``error`` is the mean of the newest ``|log(seen / predicted)|``, ``seen`` the number of observations.
+    """
+
+    __slots__ = ("_log", "error", "factor", "line", "seen")
+
+    def __init__(self, line: Line) -> None:
+        self.line = line
+        self.factor = 1.0
+        self.seen = 0
+        self.error = 0.0
+        self._log = 0.0
+
+    def at(self, units: float) -> float:
+        return self.factor * (self.line.fixed + self.line.slope * units)
+
+    def saw(self, units: float, seconds: float) -> None:
+        """Takes in one observation, for its peers too; one that can't be is left out."""
+        if not (0.0 <= units < math.inf and SHORTEST <= seconds <= LONGEST):
+            return
+        self.seen += 1
+        off = math.log(seconds / self.at(units))
+        self.error += (abs(off) - self.error) * max(ERROR_GAIN, 1.0 / self.seen)
+        self.line.saw(units, seconds)
+        limit = min(ALWAYS_FAR_OFF, max(NEVER_FAR_OFF, USUAL_ERRORS * self.error))
+        off = min(limit, max(-limit, math.log(seconds / self.at(units))))
+        self._become(self._log + off * max(1.0 / PACE_MEMORY, 1.0 / (self.seen + TRUST_IN_PEERS)))
+
+    def fade(self, seconds: float) -> None:
+        """It had nothing to do for so long, so what was learned of it gets old."""
+        if self._log:
+            self._become(self._log * max(0.0, 1.0 - seconds / FADE_SECONDS))
+
+    def _become(self, log: float) -> None:
+        self._log = min(MOST_PACE, max(-MOST_PACE, log))
+        self.factor = math.exp(self._log)

@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from orchestrator.core.cost import CostModel
+from orchestrator.core.cost import CostModel, Peers
 from orchestrator.core.prefix import PrefixIndex
 from orchestrator.core.spec import Role
 from orchestrator.core.types import Load, WorkerInfo
+
+BUSY_MEMORY = 120.0  # seconds that a worker's share of busy time looks back
 
 
 @dataclass(slots=True)
@@ -39,12 +41,21 @@ class WorkerView:
     foreign: int = 0
     prefill_tokens: int = 0  # over all claims
     kv_blocks: int = 0  # over all claims
+    busy: float = 0.0  # share of the newest BUSY_MEMORY seconds in which it had requests; exponentially weighted
+    busy_at: float = 0.0  # the time up to which that was counted
     place: int = -1  # where it stands in its pool; -1 while it is in none
 
     @property
     def depth(self) -> int:
         """Requests running, waiting or on their way."""
         return len(self.claims) + self.foreign
+
+    def count_busy(self, now: float) -> None:
+        """To be called before ``depth`` changes."""
+        seconds = now - self.busy_at
+        if seconds > 0.0:
+            self.busy += seconds / (BUSY_MEMORY + seconds) * ((1.0 if self.depth else 0.0) - self.busy)
+            self.busy_at = now
 
     @property
     def kv_usage(self) -> float:
@@ -90,8 +101,10 @@ class Fleet:
 
     def __init__(self) -> None:
         self._workers: dict[str, WorkerView] = {}
+        self._clock = 0.0  # the newest time that was told
         self._pools: dict[tuple[str, Role], Pool] = {}
         self._indexes: dict[str, PrefixIndex] = {}
+        self._peers: dict[tuple[object, ...], Peers] = {}
 
     def __contains__(self, worker_id: str) -> bool:
         return worker_id in self._workers
@@ -120,10 +133,19 @@ class Fleet:
         facts = info.facts
         tells = facts is not None and facts.kv_events
         slot = self.index(info.model).join(None if tells else facts.kv_blocks_total if facts else 0)
-        view = WorkerView(info, slot, CostModel(facts), heard_at=now)
+        view = WorkerView(info, slot, CostModel(facts, self._peers_of(info)), heard_at=now, busy_at=now)
+        self._clock = now
         self._workers[info.worker_id] = view
         self.pool(info.model, info.role).add(view)
         return view
+
+    def _peers_of(self, info: WorkerInfo) -> Peers:
+        facts = info.facts
+        speed = (facts.device, facts.weight_bytes, facts.block_size, facts.kv_block_bytes) if facts else ()
+        key = (info.model, info.role, *speed)
+        if key not in self._peers:
+            self._peers[key] = Peers(facts)
+        return self._peers[key]
 
     def down(self, worker_id: str) -> list[str]:
         """Removes a worker; returns the requests that were there. Unknown workers are no error: news crosses."""
@@ -142,7 +164,11 @@ class Fleet:
     def reported(self, worker_id: str, load: Load, own: int | None, now: float) -> WorkerView | None:
         """A worker's own account; ``own`` of its requests are this router's. Returns None for an unknown worker."""
         view = self._workers.get(worker_id)
+        self._clock = now
         if view is not None:
+            view.count_busy(now)
+            if not view.depth:
+                view.cost.idle(now - view.heard_at)
             view.load = load
             view.heard_at = now
             view.foreign = max(0, load.running + load.waiting - (len(view.claims) if own is None else own))
@@ -151,6 +177,7 @@ class Fleet:
     def claim(self, worker_id: str, request_id: str, claim: Claim) -> None:
         """A request is about to be sent there."""
         if view := self._workers.get(worker_id):
+            view.count_busy(self._clock)
             view.claims[request_id] = claim
             view.prefill_tokens += claim.prefill_tokens
             view.kv_blocks += claim.kv_blocks
@@ -168,7 +195,9 @@ class Fleet:
     def left(self, worker_id: str, request_id: str) -> None:
         """The request is not there any more; safe to say twice."""
         view = self._workers.get(worker_id)
-        if view is not None and (claim := view.claims.pop(request_id, None)):
+        if view is not None and (claim := view.claims.get(request_id)):
+            view.count_busy(self._clock)
+            del view.claims[request_id]
             view.prefill_tokens -= claim.prefill_tokens
             view.kv_blocks -= claim.kv_blocks
 

@@ -42,6 +42,6 @@ def _check(where: str, entry: Field[Any], value: object) -> None:
     least, most = entry.metadata["least"], entry.metadata["most"]
     whole = isinstance(entry.default, int)
     plain = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
-    if not plain or not math.isfinite(value) or not least <= value <= most:  # type: ignore[arg-type, operator]
+    if not plain or not math.isfinite(value) or not least <= value <= most:  # type: ignore[arg-type]
         kind = "a whole number" if whole else "a number"
         raise ConfigError(f"found {value!r}, allowed: {kind} from {least:g} to {most:g}", where=where)
