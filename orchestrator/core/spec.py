@@ -130,7 +130,8 @@ class AdmissionSpec:
 class GatewaySpec:
     """Where clients come in.
 
-    ``processes`` share the ports by SO_REUSEPORT; ``queue_seconds`` bounds a request's wait for a worker.
+    ``processes`` share the ports by SO_REUSEPORT; ``queue_seconds`` bounds a request's wait for a worker. ``record`` is
+    the file that ``segue up --record`` names, no part of what people write.
     """
 
     http: Endpoint = Endpoint("127.0.0.1", 8000)
@@ -139,6 +140,7 @@ class GatewaySpec:
     max_body_bytes: int = 32 << 20
     queue_seconds: float = 30.0
     admission: AdmissionSpec = AdmissionSpec()
+    record: str = ""
 
 
 @dataclass(frozen=True, slots=True)

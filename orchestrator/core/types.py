@@ -84,6 +84,7 @@ class GatewayAssignment:
     epoch: int
     controller: str  # host:port of the fleet watch
     log_dir: str = ""
+    record: str = ""  # the file for all that its brain sees and decides; none if empty
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from orchestrator.gateway.flight import Flight
 from orchestrator.gateway.hashing import prompt_blocks
 from orchestrator.gateway.link import Link
 from orchestrator.proto import worker_pb2 as pb
+from orchestrator.record.journal import Journal
 from orchestrator.telemetry import logs
 from orchestrator.telemetry.metrics import GatewayMetrics
 from orchestrator.telemetry.redact import Words
@@ -41,8 +42,16 @@ log = logs.events("gateway.driver")
 class Driver:
     """One gateway process's requests. Everything runs on the event loop's thread; nothing here awaits."""
 
-    def __init__(self, brain: Brain, metrics: GatewayMetrics, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        brain: Brain,
+        metrics: GatewayMetrics,
+        clock: Callable[[], float] = time.monotonic,
+        journal: Journal | None = None,
+    ) -> None:
         self._brain = brain
+        self._journal = journal or Journal()
+        self._step = self._journal.around(brain.step)
         self._metrics = metrics
         self._clock = clock
         self._links: dict[str, Link] = {}
@@ -96,6 +105,8 @@ class Driver:
         flight = Flight(request, core, context, request.request_id)
         self._flights[request.request_id] = flight
         self._idle.clear()
+        if context:
+            self._journal.known_as(request.request_id, context.request_id)
         self._feed(self._arrival(core.model, request, context))
 
     def _arrival(self, model: str, request: cc.EngineCoreRequest, context: RequestContext | None) -> m.Arrived:
@@ -237,7 +248,7 @@ class Driver:
         self._feeding = True
         try:
             while self._events:
-                for command in self._brain.step(self._events.popleft(), self._clock()):
+                for command in self._step(self._events.popleft(), self._clock()):
                     self._try(command)
         finally:
             self._feeding = False

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
+import time
 from dataclasses import replace
+from importlib import metadata
 from random import Random
 
+from orchestrator.config import dumps
 from orchestrator.core.brain import Brain
 from orchestrator.core.errors import InvalidRequest, ModelNotFound, NotReady, SegueError
 from orchestrator.core.spec import ClusterSpec, ModelSpec, Role
@@ -17,8 +21,13 @@ from orchestrator.gateway.link import Link
 from orchestrator.gateway.watch import watch_fleet
 from orchestrator.models import prepare
 from orchestrator.proto import cluster_pb2, fleet_pb2
+from orchestrator.record.journal import Journal
+from orchestrator.record.recorder import Recorder, open_recording
+from orchestrator.record.recording import Header
+from orchestrator.record.stories import Found
 from orchestrator.telemetry import logs
 from orchestrator.telemetry.metrics import GatewayMetrics
+from orchestrator.telemetry.redact import Words
 
 FRONT_SECONDS = 1.0
 _LINKED_STATES = (WorkerState.READY, WorkerState.DRAINING)
@@ -27,15 +36,28 @@ log = logs.events("gateway")
 
 
 class Gateway:
-    """See ``ports.GatewayView`` and ``http.HttpView``."""
+    """See ``ports.GatewayView`` and ``http.HttpView``.
 
-    def __init__(self, gateway_id: str, spec: ClusterSpec, seed: int | None = None) -> None:
+    Args:
+        seed: of what its brain draws; None for any.
+        record: a file for all that its brain sees and decides; none if empty.
+        epoch: of this filling of the gateway's slot.
+
+    Raises:
+        SegueError: the recording can't be written.
+    """
+
+    def __init__(
+        self, gateway_id: str, spec: ClusterSpec, seed: int | None = None, record: str = "", epoch: int = 0
+    ) -> None:
         self.spec = spec
         self.metrics = GatewayMetrics(gateway_id)
         self.draining = False
         self._id = gateway_id
+        seed = secrets.randbits(63) if seed is None else seed
+        self._journal = Journal(self._recorder(record, epoch, seed) if record else None)
         brain = Brain.of(spec, Random(seed))  # noqa: S311  (ties, not secrets)
-        self.driver = Driver(brain, self.metrics)
+        self.driver = Driver(brain, self.metrics, journal=self._journal)
         self.driver.on_change = self._changed
         self.driver.on_worker = self._worker_up
         self._links: dict[str, Link] = {}
@@ -65,6 +87,7 @@ class Gateway:
         await asyncio.gather(*(link.close() for link in self._links.values()), return_exceptions=True)
         for front in self._fronts.values():
             front.close()
+        await asyncio.to_thread(self._journal.close)
 
     async def drain(self, seconds: float) -> bool:
         """Takes nothing new and waits for what is under way; False if some of it is left after ``seconds``."""
@@ -82,6 +105,16 @@ class Gateway:
                     raise SegueError(
                         "vLLM's front end broke", where=front.name, hint="this gateway's log has its last words"
                     )
+
+    def _recorder(self, path: str, epoch: int, seed: int) -> Recorder:
+        header = Header(
+            metadata.version("segue"), self._id, epoch, seed, time.time(), time.monotonic(), dumps(self.spec)
+        )
+        recorder = open_recording(
+            path, header, lambda reason: log.error("recording_ended_early", path=path, reason=Words(reason))
+        )
+        log.info("recording", path=recorder.path)
+        return recorder
 
     # ---- the fleet
 
@@ -173,6 +206,9 @@ class Gateway:
                         worker.running, worker.waiting = load.running, load.waiting
                         worker.kv_blocks_used, worker.kv_blocks_total = load.kv_blocks_used, load.kv_blocks_total
         return status
+
+    def explain(self, request_id: str) -> Found:
+        return self._journal.stories.find(request_id, self._id, time.monotonic() - time.time())
 
     async def status_changed(self, timeout_seconds: float) -> bool:
         try:

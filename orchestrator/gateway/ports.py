@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from orchestrator.proto import cluster_pb2
+from orchestrator.record.stories import Found
 from orchestrator.telemetry.metrics import GatewayMetrics
 
 
@@ -63,6 +64,10 @@ class GatewayView(Protocol):
 
     def status(self) -> cluster_pb2.ClusterStatus:
         """The fleet as last watched, with loads from the newest step frames."""
+        ...
+
+    def explain(self, request_id: str) -> Found:
+        """What happened to a request that this gateway had, by any of its ids or the beginning of one."""
         ...
 
     async def status_changed(self, timeout_seconds: float) -> bool:

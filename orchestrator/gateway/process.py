@@ -124,7 +124,7 @@ class Serving:
         from orchestrator.gateway.rpc import server_options
 
         self._spec = spec
-        self.gateway = Gateway(assignment.gateway_id, spec)
+        self.gateway = Gateway(assignment.gateway_id, spec, record=assignment.record, epoch=assignment.epoch)
         self._grpc = grpc.aio.server(options=server_options(spec.gateway.max_body_bytes))
         self._http: uvicorn.Server | None = None
         self._http_task: asyncio.Task[None] | None = None
