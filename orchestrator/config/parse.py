@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 from orchestrator.config import arguments, checks
+from orchestrator.config.admission import admission
 from orchestrator.config.cursor import Cursor, closest
 from orchestrator.config.document import Document
 from orchestrator.config.endpoints import endpoint, otlp_endpoint
@@ -69,12 +70,14 @@ def _cluster(cursor: Cursor) -> tuple[str, Bind]:
 
 
 def _gateway(cursor: Cursor) -> GatewaySpec:
-    fields = cursor.fields("http", "grpc", "processes", "max_body_bytes", "queue_seconds")
+    fields = cursor.fields("http", "grpc", "processes", "max_body_bytes", "queue_seconds", "admission")
     values: dict[str, Any] = {name: endpoint(fields[name]) for name in ("http", "grpc") if name in fields}
     counts = (("processes", MOST_PROCESSES), ("max_body_bytes", None))
     values |= {name: fields[name].integer(1, most) for name, most in counts if name in fields}
     if "queue_seconds" in fields:
         values["queue_seconds"] = fields["queue_seconds"].seconds(zero=True)
+    if "admission" in fields:
+        values["admission"] = admission(fields["admission"])
     return GatewaySpec(**values)
 
 

@@ -14,6 +14,7 @@ counts for no bound and is never turned away.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -47,7 +48,7 @@ class Admission:
         self._holdings = Holdings(spec)
         self._pace = Pace()
         self._sequence = 0
-        self.turned_away: dict[TurnReason, int] = dict.fromkeys(TurnReason, 0)
+        self.turned_away: Counter[tuple[str, TurnReason]] = Counter()  # by model and reason
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -135,7 +136,7 @@ class Admission:
             self._pace.pause()
 
     def _turned(self, ticket: Ticket, reason: TurnReason) -> Turned:
-        self.turned_away[reason] += 1
+        self.turned_away[ticket.model, reason] += 1
         clusters = reason in _THE_CLUSTERS
         error = (ClusterFull if clusters else Overloaded)(
             self._words(ticket, reason),

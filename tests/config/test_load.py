@@ -9,6 +9,7 @@ import pytest
 from orchestrator import config
 from orchestrator.core.errors import ConfigError
 from orchestrator.core.spec import (
+    AdmissionSpec,
     Backend,
     Bind,
     ClusterSpec,
@@ -20,6 +21,7 @@ from orchestrator.core.spec import (
     PoolSpec,
     Role,
     TelemetrySpec,
+    TenantSpec,
 )
 
 from .conftest import LOCAL
@@ -81,6 +83,27 @@ def test_every_key_reaches_the_spec(load):
         telemetry=TelemetrySpec("http://collector:4317", "debug"),
         models=(big, fake),
     )
+
+
+def test_admission_reaches_the_spec_and_survives_the_way_to_an_actor(load):
+    text = """
+gateway:
+  admission:
+    max_queued_requests: 100
+    max_queued_tokens: 5000
+    default: {max_queued_requests: 10, max_queued_tokens: null}
+    tenants: {gold: {weight: 4}, "mail@example.com": {weight: 0.5, max_queued_tokens: 0}, plain: }
+    isolate_caches: true
+"""
+    spec = load(LOCAL + text)
+    assert spec.gateway.admission == AdmissionSpec(
+        100,
+        5000,
+        TenantSpec(max_queued_requests=10),
+        {"gold": TenantSpec(4.0), "mail@example.com": TenantSpec(0.5, None, 0), "plain": TenantSpec()},
+        True,
+    )
+    assert config.loads(config.dumps(spec)) == spec
 
 
 def test_what_is_not_written_has_the_defaults(load):

@@ -107,6 +107,31 @@ SECTIONS = {
     "a collector past the last port": ("telemetry: {otlp_endpoint: 'http://a:65536'}", "allowed: the URL of an OTLP"),
     "a negative wait": ("gateway: {queue_seconds: -1}", "found -1, allowed: a number of seconds, 0 or more"),
     "an endless wait": ("gateway: {queue_seconds: .inf}", "found inf, allowed: a number of seconds, 0 or more"),
+    "a bound below nothing": (
+        "gateway: {admission: {max_queued_requests: -1}}",
+        "gateway.admission.max_queued_requests: found -1, allowed: a whole number, 0 or more",
+    ),
+    "a tenant without weight": (
+        "gateway: {admission: {tenants: {gold: {weight: 0}}}}",
+        "gateway.admission.tenants.gold.weight: found 0, allowed: a number from 0.001 to 1000",
+    ),
+    "a weight that is no number": (
+        "gateway: {admission: {default: {weight: .nan}}}",
+        "gateway.admission.default.weight: found nan, allowed: a number from",
+    ),
+    "a tenant's misspelt bound": (
+        "gateway: {admission: {tenants: {gold: {max_queued_token: 1}}}}",
+        "unknown key 'max_queued_token', allowed: weight, max_queued_requests, max_queued_tokens (did you mean",
+    ),
+    "a tenant of no name": ("gateway: {admission: {tenants: {'': {}}}}", "allowed: 1 to 128 visible characters"),
+    "a tenant that no client could name": (
+        "gateway: {admission: {tenants: {' gold': {}}}}",
+        "found a tenant of 5 characters, allowed: 1 to 128 visible characters, no space at either end",
+    ),
+    "a truth in words": (
+        "gateway: {admission: {isolate_caches: maybe}}",
+        'gateway.admission.isolate_caches: found "maybe", allowed: true or false',
+    ),
     "no number at all": ("controller: {start_timeout: .nan}", "found nan, allowed: a number of seconds above 0"),
     "a backoff of nothing": (
         "controller: {restart_backoff_initial: 0}",

@@ -182,7 +182,7 @@ class TestBounds:
         (turned,) = flood(queue, "t", 4)
         assert turned.request_id == "t3"
         assert isinstance(turned.error, ClusterFull)
-        assert queue.turned_away[TurnReason.CLUSTER_REQUESTS] == 1
+        assert queue.turned_away["m", TurnReason.CLUSTER_REQUESTS] == 1
 
     def test_a_flood_gives_way_newest_and_least_urgent_first(self) -> None:
         queue = admission(requests=4)
