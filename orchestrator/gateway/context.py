@@ -19,6 +19,8 @@ class RequestContext:
     request_id: str
     trace: Mapping[str, str] = field(default_factory=dict)  # W3C headers of the span that the edge opened
     tenant: str = ""
+    priority: int | None = None  # over what the request itself says
+    affinity: str = ""  # the conversation that it belongs to
     deadline: float | None = None  # on time.monotonic's clock
     reports: list[RequestReport] = field(default_factory=list)
 
