@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 from orchestrator.cli import terminal
 from orchestrator.cli.exits import Exit
-from orchestrator.cli.foreground import require_place
+from orchestrator.cli.foreground import owner_command, require_place
 from orchestrator.cli.run_folder import RunFolder
 from orchestrator.core.errors import SegueError
 from orchestrator.core.spec import ClusterSpec
@@ -26,7 +25,7 @@ def run(spec: ClusterSpec, config_path: Path) -> Exit:
     require_place(spec)
     folder = RunFolder.of(spec.name)
     folder.path.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "orchestrator.cli.main", "up", str(config_path), "--background"]
+    command = [*owner_command(spec, config_path), "--background"]
     with folder.up_log.open("wb") as log:
         owner = subprocess.Popen(  # noqa: S603
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True

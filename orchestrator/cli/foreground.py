@@ -25,7 +25,7 @@ from orchestrator.core.spec import ClusterSpec
 def run(spec: ClusterSpec, config_path: Path) -> Exit:
     """The owner's exit code, once it has ended."""
     require_place(spec)
-    command = [sys.executable, "-m", "orchestrator.cli.main", "up", str(config_path), "--in-session"]
+    command = [*owner_command(spec, config_path), "--in-session"]
     # The owner's standard input is a pipe that only this process holds: it closes when this process goes.
     before = {number: signal.getsignal(number) for number in SIGNALS}
     with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as owner:  # noqa: S603
@@ -42,6 +42,12 @@ def run(spec: ClusterSpec, config_path: Path) -> Exit:
     if code < 0:
         raise SegueError(f"the process that owned the cluster was killed (signal {-code})", hint="its guard cleans up")
     return Exit(code)
+
+
+def owner_command(spec: ClusterSpec, config_path: Path) -> list[str]:
+    """``segue up`` again, for the process that will own the cluster."""
+    record = ["--record", spec.gateway.record] if spec.gateway.record else []
+    return [sys.executable, "-m", "orchestrator.cli.main", "up", str(config_path), *record]
 
 
 def require_place(spec: ClusterSpec) -> None:

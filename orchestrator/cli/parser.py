@@ -20,7 +20,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for add in (_up, _down, _status, _chat, _config, _logs):
+    for add in (_up, _down, _status, _chat, _config, _logs, _explain, _replay):
         add(commands)
     return parser
 
@@ -51,6 +51,7 @@ def _up(commands: _Commands[argparse.ArgumentParser]) -> None:
     parser = _command(commands, "up", "start a cluster on this machine and stay until Ctrl-C")
     parser.add_argument("config", metavar="CONFIG", help="the cluster's YAML file")
     parser.add_argument("--detach", action="store_true", help="return once it is ready and leave it running")
+    parser.add_argument("--record", metavar="FILE", help="write what routing sees and decides into a new file")
     parser.add_argument("--background", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--in-session", action="store_true", help=argparse.SUPPRESS)
 
@@ -92,6 +93,22 @@ def _logs(commands: _Commands[argparse.ArgumentParser]) -> None:
     parser.add_argument("workers", metavar="WORKER", nargs="*", help="only these (a part of the name is enough)")
     parser.add_argument("-f", "--follow", action="store_true", help="go on with what is added, until Ctrl-C")
     parser.add_argument("-n", "--lines", type=_positive, default=20, help="last lines of each (default: %(default)s)")
+
+
+def _explain(commands: _Commands[argparse.ArgumentParser]) -> None:
+    parser = _command(commands, "explain", "tell why a request went where it went")
+    _which_cluster(parser, remote=True)
+    parser.add_argument(
+        "request", metavar="REQUEST_ID", help="as the client, a log or a span knows it, or its beginning"
+    )
+    parser.add_argument("--file", metavar="RECORDING", help="look into a recording instead of the gateways' memory")
+    parser.add_argument("--json", action="store_true", help="for programs")
+
+
+def _replay(commands: _Commands[argparse.ArgumentParser]) -> None:
+    parser = _command(commands, "replay", "feed a recording to a fresh router: it has to decide the same again")
+    parser.add_argument("file", metavar="FILE", help="what `segue up --record` wrote")
+    parser.add_argument("--json", action="store_true", help="for programs")
 
 
 def _positive(text: str) -> int:

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from orchestrator import config, models
-from orchestrator.cli import detach, follow, foreground, guard, ports, terminal, welcome
+from orchestrator.cli import detach, follow, foreground, guard, ports, record, terminal, welcome
 from orchestrator.cli.config_check import summary
 from orchestrator.cli.exits import Exit
 from orchestrator.cli.footprint import Footprint, Swept, adopt_orphans
@@ -29,6 +29,8 @@ def run(args: argparse.Namespace) -> Exit:
     """Exit 0 when stopped after it was ready, 1 when it failed, 2 for a bad configuration, 130 when stopped before."""
     spec = config.load(args.config)
     path = Path(args.config).absolute()
+    if args.record:
+        spec = record.into(spec, Path(args.record).absolute())
     if args.detach:
         return detach.run(spec, path)
     if not (args.background or args.in_session):
@@ -87,6 +89,8 @@ class Owner:
     def _start(self) -> None:
         progress, spec = self._progress, self._spec
         progress.say(f"segue: {summary(spec)}")
+        for file in record.files(spec):
+            progress.say(f"segue: recording into {file}")
         with progress.live():
             self._prepare_models()
             self._start_ray()

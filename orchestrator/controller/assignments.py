@@ -26,9 +26,8 @@ class Assigner:
     def order(self, slot: Slot, epoch: int) -> Order:
         """The orders for this filling of the slot."""
         if slot.kind is Kind.GATEWAY or slot.role is None:
-            return GatewayAssignment(
-                self.spec.name, slot.slot_id, epoch, self.fleet_address, self.log_dir, self._recording(slot)
-            )
+            record = self.spec.gateway.recording(slot.slot_id)
+            return GatewayAssignment(self.spec.name, slot.slot_id, epoch, self.fleet_address, self.log_dir, record)
         model = self.spec.model(slot.model)
         pool = model.pools[slot.role]
         return WorkerAssignment(
@@ -49,8 +48,3 @@ class Assigner:
             log_level=self.spec.telemetry.log_level,
             log_dir=self.log_dir,
         )
-
-    def _recording(self, slot: Slot) -> str:
-        """A file for each gateway process."""
-        gateway = self.spec.gateway
-        return f"{gateway.record}.{slot.slot_id}" if gateway.record and gateway.processes > 1 else gateway.record

@@ -142,6 +142,10 @@ class GatewaySpec:
     admission: AdmissionSpec = AdmissionSpec()
     record: str = ""
 
+    def recording(self, gateway_id: str) -> str:
+        """The file of one gateway process; empty where nothing is recorded."""
+        return f"{self.record}.{gateway_id}" if self.record and self.processes > 1 else self.record
+
 
 @dataclass(frozen=True, slots=True)
 class ControllerSpec:
