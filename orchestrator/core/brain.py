@@ -164,6 +164,9 @@ class Brain:
                 self.admission.passed(session.tenant, session.model, session.tokens)
                 out.append(self._halves.begin(session, decision, now))
                 return
+            session.waited = decision
+        else:
+            session.waited = Wait.OTHERS_FIRST
         self._look_again_at(session.place_by, session)
         for turned in self.admission.join(_ticket(session), now):
             self._fail(self._sessions[turned.request_id], "rejected", turned.error, now, out)
@@ -174,6 +177,7 @@ class Brain:
             session = self._sessions[ticket.request_id]
             decision = self._router(model).decide(session, self.fleet, self._rng, now)
             if isinstance(decision, Wait):
+                session.waited = decision
                 return
             self.admission.admitted(session.request_id)
             out.append(self._halves.begin(session, decision, now))

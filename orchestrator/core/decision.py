@@ -26,6 +26,7 @@ class Wait(StrEnum):
 
     NO_WORKER = "no worker takes requests"
     FULL = "every worker is full"
+    OTHERS_FIRST = "others were waiting already"
 
 
 class CachedBy(StrEnum):

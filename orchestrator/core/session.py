@@ -26,7 +26,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from orchestrator.core.decision import CachedBy, Choice, Decision
+from orchestrator.core.decision import CachedBy, Choice, Decision, Wait
 from orchestrator.core.types import RequestReport
 
 
@@ -94,6 +94,7 @@ class Session:
     attempts: int = 0
     last_attempt: bool = False
     turned_away: bool = False  # a worker was too full for it
+    waited: Wait | None = None  # why it could not be sent at once
     decision: Decision | None = None
     prefill_worker: str = ""
     prefill_wire: str = ""
@@ -162,6 +163,7 @@ class Session:
             kv_bytes=kv_bytes,
             predicted_cached_tokens=computing.cached_tokens if computing is not None and known else None,
             tenant=self.tenant,
+            waited=self.waited,
             queue_seconds=_between(self.arrived_at, self.placed_at),
             prefill_seconds=_between(self.placed_at, self.prefilled_at if apart else self.first_token_at),
             transfer_seconds=_between(self.prefilled_at, self.first_token_at) if apart else None,

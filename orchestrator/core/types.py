@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from orchestrator.core.decision import Wait
 from orchestrator.core.spec import Backend, Bind, Device, Role
 
 
@@ -135,6 +136,7 @@ class RequestReport:
     kv_bytes: int = 0
     predicted_cached_tokens: int | None = None  # by the router; None where it could not know
     tenant: str = ""
+    waited: Wait | None = None  # why it was not sent at once, as of the last time that it was its turn
     queue_seconds: float | None = None
     prefill_seconds: float | None = None
     transfer_seconds: float | None = None
