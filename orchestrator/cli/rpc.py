@@ -7,11 +7,15 @@ from contextlib import contextmanager
 from typing import Any
 
 import grpc
+from google.protobuf import json_format
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from orchestrator.core import errors
 from orchestrator.proto import cluster_pb2, cluster_pb2_grpc, inference_pb2, inference_pb2_grpc
+from orchestrator.record.codec import decode
+from orchestrator.record.stories import Found
+from orchestrator.record.story import RequestStory
 
 STATUS_SECONDS = 10.0
 # A watch is opened again after this long, so that a peer that vanished without a word is noticed.
@@ -21,9 +25,9 @@ _ERRORS = {kind.code: kind for kind in errors.SegueError.__subclasses__()}
 
 
 @contextmanager
-def channel(address: str) -> Iterator[grpc.Channel]:
+def channel(address: str, *options: tuple[str, int]) -> Iterator[grpc.Channel]:
     """A channel to host:port; a proxy from the environment is for the web and not for this."""
-    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as opened:
+    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0), *options]) as opened:
         yield opened
 
 
@@ -42,6 +46,20 @@ def first_status(addresses: list[str], seconds: float = STATUS_SECONDS) -> clust
         except errors.ClusterUnreachable:
             continue
     return None
+
+
+def explain(address: str, request_id: str, seconds: float = STATUS_SECONDS) -> Found:
+    """What the gateway process that takes this call knows of a request.
+
+    Each call is a connection of its own: behind a shared port it may reach another process than the one before.
+    """
+    with channel(address, ("grpc.use_local_subchannel_pool", 1)) as opened, translated(address):
+        answer = _cluster(opened).Explain(cluster_pb2.ExplainRequest(request_id=request_id), timeout=seconds)
+    stories = [
+        json_format.MessageToDict(story, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+        for story in answer.stories
+    ]
+    return Found(answer.gateway, tuple(decode(RequestStory, story) for story in stories), tuple(answer.ambiguous))
 
 
 def watch(address: str, seconds: float = WATCH_SECONDS) -> Iterator[cluster_pb2.ClusterStatus]:

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import TypeVar
 
 import grpc
+from google.protobuf import json_format
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -14,6 +15,8 @@ from orchestrator.gateway.ports import GatewayView
 from orchestrator.gateway.rpc_errors import Context
 from orchestrator.proto import cluster_pb2 as pb
 from orchestrator.proto import cluster_pb2_grpc
+from orchestrator.record.codec import encode
+from orchestrator.record.story import RequestStory
 
 _DEFAULT_INTERVAL_MS = 500
 _MIN_INTERVAL_SECONDS = 0.02
@@ -56,6 +59,13 @@ class ClusterService(cluster_pb2_grpc.ClusterServicer):
         interval = max((request.min_interval_ms or _DEFAULT_INTERVAL_MS) / 1000, _MIN_INTERVAL_SECONDS)
         async for status in changes(self._gateway, self._gateway.status, interval):
             await context.write(status)
+
+    async def Explain(self, request: pb.ExplainRequest, context: Context) -> pb.ExplainResponse:  # noqa: N802
+        """What happened to a request, as far as this process knows it."""
+        found = self._gateway.explain(request.request_id)
+        # The messages have the names of the nouns, field by field.
+        stories = [json_format.ParseDict(encode(RequestStory, story), pb.RequestStory()) for story in found.stories]
+        return pb.ExplainResponse(gateway=found.gateway, stories=stories, ambiguous=found.ambiguous)
 
 
 class HealthService(health_pb2_grpc.HealthServicer):  # type: ignore[misc]

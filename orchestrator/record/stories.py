@@ -41,6 +41,7 @@ class _Request:
 class Found:
     """Stories of one request, a sequence each; or, where the id's beginning fits several requests, their names."""
 
+    gateway: str
     stories: tuple[RequestStory, ...] = ()
     ambiguous: tuple[str, ...] = ()
 
@@ -95,7 +96,7 @@ class Stories:
         """The request with that id, or whose ids begin so.
 
         Args:
-            gateway: its name in the stories.
+            gateway: its name.
             epoch_at: the Unix epoch on the brain's clock, so that stories can tell the time of day.
         """
         fits = [(match(asked, names(*each)), each, request) for each, request in self._everyone()]
@@ -103,8 +104,8 @@ class Stories:
         chosen = [(each, request) for fit, each, request in fits if fit is best and fit is not Match.NONE]
         called = list(dict.fromkeys(names(*each)[-1] for each, _ in chosen))
         if best is Match.BEGINNING and len(called) > 1:
-            return Found(ambiguous=tuple(called[-_SHOWN_NAMES:]))
-        return Found(tuple(_story(request, gateway, epoch_at) for _, request in chosen))
+            return Found(gateway, ambiguous=tuple(called[-_SHOWN_NAMES:]))
+        return Found(gateway, tuple(_story(request, gateway, epoch_at) for _, request in chosen))
 
     def _everyone(self) -> Iterator[tuple[tuple[str, str], _Request]]:
         for group in (self._ended, self._live):
