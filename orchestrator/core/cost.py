@@ -27,6 +27,7 @@ MACHINES = {
     Device.CPU: Machine(100e9, 20e9, 1e9, 2e-3, 5e-3, 4),
 }
 QUERY_HEADS = 4  # for each KV head: grouped-query attention as most models have it
+ALL_STEPS, SOME_STEPS = 64, 8  # the first are all learned from, then every so many: there are hundreds a second
 USUAL_CONTEXT = 1024  # tokens before a prompt's or a sequence's next one
 # Where the weights are unknown: a small model on a good device.
 UNKNOWN_PREFILL, UNKNOWN_STEP, UNKNOWN_SEQUENCE, UNKNOWN_TRANSFER = 1e-4, 1e-2, 1e-4, 1e-6
@@ -69,10 +70,11 @@ class CostModel:
     What workers took corrects it: ``peers`` for all that are alike, a factor for this one.
     """
 
-    __slots__ = ("_peers", "prefill", "step", "transfer")
+    __slots__ = ("_peers", "_steps", "prefill", "step", "transfer")
 
     def __init__(self, facts: EngineFacts | None = None, peers: Peers | None = None) -> None:
         self._peers = peers or Peers(facts)
+        self._steps = 0
         self.prefill = Pace(self._peers.prefill)
         self.step = Pace(self._peers.step)
         self.transfer = Pace(self._peers.transfer)
@@ -103,7 +105,9 @@ class CostModel:
 
     def saw_step(self, running: int, seconds: float) -> None:
         """A step that computed one token for each of ``running`` sequences took ``seconds``."""
-        self.step.saw(running, seconds)
+        self._steps += 1
+        if self._steps < ALL_STEPS or self._steps % SOME_STEPS == 0:
+            self.step.saw(running, seconds)
 
     def saw_transfer(self, tokens: int, seconds: float) -> None:
         """The KV of ``tokens`` was there ``seconds`` after the hand-over."""

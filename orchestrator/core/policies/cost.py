@@ -11,8 +11,8 @@ USUAL_OUTPUT = 128
 
 @dataclass(frozen=True, slots=True)
 class CostOptions(Options):
-    spread: float = number(0.25, 0.0, 10.0, "x")
-    decode: float = number(0.1, 0.0, 10.0, "x")
+    spread: float = number(1.0, 0.0, 10.0, "x")
+    decode: float = number(0.5, 0.0, 10.0, "x")
     floor: float = number(0.02, 0.0, 10.0, "x")
 
 
@@ -24,7 +24,7 @@ class Cost(Policy):
 
     def score(self, views: Sequence[WorkerView], cached: Sequence[int], ask: Ask) -> list[float]:
         prompt = ask.session.prompt_tokens
-        spread, decode, floor = self.options.spread, self.options.decode*USUAL_OUTPUT, self.options.floor
+        spread, decode, floor = self.options.spread, self.options.decode * USUAL_OUTPUT, self.options.floor
         costs = []
         for view, held in zip(views, cached, strict=True):
             cost = view.cost
