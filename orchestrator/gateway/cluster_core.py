@@ -23,6 +23,7 @@ from vllm.v1.engine.core_client import EngineCoreClient
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
 from orchestrator.core.errors import SegueError
+from orchestrator.gateway.context import CURRENT
 
 __all__ = [
     "ClusterCore",
@@ -75,8 +76,9 @@ class ClusterCore(EngineCoreClient):
     engine_ranks_managed = (0,)
     resources = _Resources()
 
-    def __init__(self, model: str, sink: RequestSink) -> None:
+    def __init__(self, model: str, sink: RequestSink, isolate_caches: bool = False) -> None:
         self.model = model
+        self._isolate_caches = isolate_caches
         self.llm: AsyncLLM | None = None  # set once the front end is built around this core
         self.tasks: tuple[str, ...] = ()  # known once a worker is
         self._sink = sink
@@ -86,6 +88,12 @@ class ClusterCore(EngineCoreClient):
         if request.abort_immediately:
             return  # vLLM frees what a request that it refused was to collect; here that is never a client's business
         request.data_parallel_rank = None
+        context = CURRENT.get()
+        if context is not None and context.priority is not None:
+            request.priority = context.priority
+        if self._isolate_caches:
+            # No name has a line break in it, so no tenant can choose a salt that makes another's.
+            request.cache_salt = f"{context.tenant if context else ''}\n{request.cache_salt or ''}"
         self._sink.submit(self, request)
 
     async def abort_requests_async(self, request_ids: list[str]) -> None:

@@ -9,12 +9,16 @@ from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
+from orchestrator.core.errors import SegueError
 from orchestrator.core.types import RequestReport
 
 
 @dataclass(slots=True)
 class RequestContext:
-    """One client request. ``reports`` fills up as its sequences end (n of them for n > 1)."""
+    """One client request. ``reports`` fills up as its sequences end (n of them for n > 1).
+
+    ``placed``: some of it is at a worker, or was; ``error``: what some of it ended with, if it did so badly.
+    """
 
     request_id: str
     trace: Mapping[str, str] = field(default_factory=dict)  # W3C headers of the span that the edge opened
@@ -23,6 +27,8 @@ class RequestContext:
     affinity: str = ""  # the conversation that it belongs to
     deadline: float | None = None  # on time.monotonic's clock
     reports: list[RequestReport] = field(default_factory=list)
+    placed: bool = False
+    error: SegueError | None = None
 
 
 CURRENT: ContextVar[RequestContext | None] = ContextVar("segue_request", default=None)

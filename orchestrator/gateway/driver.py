@@ -331,7 +331,7 @@ class Driver:
             self._wires.pop(wire_id, None)
         if not self._flights:
             self._idle.set()
-        flight.ended(command.report)
+        flight.ended(command.report, error)
         self._metrics.request_finished(command.report)
         if error is not None:
             flight.core.fail(request_id, error)

@@ -9,7 +9,8 @@ from typing import Any
 
 from opentelemetry.trace import Span
 
-from orchestrator.core.messages import Decision
+from orchestrator.core.decision import Decision
+from orchestrator.core.errors import SegueError
 from orchestrator.core.types import RequestReport
 from orchestrator.gateway.cluster_core import ClusterCore, EngineCoreRequest
 from orchestrator.gateway.context import RequestContext
@@ -44,6 +45,8 @@ class Flight:
     def begin_half(self, name: str, decision: Decision) -> dict[str, str]:
         """Opens the span of a half; returns its W3C headers, for the worker."""
         self.end_half()
+        if self.context is not None:
+            self.context.placed = True
         now = time.time()
         if not self.wires:
             tracing.record("segue.admission", self.started, now, self.trace, model=self.core.model)
@@ -67,7 +70,7 @@ class Flight:
                 self.half.end()
             self.half = None
 
-    def ended(self, report: RequestReport) -> None:
+    def ended(self, report: RequestReport, error: SegueError | None = None) -> None:
         """The one outcome is known: it goes to the edge, and into the last span."""
         self.end_half(
             outcome=report.outcome,
@@ -77,3 +80,4 @@ class Flight:
         )
         if self.context is not None:
             self.context.reports.append(report)
+            self.context.error = self.context.error or error

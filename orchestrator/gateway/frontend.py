@@ -91,12 +91,14 @@ class Front:
         self.llm.shutdown()
 
 
-def build(spec: ModelSpec, path: str, sink: RequestSink, ready: Callable[[], bool]) -> Front:
+def build(
+    spec: ModelSpec, path: str, sink: RequestSink, ready: Callable[[], bool], *, isolate_caches: bool = False
+) -> Front:
     """Loads the model's configuration, tokenizer and renderer from ``path`` (a folder or a Hugging Face id).
 
     Must run on the event loop's thread: ``AsyncLLM`` starts its output task there.
     """
-    core = ClusterCore(spec.name, sink)
+    core = ClusterCore(spec.name, sink, isolate_caches)
     args = AsyncEngineArgs(
         model=path, served_model_name=[spec.name], disable_log_stats=True, **_front_engine_args(spec)
     )

@@ -56,8 +56,8 @@ class Gateway:
         self._id = gateway_id
         seed = secrets.randbits(63) if seed is None else seed
         self._journal = Journal(self._recorder(record, epoch, seed) if record else None)
-        brain = Brain.of(spec, Random(seed))  # noqa: S311  (ties, not secrets)
-        self.driver = Driver(brain, self.metrics, journal=self._journal)
+        self._brain = Brain.of(spec, Random(seed))  # noqa: S311  (ties, not secrets)
+        self.driver = Driver(self._brain, self.metrics, journal=self._journal)
         self.driver.on_change = self._changed
         self.driver.on_worker = self._worker_up
         self._links: dict[str, Link] = {}
@@ -78,7 +78,10 @@ class Gateway:
     async def build_front(self, model: ModelSpec) -> None:
         """Loads one model's front end; it opens as soon as a worker of it is known."""
         path = await asyncio.to_thread(prepare, model.source)
-        self._fronts[model.name] = frontend.build(model, path, self.driver, lambda: self._decodes(model))
+        isolate = self.spec.gateway.admission.isolate_caches
+        self._fronts[model.name] = frontend.build(
+            model, path, self.driver, lambda: self._decodes(model), isolate_caches=isolate
+        )
         for worker in self.driver.workers.values():
             self._worker_up(worker)
 
@@ -208,7 +211,8 @@ class Gateway:
         return status
 
     def explain(self, request_id: str) -> Found:
-        return self._journal.stories.find(request_id, self._id, time.monotonic() - time.time())
+        epoch_at = time.monotonic() - time.time()
+        return self._journal.stories.find(request_id, self._id, epoch_at, self._brain.waits)
 
     async def status_changed(self, timeout_seconds: float) -> bool:
         try:

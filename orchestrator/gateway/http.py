@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from typing import Any, Protocol
 
 from opentelemetry.trace import Span, SpanKind
 
 from orchestrator.core.errors import InvalidRequest, ModelNotFound, NotReady, RouteNotFound, SegueError, Unsupported
-from orchestrator.gateway import http_body, http_errors, http_exchange
+from orchestrator.gateway import caller, http_body, http_errors, http_exchange
 from orchestrator.gateway.context import CURRENT, RequestContext
 from orchestrator.gateway.frontend import Front
 from orchestrator.gateway.http_body import Receive
@@ -113,56 +113,65 @@ class HttpEdge:
         body = await http_body.read(scope["headers"], receive, self._max_body_bytes)
         if body is None:
             return
-        front = self._gateway.front(http_body.model_of(body))
+        fields = http_body.fields(body)
+        front = self._gateway.front(fields.model)
         if scope["path"] not in front.paths or front.app is None:
             can = ", ".join(front.tasks)
             raise Unsupported(f"{front.name} does not serve {scope['path']}", hint=f"it can: {can}")
         if not front.ready():
             missing = "; ".join(self._gateway.not_ready())
             raise NotReady(f"{front.name} is not ready: {missing}", retry_after=5.0)
-        await self._run(front, scope, http_body.replay(body, receive), answer)
-
-    async def _run(self, front: Front, scope: MutableMapping[str, Any], receive: Receive, answer: Answer) -> None:
         request_id, scope["headers"] = http_exchange.request_id(scope["headers"])
         context = RequestContext(request_id)
-        headers = {key.decode("latin-1"): value.decode("latin-1") for key, value in scope["headers"]}
+        headers = http_exchange.headers(scope["headers"])
+        caller.fill(context, headers, caller.named(fields.users), caller.named(fields.sessions))
+        context.deadline = caller.deadline(headers)
+        await self._run(
+            front, scope, headers, Exchange(scope["path"], context, http_body.replay(body, receive), answer)
+        )
+
+    async def _run(
+        self, front: Front, scope: MutableMapping[str, Any], headers: Mapping[str, str], exchange: Exchange
+    ) -> None:
+        context = exchange.context
         span = tracing.start(
             "segue.request", tracing.extract(headers), SpanKind.SERVER, model=front.name, route=scope["path"]
         )
         context.trace = tracing.inject(span) or {k: headers[k] for k in ("traceparent", "tracestate") if k in headers}
-        exchange = Exchange(scope["path"], context, receive, answer)
         token = CURRENT.set(context)
         try:
             with tracing.active(span):
                 try:
-                    await _in_application(front, scope, exchange, context)
+                    await _in_application(front, scope, exchange)
                 finally:
-                    self._ended(span, exchange, answer, context)
+                    self._ended(span, exchange)
         finally:
             CURRENT.reset(token)
 
-    def _ended(self, span: Span, exchange: Exchange, answer: Answer, context: RequestContext) -> None:
+    def _ended(self, span: Span, exchange: Exchange) -> None:
+        answer = exchange.answer
         if answer.status:
             tracing.note(span, **{"http.response.status_code": answer.status})
         if exchange.client_left and not answer.complete:
             tracing.note(span, outcome="cancelled")
         elif answer.status >= 500:
             tracing.fail_as(span, http_errors.code_of(answer.status))
-        if answer.status >= 400 and not context.reports:  # what reached the cluster is counted by its outcome
+        reached = bool(exchange.context.reports)  # and so is counted by its outcome
+        if answer.status >= 400 and not reached:
             self._gateway.metrics.refused("http", http_errors.code_of(answer.status))
 
 
-async def _in_application(
-    front: Front, scope: MutableMapping[str, Any], exchange: Exchange, context: RequestContext
-) -> None:
+async def _in_application(front: Front, scope: MutableMapping[str, Any], exchange: Exchange) -> None:
     assert front.app is not None  # noqa: S101
     try:
         await front.app(scope, exchange.receive, exchange.send)
     except RecursionError:
         raise InvalidRequest("the body is nested too deeply") from None
     except Exception as error:
-        log.error("http_failed", error, request_id=context.request_id)
-        raise _inside() from error
+        if exchange.context.error is None:
+            log.error("http_failed", error, request_id=exchange.context.request_id)
+            raise _inside() from error
+        await exchange.fail(exchange.context.error)
 
 
 def _inside() -> SegueError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -18,10 +19,30 @@ Receive = Callable[[], Awaitable[Message]]
 PIECE_SECONDS = 30.0
 
 
+_NOTHING = msgspec.Raw(b"")
+
+
 class _Peek(msgspec.Struct):
-    """The one field that dispatch needs; the rest of the body is not looked at here."""
+    """The fields that dispatch needs; the rest of the body is not looked at here."""
 
     model: str | None = None
+    user: msgspec.Raw = _NOTHING  # what vLLM is to judge stays unread until it is asked for
+    safety_identifier: msgspec.Raw = _NOTHING
+    prompt_cache_key: msgspec.Raw = _NOTHING
+    metadata: msgspec.Raw = _NOTHING
+
+
+class _Metadata(msgspec.Struct):
+    user_id: msgspec.Raw = _NOTHING
+
+
+@dataclass(frozen=True, slots=True)
+class Fields:
+    """What a body says of the request. ``users`` and ``sessions``: words that may name those, best first."""
+
+    model: str
+    users: tuple[str, ...]
+    sessions: tuple[str, ...]
 
 
 async def read(headers: Sequence[tuple[bytes, bytes]], receive: Receive, limit: int) -> bytes | None:
@@ -50,12 +71,16 @@ async def read(headers: Sequence[tuple[bytes, bytes]], receive: Receive, limit: 
     return b"".join(parts)
 
 
-def model_of(body: bytes) -> str:
-    """The model that a body names, "" if it names none. Raises InvalidRequest where it is no JSON object."""
+def fields(body: bytes) -> Fields:
+    """What a body says of the request; its model is "" if it names none.
+
+    Raises:
+        InvalidRequest: it is no JSON object, or its model no text.
+    """
     try:
         if not body.isascii():
             body.decode()  # a reader that skips a string does not look into it
-        return msgspec.json.decode(body, type=_Peek).model or ""
+        peek = msgspec.json.decode(body, type=_Peek)
     except msgspec.ValidationError as error:
         raise InvalidRequest(f"the body must be a JSON object whose `model` is a string: {error}") from None
     except msgspec.DecodeError as error:
@@ -64,6 +89,24 @@ def model_of(body: bytes) -> str:
         raise InvalidRequest(f"the body is not valid UTF-8 (byte {error.start})") from None
     except RecursionError:
         raise InvalidRequest("the body is nested too deeply") from None
+    users = (_text(peek.user), _text(peek.safety_identifier), _user_id(peek.metadata))
+    return Fields(peek.model or "", users, (_text(peek.prompt_cache_key),))
+
+
+def _text(raw: msgspec.Raw) -> str:
+    """A string, or "" for anything else: whether a field may be that is for vLLM to say."""
+    try:
+        return msgspec.json.decode(raw, type=str) if raw else ""
+    except msgspec.MsgspecError:
+        return ""
+
+
+def _user_id(raw: msgspec.Raw) -> str:
+    """Anthropic's place for it."""
+    try:
+        return _text(msgspec.json.decode(raw, type=_Metadata).user_id) if raw else ""
+    except (msgspec.MsgspecError, RecursionError):
+        return ""
 
 
 def replay(body: bytes, receive: Receive) -> Receive:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 from orchestrator.core.errors import (
@@ -59,12 +60,18 @@ def render(error: SegueError, path: str) -> tuple[int, Headers, bytes]:
         body = {"error": {"message": str(error), "type": kind, "param": None, "code": error.code}}
     headers: Headers = [(b"content-type", b"application/json")]
     if error.retry_after is not None:
-        headers.append((b"retry-after", str(max(1, round(error.retry_after))).encode()))
+        headers.append((b"retry-after", str(max(1, math.ceil(error.retry_after))).encode()))
     if isinstance(error, MethodNotAllowed):
         headers.append((b"allow", error.allow.encode()))
     if isinstance(error, BodyTimeout | RequestTooLarge):
         headers.append((b"connection", b"close"))  # the rest of the body is in the way of a next request
     return status, headers, json.dumps(body).encode()
+
+
+def event(error: SegueError, path: str) -> bytes:
+    """An error in a stream of events that has begun, after which nothing comes."""
+    _, _, body = render(error, path)
+    return b"event: error\ndata: " + body + b"\n\n"
 
 
 def as_anthropic(status: int, body: bytes) -> bytes:

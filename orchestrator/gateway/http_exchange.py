@@ -6,7 +6,8 @@ import re
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
 
-from orchestrator.gateway import http_errors
+from orchestrator.core.errors import InvalidRequest, SegueError
+from orchestrator.gateway import caller, http_errors
 from orchestrator.gateway.context import RequestContext
 from orchestrator.gateway.http_body import Message, Receive
 
@@ -24,67 +25,129 @@ def request_id(headers: Sequence[tuple[bytes, bytes]]) -> tuple[str, list[tuple[
     return uuid.uuid4().hex, [(name, value) for name, value in headers if name != _ID_HEADER]
 
 
+def headers(pairs: Sequence[tuple[bytes, bytes]]) -> dict[str, str]:
+    """Headers by name; text in UTF-8 where it is that.
+
+    Raises:
+        InvalidRequest: one of Segue's own is there twice, and nobody knows which is meant.
+    """
+    found: dict[str, str] = {}
+    for raw, value in pairs:
+        name = raw.decode("latin-1")
+        if name in caller.HEADERS and name in found:
+            raise InvalidRequest("is there twice", where=name)
+        try:
+            found[name] = value.decode()
+        except UnicodeDecodeError:
+            found[name] = value.decode("latin-1")
+    return found
+
+
 class Answer:
     """A ``send`` that keeps in mind how far the answer got."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
         self.status = 0  # 0 before the answer has begun
+        self.streams = False
         self.complete = False
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            self.status = message["status"]
+            self.status, self.streams = message["status"], _is_stream(message)
         elif message["type"] == "http.response.body" and not message.get("more_body", False):
             self.complete = True
         await self._send(message)
 
 
 class Exchange:
-    """What stands between the server and vLLM's application for one request."""
+    """What stands between the server and vLLM's application for one request.
+
+    The start of an answer is held until its first piece shows what it will be, so that a request which the cluster
+    turned away is answered with that error's status and headers, where vLLM has begun a stream or knows the status
+    alone. Of a stream, pieces that come before a worker has the request are held too.
+    """
 
     def __init__(self, path: str, context: RequestContext, receive: Receive, answer: Answer) -> None:
-        self._anthropic = http_errors.is_anthropic(path)
-        self._context = context
+        self.context = context
+        self.answer = answer
+        self._path = path
         self._receive = receive
-        self._answer = answer
-        self._held: Message | None = None  # the start of an answer that is being translated
-        self._body = b""
+        self._start: Message | None = None
+        self._held: list[bytes] = []
+        self._over = False  # all was said, whatever vLLM has yet to say
         self.client_left = False
 
     async def receive(self) -> Message:
         message = await self._receive()
-        if message["type"] == "http.disconnect" and not self._answer.complete:
+        if message["type"] == "http.disconnect" and not self.answer.complete:
             self.client_left = True
         return message
 
     async def send(self, message: Message) -> None:
+        if self._over:
+            return
         if message["type"] == "http.response.start":
-            if self._anthropic and message["status"] >= 400:
-                self._held = message
-                return
-            self._add_headers(message)
-        elif self._held is not None:
-            self._body += message.get("body", b"")
-            if message.get("more_body", False):
-                return
-            start, self._held = self._held, None
-            message = {**message, "body": http_errors.as_anthropic(start["status"], self._body)}
+            self._start = message
+        elif self._start is None:
+            await self.answer.send(message)
+        else:
+            await self._first(self._start, message)
+
+    async def _first(self, start: Message, message: Message) -> None:
+        """A piece of an answer whose start is still held."""
+        failed, streams = start["status"] >= 400, _is_stream(start)
+        if self.context.error is not None and (failed or streams):
+            await self.fail(self.context.error)
+            return
+        self._held.append(message.get("body", b""))
+        translated = failed and http_errors.is_anthropic(self._path)
+        waits = translated or (streams and not self.context.placed and not self._held[-1].startswith(b":"))
+        if waits and message.get("more_body", False):
+            return
+        body, self._start = b"".join(self._held), None
+        if translated:
+            body = http_errors.as_anthropic(start["status"], body)
             kept = [(name, value) for name, value in start.get("headers", []) if name.lower() != b"content-length"]
-            start["headers"] = [*kept, (b"content-length", str(len(message["body"])).encode())]
-            self._add_headers(start)
-            await self._answer.send(start)
-        await self._answer.send(message)
+            start["headers"] = [*kept, (b"content-length", str(len(body)).encode())]
+        self._add_headers(start)
+        await self.answer.send(start)
+        await self.answer.send({**message, "body": body})
+
+    async def fail(self, error: SegueError) -> None:
+        """Says how the request failed, in place of all that vLLM would still say."""
+        self._over = True
+        if self.answer.complete:
+            return
+        if self.answer.status:
+            if self.answer.streams:
+                last = http_errors.event(error, self._path)
+                await self.answer.send({"type": "http.response.body", "body": last, "more_body": False})
+            return
+        status, headers, body = http_errors.render(error, self._path)
+        start: Message = {"type": "http.response.start", "status": status}
+        start["headers"] = [*headers, (b"content-length", str(len(body)).encode())]
+        self._add_headers(start)
+        await self.answer.send(start)
+        await self.answer.send({"type": "http.response.body", "body": body, "more_body": False})
 
     def _add_headers(self, start: Message) -> None:
         """The request's id and, where it has ended before its answer begins, where its halves ran."""
-        extra = [(_ID_HEADER, self._context.request_id.encode())]
-        if self._context.reports:
-            report = self._context.reports[-1]
-            extra.append((b"x-segue-decode", report.decode_worker.encode()))
+        extra = [(_ID_HEADER, self.context.request_id.encode())]
+        if self.context.reports:
+            report = self.context.reports[-1]
+            if report.decode_worker:
+                extra.append((b"x-segue-decode", report.decode_worker.encode()))
             if report.prefill_worker:
                 extra.append((b"x-segue-prefill", report.prefill_worker.encode()))
         headers = start.get("headers", [])
         if start["status"] in (429, 503) and not any(name.lower() == b"retry-after" for name, _ in headers):
             extra.append((b"retry-after", b"1"))
         start["headers"] = [*headers, *extra]
+
+
+def _is_stream(start: Message) -> bool:
+    return any(
+        name.lower() == b"content-type" and value.startswith(b"text/event-stream")
+        for name, value in start.get("headers", [])
+    )

@@ -13,7 +13,9 @@ from typing import Any
 from opentelemetry.trace import Span, SpanKind, get_current_span
 
 from orchestrator.core.errors import DeadlineExceeded, ModelNotFound, SegueError
+from orchestrator.core.tenancy import NAMES, is_name
 from orchestrator.core.types import RequestReport
+from orchestrator.gateway import caller
 from orchestrator.gateway.context import CURRENT, RequestContext
 from orchestrator.gateway.ports import GatewayView, ModelFront
 from orchestrator.gateway.rpc_delta import Deltas
@@ -40,6 +42,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         """Streams one request's deltas, then its totals."""
         request_id = request.request_id or _new_id()
         async with _call(self._gateway, context, "Generate", request.model, request_id) as current:
+            _caller(current, context, request, request.session)
             if not _ID.fullmatch(request_id):
                 raise BadField("up to 128 characters without white space", where="request_id")
             front = self._gateway.front(request.model)
@@ -54,7 +57,8 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
     async def Embed(self, request: pb.EmbedRequest, context: Context) -> pb.EmbedResponse:  # noqa: N802
         """One vector a text."""
         request_id = _new_id()
-        async with _call(self._gateway, context, "Embed", request.model, request_id):
+        async with _call(self._gateway, context, "Embed", request.model, request_id) as current:
+            _caller(current, context, request)
             return await embed(self._gateway.front(request.model), request, request_id)
         raise AssertionError("answered aborts the call")  # for the type checker
 
@@ -94,6 +98,15 @@ async def _call(
 
         async with answered(context, span, request_id, failed), _deadline(context.time_remaining()):
             yield current
+
+
+def _caller(
+    current: RequestContext, context: Context, request: pb.GenerateRequest | pb.EmbedRequest, session: str = ""
+) -> None:
+    for name, value in (("tenant", request.tenant), ("session", session)):
+        if value and not is_name(value):
+            raise BadField(f"allowed: {NAMES}", where=name)
+    caller.fill(current, _headers(context), request.tenant, session)
 
 
 async def _reports(current: RequestContext, request: pb.GenerateRequest) -> Sequence[RequestReport]:
