@@ -33,29 +33,13 @@ def bounded(pool: Pool, matches: Matches, rng: Random, extra: Sequence[WorkerVie
     if len(views) <= SMALL_POOL:
         return views
     chosen = {view.slot: view for view in extra}
-    for view in holders(pool, matches, rng):
-        chosen[view.slot] = view
+    if matches.levels:
+        start = int(rng.random() * pool.slots.bit_length())  # among many equals it is not always the first
+        for slot in matches.holders(pool.slots, MOST_HOLDERS, start):
+            chosen[slot] = pool.by_slot[slot]
     for view in sample(views, 2 + len(views).bit_length(), rng):
         chosen[view.slot] = view
     return list(chosen.values())
-
-
-def holders(pool: Pool, matches: Matches, rng: Random) -> list[WorkerView]:
-    """Up to MOST_HOLDERS workers with the longest matches; where too many match equally, any of them."""
-    found: list[WorkerView] = []
-    for _, slots in matches.levels:
-        here = slots & pool.slots
-        if not here:
-            continue
-        skip = int(rng.random() * here.bit_length()) if here.bit_count() > MOST_HOLDERS - len(found) else 0
-        for part, base in ((here >> skip, skip), (here & ((1 << skip) - 1), 0)):
-            while part and len(found) < MOST_HOLDERS:
-                low = part & -part
-                found.append(pool.by_slot[base + low.bit_length() - 1])
-                part ^= low
-        if len(found) >= MOST_HOLDERS:
-            break
-    return found
 
 
 def sample(views: Sequence[WorkerView], count: int, rng: Random) -> Sequence[WorkerView]:

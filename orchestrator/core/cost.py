@@ -94,6 +94,11 @@ class CostModel:
         """One decode step of ``running`` sequences."""
         return self.step.at(running)
 
+    def slowdown_seconds(self, running: int) -> float:
+        """What ``running`` sequences add to a decode step of one more."""
+        pace = self.step
+        return pace.factor * pace.line.slope * running
+
     def transfer_seconds(self, tokens: int) -> float:
         """To fetch the KV of ``tokens`` from a prefill worker."""
         return self.transfer.at(tokens)

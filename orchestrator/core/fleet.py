@@ -37,6 +37,7 @@ class WorkerView:
     draining: bool = False
     heard_at: float = 0.0
     busy_until: float = 0.0  # it said that it is full: not to be asked again before
+    adapters: frozenset[str] | None = None  # that it serves; None while it does not say
     claims: dict[str, Claim] = field(default_factory=dict)
     foreign: int = 0
     prefill_tokens: int = 0  # over all claims
@@ -70,14 +71,19 @@ class WorkerView:
 
 
 class Pool:
-    """A model's workers of one role that are not draining. ``slots``: their bits in the prefix index."""
+    """A model's workers of one role that are not draining. ``slots``: their bits in the prefix index.
+
+    ``version`` is another one after each change.
+    """
 
     def __init__(self) -> None:
+        self.version = 0
         self.views: list[WorkerView] = []
         self.slots = 0
         self.by_slot: dict[int, WorkerView] = {}
 
     def add(self, view: WorkerView) -> None:
+        self.version += 1
         view.place = len(self.views)
         self.views.append(view)
         self.slots |= 1 << view.slot
@@ -87,6 +93,7 @@ class Pool:
         """Takes a worker out; safe where it is out already."""
         if view.place < 0:
             return
+        self.version += 1
         last = self.views.pop()
         if last is not view:
             self.views[view.place] = last

@@ -124,11 +124,11 @@ class Router:
     def _open(self, views: Sequence[WorkerView], ask: Ask) -> tuple[Sequence[WorkerView], Sequence[int]] | Wait:
         """Those of the candidates that could take the request now, and how much of it each has cached."""
         cached = cached_tokens(views, ask.session, ask.matches)
-        prompt, now = ask.session.prompt_tokens, ask.now
+        prompt, adapter, now = ask.session.prompt_tokens, ask.session.adapter, ask.now
         taking, held = [], []
         wait = Wait.NO_WORKER
         for view, tokens in zip(views, cached, strict=True):
-            if silent(view, now):
+            if silent(view, now) or (adapter and view.adapters is not None and adapter not in view.adapters):
                 continue
             wait = Wait.FULL
             if view.busy_until <= now and seated(view, prompt) and (ask.fetches or computes(view, tokens)):

@@ -8,15 +8,27 @@ from dataclasses import Field
 from typing import Any
 
 from orchestrator.core.errors import ConfigError
+from orchestrator.core.policies.adapter_aware import AdapterAware
 from orchestrator.core.policies.base import Ask, Policy, parameters
 from orchestrator.core.policies.cost import Cost
 from orchestrator.core.policies.least_load import LeastLoad
+from orchestrator.core.policies.power_of_two import PowerOfTwo
+from orchestrator.core.policies.prefix_and_load import PrefixAndLoad
+from orchestrator.core.policies.prefix_aware import PrefixAware
+from orchestrator.core.policies.round_robin import RoundRobin
+from orchestrator.core.policies.session_affinity import SessionAffinity
 
 __all__ = ["POLICIES", "Ask", "Policy", "build", "parameters"]
 
 POLICIES: Mapping[str, type[Policy]] = {
     "cost": Cost,
+    "prefix_and_load": PrefixAndLoad,
+    "prefix_aware": PrefixAware,
+    "session_affinity": SessionAffinity,
+    "adapter_aware": AdapterAware,
     "least_load": LeastLoad,
+    "power_of_two": PowerOfTwo,
+    "round_robin": RoundRobin,
 }
 
 

@@ -5,35 +5,47 @@ from dataclasses import dataclass
 
 from orchestrator.core.fleet import WorkerView
 from orchestrator.core.policies.base import Ask, Options, Policy, number
+from orchestrator.core.spec import Role
 
-USUAL_OUTPUT = 128
+USUAL_OUTPUT = 128  # tokens, where a request names no lower limit
+GRAIN_SECONDS = 0.02  # shorter differences count less than who was less busy
 
 
 @dataclass(frozen=True, slots=True)
-class CostOptions(Options):
-    spread: float = number(1.0, 0.0, 10.0, "x")
-    decode: float = number(0.5, 0.0, 10.0, "x")
-    floor: float = number(0.02, 0.0, 10.0, "x")
+class _Options(Options):
+    decode: float = number(
+        0.5, 0.0, 10.0, "weight of the seconds by which its decoding is slowed down by what runs there"
+    )
+    balance: float = number(
+        1.0, 0.0, 10.0, "how much longer a worker that was always busy is taken to need: 1 is twice"
+    )
 
 
 class Cost(Policy):
-    """The shortest predicted time to the first token."""
+    """The shortest predicted time to the first token, with what the load costs after it.
 
-    Options = CostOptions
-    about = "the shortest predicted time to the first token"
+    Seconds until the prompts there are computed, then for its own uncached tokens (or, where its KV may be fetched, to
+    fetch them), then ``decode`` times the seconds that the sequences there add to its output. All of it grows by
+    ``balance`` times the share of the newest minutes in which the worker was busy, so that new prefixes go where least
+    was done, and a fleet with little to do is even too.
+    """
+
+    Options = _Options
+    about = "the shortest predicted time to the first token, what decodes there and how busy it was counted in"
 
     def score(self, views: Sequence[WorkerView], cached: Sequence[int], ask: Ask) -> list[float]:
-        prompt = ask.session.prompt_tokens
-        spread, decode, floor = self.options.spread, self.options.decode * USUAL_OUTPUT, self.options.floor
+        prompt, limit = ask.session.prompt_tokens, ask.session.output_limit
+        output = self.options.decode * (min(limit, USUAL_OUTPUT) if limit else USUAL_OUTPUT)
+        balance, fetches, decodes = self.options.balance, ask.fetches, ask.role is not Role.PREFILL
         costs = []
         for view, held in zip(views, cached, strict=True):
             cost = view.cost
-            if ask.fetches:
-                work = cost.transfer_seconds(prompt - held)
+            if fetches:
+                seconds = GRAIN_SECONDS + cost.transfer_seconds(prompt - held)
             else:
-                work = view.wait_seconds + cost.prefill_seconds(prompt - held, held)
-            if ask.role != "prefill":
-                work += decode * (cost.step_seconds(view.depth + 1) - cost.step_seconds(0))
-            costs.append((work + floor) * (1.0 + spread * view.busy))
+                seconds = GRAIN_SECONDS + view.wait_seconds + cost.prefill_seconds(prompt - held, held)
+            if decodes:
+                seconds += output * cost.slowdown_seconds(view.depth)
+            costs.append(seconds * (1.0 + balance * view.busy))
         best = min(costs)
         return [best / seconds for seconds in costs]
