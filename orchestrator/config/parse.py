@@ -10,6 +10,7 @@ from orchestrator.config.admission import admission
 from orchestrator.config.cursor import Cursor, closest
 from orchestrator.config.document import Document
 from orchestrator.config.endpoints import endpoint, otlp_endpoint
+from orchestrator.config.routing import routing
 from orchestrator.core import source
 from orchestrator.core.spec import (
     Backend,
@@ -21,6 +22,7 @@ from orchestrator.core.spec import (
     ModelSpec,
     PoolSpec,
     Role,
+    RoutingSpec,
     TelemetrySpec,
 )
 
@@ -125,7 +127,7 @@ def _models(cursor: Cursor) -> tuple[ModelSpec, ...]:
 
 
 def _model(cursor: Cursor) -> ModelSpec:
-    fields = cursor.fields("name", "source", "engine", "frontend", "pools")
+    fields = cursor.fields("name", "source", "engine", "frontend", "pools", "routing")
     allowed = "1 to 128 letters, digits and . _ : / -, with a letter or digit at either end"
     named = _required(cursor, fields, "name", allowed)
     name = named.text(allowed)
@@ -141,7 +143,8 @@ def _model(cursor: Cursor) -> ModelSpec:
     options = arguments.frontend(fields["frontend"]) if "frontend" in fields else {}
     if "frontend" in fields:
         checks.frontend(fields["frontend"], options)
-    model = ModelSpec(name, source_at.value, pools, engine, options)
+    routed = routing(fields["routing"], disaggregated=Role.PREFILL in pools) if "routing" in fields else RoutingSpec()
+    model = ModelSpec(name, source_at.value, pools, engine, options, routed)
     checks.batches(pools_at, model)
     checks.hand_over(pools_at, model)
     return model
