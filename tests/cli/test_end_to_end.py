@@ -34,6 +34,7 @@ controller: {{listen: "127.0.0.1:{}"}}
 models:
   - name: tiny
     source: "tiny:llama"
+    routing: {{prefill: apart}}
     pools:
       prefill: {{replicas: 1, backend: mock}}
       decode: {{replicas: 1, backend: mock}}

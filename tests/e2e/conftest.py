@@ -48,12 +48,18 @@ def spec(http: int, grpc: int, controller: int) -> dict[str, Any]:
         },
     }
     small = {"dtype": "float32", "max_model_len": 256, "kv_cache_memory_bytes": 64 << 20}
+    always = {"prefill": "apart"}  # short prompts too: the hand-over is what is looked at
     return {
         "cluster": {"name": "e2e"},
         "gateway": {"http": f"127.0.0.1:{http}", "grpc": f"127.0.0.1:{grpc}"},
         "controller": {"listen": f"127.0.0.1:{controller}"},
         "models": [
-            {"name": APART, **smollm2, "pools": {"prefill": {"device": "cpu"}, "decode": {"device": "cpu"}}},
+            {
+                "name": APART,
+                **smollm2,
+                "routing": always,
+                "pools": {"prefill": {"device": "cpu"}, "decode": {"device": "cpu"}},
+            },
             {"name": TOGETHER, **smollm2, "pools": {"serve": {"device": "cpu"}}},
             {"name": OTHER, "source": "tiny:llama", "engine": small, "pools": {"serve": {"device": "cpu"}}},
             {

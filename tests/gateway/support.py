@@ -12,7 +12,17 @@ import grpc.aio
 import httpx
 
 from orchestrator.config import dumps
-from orchestrator.core.spec import Backend, ClusterSpec, Endpoint, GatewaySpec, ModelSpec, PoolSpec, Role
+from orchestrator.core.spec import (
+    Backend,
+    ClusterSpec,
+    Endpoint,
+    GatewaySpec,
+    ModelSpec,
+    PoolSpec,
+    PrefillPlace,
+    Role,
+    RoutingSpec,
+)
 from orchestrator.core.types import GatewayAssignment
 from orchestrator.gateway.gateway import Gateway
 from orchestrator.gateway.process import Serving
@@ -23,10 +33,10 @@ FREE = Endpoint("127.0.0.1", 0)
 
 
 def model(name: str, source: str, *roles: Role, **frontend: Any) -> ModelSpec:
-    """A model of mock workers, one a pool."""
+    """A model of mock workers, one a pool; with a prefill pool, short prompts go there too."""
     engine = {"max_model_len": 512, "block_size": 16}
     pools = {role: PoolSpec(role, backend=Backend.MOCK, engine=engine) for role in roles}
-    return ModelSpec(name, source, pools, frontend=frontend)
+    return ModelSpec(name, source, pools, frontend=frontend, routing=RoutingSpec(prefill=PrefillPlace.APART))
 
 
 def cluster(*models: ModelSpec, **gateway: Any) -> ClusterSpec:

