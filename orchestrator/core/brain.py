@@ -99,6 +99,11 @@ class Brain:
         """Requests without an outcome yet."""
         return len(self._sessions)
 
+    def waits(self, request_id: str) -> Wait | None:
+        """Why a request is sent nowhere yet; None where it was sent, or is not here."""
+        session = self._sessions.get(request_id)
+        return session.waited if session is not None and session.state is State.WAITING else None
+
     # ---- workers come and go
 
     def _worker_up(self, event: m.WorkerUp, now: float, out: list[m.Command]) -> None:

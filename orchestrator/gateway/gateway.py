@@ -57,6 +57,8 @@ class Gateway:
         seed = secrets.randbits(63) if seed is None else seed
         self._journal = Journal(self._recorder(record, epoch, seed) if record else None)
         self._brain = Brain.of(spec, Random(seed))  # noqa: S311  (ties, not secrets)
+        names = [model.name for model in spec.models]
+        self.metrics.admission(self._brain.admission, names, spec.gateway.admission.tenants)
         self.driver = Driver(self._brain, self.metrics, journal=self._journal)
         self.driver.on_change = self._changed
         self.driver.on_worker = self._worker_up

@@ -64,7 +64,9 @@ class ClusterService(cluster_pb2_grpc.ClusterServicer):
         """What happened to a request, as far as this process knows it."""
         found = self._gateway.explain(request.request_id)
         # The messages have the names of the nouns, field by field.
-        stories = [json_format.ParseDict(encode(RequestStory, story), pb.RequestStory()) for story in found.stories]
+        stories = [
+            json_format.ParseDict(encode(RequestStory, story, whole=True), pb.RequestStory()) for story in found.stories
+        ]
         return pb.ExplainResponse(gateway=found.gateway, stories=stories, ambiguous=found.ambiguous)
 
 

@@ -1,8 +1,8 @@
 """The core's nouns as plain JSON values and back, read off their type hints: a new field or event needs no line here.
 
-A dataclass is an object of the fields that differ from their defaults; where a union leaves open which dataclass it is,
-an object with the class's name as its one key. Block hashes are packed (base64 of little-endian 64-bit words), floats
-come back exactly as they were.
+A dataclass is an object of the fields that say something, which None and defaults do not; where a union leaves open
+which dataclass it is, an object with the class's name as its one key. Block hashes are packed (base64 of little-endian
+64-bit words), floats come back exactly as they were.
 """
 
 from __future__ import annotations
@@ -38,10 +38,14 @@ class NotPlain(errors.SegueError):
     code = "not_plain"
 
 
-def encode(hint: Any, value: Any) -> Any:
-    """``value``, of the type ``hint``, as what ``json.dumps`` takes. Raises NotPlain."""
+def encode(hint: Any, value: Any, *, whole: bool = False) -> Any:
+    """``value``, of the type ``hint``, as what ``json.dumps`` takes. With ``whole``, defaults are not left out.
+
+    Raises:
+        NotPlain: the value isn't of that type.
+    """
     try:
-        return encoder(hint)(value)
+        return encoder(hint, whole)(value)
     except _WRONG as error:
         raise NotPlain(f"no {_name(hint)} can be written of a {type(value).__name__}: {error!r}") from error
 
@@ -55,10 +59,10 @@ def decode(hint: Any, plain: Any) -> Any:
 
 
 @cache
-def encoder(hint: Any) -> Code:
+def encoder(hint: Any, whole: bool) -> Code:
     """Writes values of one type; made once a type."""
     if kinds := _union(hint):
-        return _union_encoder(kinds)
+        return _union_encoder(kinds, whole)
     if hint is float:
         return _float_out
     if hint in (int, str, bool):
@@ -66,13 +70,13 @@ def encoder(hint: Any) -> Code:
     if get_origin(hint) is Sequence:
         return _hashes_out
     if get_origin(hint) is tuple:
-        item = encoder(get_args(hint)[0])
+        item = encoder(get_args(hint)[0], whole)
         return lambda values: [item(value) for value in values]
     if issubclass(hint, Enum):
         return lambda member: hint(member).value
     if issubclass(hint, errors.SegueError):
         return _error_out
-    return _object_encoder(hint)
+    return _object_encoder(hint, whole)
 
 
 @cache
@@ -97,11 +101,12 @@ def decoder(hint: Any) -> Code:
 # ---- objects and unions
 
 
-def _object_encoder(kind: Any) -> Code:
+def _object_encoder(kind: Any, whole: bool) -> Code:
     hints = get_type_hints(kind)
-    plan = [
-        (field.name, encoder(hints[field.name]), _plain_default(field, hints)) for field in dataclasses.fields(kind)
-    ]
+    plan = []
+    for field in dataclasses.fields(kind):
+        part = encoder(hints[field.name], whole)
+        plan.append((field.name, part, _REQUIRED if whole else _plain_default(field, hints, part)))
 
     def out(value: Any) -> dict[str, Any]:
         if type(value) is not kind:
@@ -116,28 +121,36 @@ def _object_encoder(kind: Any) -> Code:
     return out
 
 
-def _plain_default(field: Any, hints: dict[str, Any]) -> Any:
+def _plain_default(field: Any, hints: dict[str, Any], part: Code) -> Any:
     if field.default_factory is not dataclasses.MISSING:
-        return encoder(hints[field.name])(field.default_factory())
-    return _REQUIRED if field.default is dataclasses.MISSING else encoder(hints[field.name])(field.default)
+        return part(field.default_factory())
+    if field.default is not dataclasses.MISSING:
+        return part(field.default)
+    return None if type(None) in _union(hints[field.name]) else _REQUIRED
 
 
 def _object_decoder(kind: Any) -> Code:
     hints = get_type_hints(kind)
-    parts = {field.name: decoder(hints[field.name]) for field in dataclasses.fields(kind)}
-    return lambda plain: kind(**{name: parts[name](value) for name, value in plain.items()})
+    fields = dataclasses.fields(kind)
+    parts = {field.name: decoder(hints[field.name]) for field in fields}
+    nothing = {
+        field.name: None
+        for field in fields
+        if field.default is dataclasses.MISSING and type(None) in _union(hints[field.name])
+    }
+    return lambda plain: kind(**nothing | {name: parts[name](value) for name, value in plain.items()})
 
 
 def _union(hint: Any) -> tuple[Any, ...]:
     return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else ()
 
 
-def _union_encoder(kinds: tuple[Any, ...]) -> Code:
+def _union_encoder(kinds: tuple[Any, ...], whole: bool) -> Code:
     rest = [kind for kind in kinds if kind is not type(None)]
     if len(rest) == 1:
-        one = encoder(rest[0])
+        one = encoder(rest[0], whole)
         return lambda value: None if value is None else one(value)
-    parts = {kind: (kind.__name__, encoder(kind)) for kind in rest}
+    parts = {kind: (kind.__name__, encoder(kind, whole)) for kind in rest}
 
     def out(value: Any) -> dict[str, Any]:
         name, part = parts[type(value)]

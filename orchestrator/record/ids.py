@@ -1,9 +1,9 @@
 """A request's many names.
 
 Inside, a sequence has the id that vLLM's front end gave it: ``chatcmpl-6f1-0a1b2c3d`` where the answer's own id is
-``chatcmpl-6f1``. The suffix keeps equal ids apart, ``0_`` before it counts the sequences of a request with n > 1, and
-``-0`` behind the id of a completion its prompts. Outside, the ``x-request-id`` of the answer or the id of a gRPC call
-stands for all of them. Logs of workers add the half and the attempt: ``~p0``, ``~d1``.
+``chatcmpl-6f1``. The suffix keeps equal ids apart; ``0_`` before it counts the sequences of a request with n > 1, and
+``-0`` behind it the prompts of a completion (an embedding's texts, a response's turns). Outside, ``x-request-id`` of
+the answer or the id of a gRPC call stands for all of them. Logs of workers add half and attempt: ``~p1``, ``~d2``.
 """
 
 from __future__ import annotations
@@ -12,9 +12,12 @@ import re
 from collections.abc import Iterable
 from enum import IntEnum
 
-_SIBLING = re.compile(r"^\d+_")
-_SUFFIX = re.compile(r"-[0-9a-f]{8}$")
-_PROMPT = re.compile(r"-\d+$")
+_PARTS = (
+    re.compile(r"^\d+_(.+)$"),
+    re.compile(r"^(.+)-[0-9a-f]{8}$"),
+    re.compile(r"^((?:cmpl|embd|pooling|classify|score)-.+?)(?:-beam)?-\d+$"),
+    re.compile(r"^(resp_.+)_\d+$"),
+)
 _WIRE = re.compile(r"(~[pdr]\d*)+$")
 
 
@@ -27,15 +30,12 @@ class Match(IntEnum):
 
 
 def names(request_id: str, client_id: str = "") -> list[str]:
-    """Whatever a person may call the request, the most specific name first."""
+    """Whatever a person may call the request; what all sequences of one request share comes last."""
     found = [request_id]
-    for pattern in (_SIBLING, _SUFFIX, _PROMPT):
-        shorter = pattern.sub("", found[-1])
-        if shorter != found[-1]:
-            found.append(shorter)
-    if client_id and client_id not in found:
-        found.append(client_id)
-    return found
+    for part in _PARTS:
+        if whole := part.match(found[-1]):
+            found.append(whole[1])
+    return [name for name in found if name != client_id] + [client_id] if client_id else found
 
 
 def match(asked: str, known: Iterable[str]) -> Match:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from orchestrator.core import messages as m
+from orchestrator.core.decision import Wait
 from orchestrator.record.ids import Match, match, names
 from orchestrator.record.story import RequestStory, Said, moment
 
@@ -46,6 +47,21 @@ class Found:
     ambiguous: tuple[str, ...] = ()
 
 
+def merged(asked: str, found: Sequence[Found]) -> Found:
+    """What several gateways know of one id."""
+    stories = [
+        (match(asked, names(story.request_id, story.client_id)), story) for one in found for story in one.stories
+    ]
+    best = max((fit for fit, _ in stories), default=Match.NONE)
+    chosen = [story for fit, story in stories if fit is best]
+    called = [name for one in found for name in one.ambiguous]
+    called += [names(story.request_id, story.client_id)[-1] for story in chosen]
+    several = dict.fromkeys(called)
+    if best is not Match.WHOLE and len(several) > 1:
+        return Found("", ambiguous=tuple(several))
+    return Found("", tuple(sorted(chosen, key=lambda story: story.arrived)))
+
+
 class Stories:
     """Everything that is under way, and the last ``kept`` requests that ended.
 
@@ -80,10 +96,6 @@ class Stories:
         """What the client calls a request that is about to arrive."""
         self._names[request_id] = client_id
 
-    def concerns(self, kind: type) -> bool:
-        """Whether events or commands of that type are part of anyone's story."""
-        return kind in self._takes
-
     def note(self, now: float, event: m.Event, commands: Sequence[m.Command]) -> None:
         """A step of the brain."""
         if take := self._takes.get(type(event)):
@@ -92,12 +104,15 @@ class Stories:
             if take := self._takes.get(type(command)):
                 take(now, command)
 
-    def find(self, asked: str, gateway: str = "", epoch_at: float = 0.0) -> Found:
+    def find(
+        self, asked: str, gateway: str = "", epoch_at: float = 0.0, waits: Callable[[str], Wait | None] = lambda _: None
+    ) -> Found:
         """The request with that id, or whose ids begin so.
 
         Args:
             gateway: its name.
             epoch_at: the Unix epoch on the brain's clock, so that stories can tell the time of day.
+            waits: ``Brain.waits``, where there is a brain to be asked.
         """
         fits = [(match(asked, names(*each)), each, request) for each, request in self._everyone()]
         best = max((fit for fit, *_ in fits), default=Match.NONE)
@@ -105,7 +120,8 @@ class Stories:
         called = list(dict.fromkeys(names(*each)[-1] for each, _ in chosen))
         if best is Match.BEGINNING and len(called) > 1:
             return Found(gateway, ambiguous=tuple(called[-_SHOWN_NAMES:]))
-        return Found(gateway, tuple(_story(request, gateway, epoch_at) for _, request in chosen))
+        stories = (_story(request, gateway, epoch_at) for _, request in chosen)
+        return Found(gateway, tuple(replace(story, waits=waits(story.request_id)) for story in stories))
 
     def _everyone(self) -> Iterator[tuple[tuple[str, str], _Request]]:
         for group in (self._ended, self._live):

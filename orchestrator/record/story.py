@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Any
 
 from orchestrator.core import messages as m
-from orchestrator.core.decision import Decision
+from orchestrator.core.decision import Decision, Wait
 from orchestrator.core.types import RequestReport
 
 
@@ -69,6 +69,7 @@ class RequestStory:
     left_out: int = 0  # moments in the middle of a story that is too long
     error: str = ""  # the code of what the client was told
     outcome: RequestReport | None = None
+    waits: Wait | None = None  # why it is sent nowhere yet
 
 
 Said = tuple[float, Any, str]  # when; an event or a command; the worker that it was about

@@ -49,7 +49,7 @@ def test_an_hour_replays(tmp_path: Path) -> None:
     commands = an_hour(tmp_path / "r")
     outcome = replayed(tmp_path / "r")
     assert (outcome.difference, outcome.end, outcome.torn) == (None, "closed", False)
-    assert (outcome.events, outcome.commands) == (13, len(commands))
+    assert (outcome.events, outcome.commands) == (15, len(commands))
 
 
 def tampered(path: Path, change: Callable[[dict[str, Any]], None], kind: str) -> int:
@@ -142,7 +142,7 @@ def test_a_recording_that_was_cut_off_is_replayed_as_far_as_it_goes(tmp_path: Pa
     an_hour(tmp_path / "r")
     (tmp_path / "r").write_bytes((tmp_path / "r").read_bytes()[:-40])
     outcome = replayed(tmp_path / "r")
-    assert (outcome.difference, outcome.events, outcome.end, outcome.torn) == (None, 12, None, True)
+    assert (outcome.difference, outcome.events, outcome.end, outcome.torn) == (None, 14, None, True)
 
 
 @pytest.mark.parametrize(

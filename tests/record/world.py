@@ -107,6 +107,8 @@ def an_hour(path: Path) -> list[m.Command]:
     (second,) = feed(3.0, m.Arrived(two, "m", 80, deadline=60.0))
     feed(3.25, m.WorkerDown(second.worker_id, "its process died"))
     feed(4.0, m.DecodeEnded(decode.wire_id, 5))
+    for view in world.brain.fleet:
+        feed(4.5, m.LoadReported(view.info.worker_id, view.load, 0))
     feed(5.0, m.Arrived(three, "m", 8))
     feed(5.5, m.Cancelled(two, 0))
     feed(5.75, m.Tick())
