@@ -20,7 +20,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for add in (_up, _down, _status, _chat, _config, _logs, _explain, _replay):
+    for add in (_up, _down, _status, _chat, _config, _logs, _explain, _replay, _sim):
         add(commands)
     return parser
 
@@ -109,6 +109,55 @@ def _replay(commands: _Commands[argparse.ArgumentParser]) -> None:
     parser = _command(commands, "replay", "feed a recording to a fresh router: it has to decide the same again")
     parser.add_argument("file", metavar="FILE", help="what `segue up --record` wrote")
     parser.add_argument("--json", action="store_true", help="for programs")
+
+
+def _sim(commands: _Commands[argparse.ArgumentParser]) -> None:
+    parser = _command(commands, "sim", "simulate a cluster: the real router, modelled engines, a virtual clock")
+    parser.add_argument("config", metavar="CONFIG", help="a cluster's configuration file")
+    trace = "a file (JSON lines or CSV), or generate:poisson or generate:bursts with settings (see docs/simulator.md)"
+    parser.add_argument("--trace", metavar="FILE", required=True, help=trace)
+    parser.add_argument("--replicas", metavar="N", help="of all pools together, or ROLE=N,...; default: as configured")
+    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same run (default: %(default)s)")
+    parser.add_argument("--model", help="not needed where one is configured")
+    parser.add_argument("--policy", help="route by this policy instead of the configured one")
+    parser.add_argument("--gateways", type=_positive, default=1, help="each with its own view (default: %(default)s)")
+    parser.add_argument("--json", action="store_true", help="for programs")
+    parser.add_argument("--plot", metavar="FILE.html", help="write charts to one HTML file")
+    load = parser.add_argument_group("load")
+    load.add_argument("--rate", type=_above_zero, metavar="R", help="requests a second, on average")
+    load.add_argument("--speed", type=_above_zero, metavar="X", help="play the trace X times as fast")
+    load.add_argument("--duration", type=_above_zero, metavar="S", help="only requests of the first S seconds")
+    load.add_argument("--requests", type=_positive, metavar="N", help="only the first N requests")
+    load.add_argument("--deadline", type=_above_zero, metavar="S", help="clients give a request S seconds")
+    slo = parser.add_argument_group("objectives, which goodput counts by")
+    slo.add_argument("--slo-ttft-ms", type=_above_zero, default=2000.0, metavar="MS", help="default: %(default)g")
+    slo.add_argument("--slo-itl-ms", type=_above_zero, default=100.0, metavar="MS", help="default: %(default)g")
+    world = parser.add_argument_group("world")
+    faults = "crash:W@T, drain:W@T, slow:W@T:xF, partition:G-W@T+D, lose:P, reorder:P, leave:P, random:K; with commas"
+    world.add_argument("--faults", default="", help=faults)
+    world.add_argument("--delay-ms", type=_not_negative, default=0.2, help="of the network (default: %(default)g)")
+    world.add_argument("--jitter-ms", type=_not_negative, default=0.1, help="on top of it (default: %(default)g)")
+    off = "by up to this share engines are off what is expected of them, %s (default: 0.05, for mock engines 0)"
+    world.add_argument("--spread", type=_share, help=off % "for good")
+    world.add_argument("--noise", type=_share, help=off % "in each step")
+
+
+def _above_zero(text: str) -> float:
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return number
+
+
+def _not_negative(text: str) -> float:
+    return 0.0 if float(text) == 0 else _above_zero(text)
+
+
+def _share(text: str) -> float:
+    number = _not_negative(text)
+    if number >= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not below 1")
+    return number
 
 
 def _positive(text: str) -> int:

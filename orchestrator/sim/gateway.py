@@ -1,0 +1,201 @@
+"""A gateway of the simulation: the shell around its own brain, as a gateway's driver is around the live one.
+
+Frames become events in the driver's order, and commands become messages (``carrier``).
+"""
+
+from __future__ import annotations
+
+from orchestrator.core import messages as m
+from orchestrator.core.brain import Brain
+from orchestrator.core.types import Load
+from orchestrator.sim.carrier import Carrier
+from orchestrator.sim.flight import Desk, Flight
+from orchestrator.sim.half import Half
+from orchestrator.sim.network import RECONNECT_SECONDS, Link
+from orchestrator.sim.worker import Frame
+
+LATE_SECONDS = 1.0  # the most that a late report comes behind
+
+
+class Gateway(Carrier):
+    """One gateway process with its own view of the fleet."""
+
+    def __init__(self, index: int, brain: Brain, desk: Desk) -> None:
+        super().__init__(desk)
+        self.index = index
+        self.brain = brain
+
+    @property
+    def waiting(self) -> int:
+        """Requests that no worker has."""
+        return len(self.brain.admission)
+
+    # ---- clients
+
+    def arrive(self, flight: Flight) -> None:
+        """A client's request."""
+        offer = flight.offer
+        now, deadline = self._clock.now, self._desk.deadline
+        self.flights[flight.request_id] = flight
+        event = m.Arrived(
+            flight.request_id,
+            self._desk.model,
+            offer.prompt_tokens,
+            False,
+            None if deadline is None else now + deadline,
+            offer.blocks,
+            offer.tenant,
+            0,
+            offer.affinity,
+            "",
+            offer.output_tokens,
+        )
+        self._feed(event, flight.number, offer.prompt_tokens)
+
+    def leave(self, flight: Flight) -> None:
+        """A client goes away, if its request has not ended yet."""
+        if flight.outcome:
+            return
+        half = flight.half
+        if half is not None and not half.offers:
+            emitted = half.worker.engine.emitted(half, self._clock.now - self._network.weather.delay)
+            flight.sent = max(flight.sent, emitted) if flight.sent else 0
+        self._feed(m.Cancelled(flight.request_id, flight.sent), flight.number, flight.sent)
+
+    def tick(self) -> None:
+        """Time passes."""
+        self._feed(m.Tick(), 0, 0)
+
+    # ---- workers
+
+    def open(self, link: Link) -> None:
+        """A session with a worker is open; its first frame says all that it has."""
+        worker, now = link.worker, self._clock.now
+        if now < link.held_until:
+            self._clock.at(link.held_until + RECONNECT_SECONDS, self.open, link)
+            return
+        if link.known and not link.up:
+            self.closed(link, "its session was opened again")
+        if not worker.alive or link.known:
+            return
+        link.session += 1
+        link.up = link.known = True
+        self._draining.discard(worker.info.worker_id)
+        self._feed(m.WorkerUp(worker.info), worker.index, worker.info.epoch)
+        self._take(link, worker.snapshot(link), cleared=True)
+
+    def lose(self, link: Link, reason: str, reopen_after: float | None) -> None:
+        """A session has broken: this gateway hears of it a moment later, and dials again after a while."""
+        self._network.to_gateway(link, self._lost, (reason, reopen_after))
+
+    def _lost(self, message: tuple[Link, int, tuple[str, float | None]]) -> None:
+        link, session, (reason, reopen_after) = message
+        if session == link.session and link.known:
+            self.closed(link, reason)
+            if reopen_after is not None:
+                self._clock.after(reopen_after, self.open, link)
+
+    def closed(self, link: Link, reason: str) -> None:
+        """A session is over."""
+        worker = link.worker
+        link.known = False
+        lost = [flight for flight in self.flights.values() if flight.half and flight.half.worker is worker]
+        for flight in lost:
+            flight.stopped(self._clock.now)
+        self._feed(m.WorkerDown(worker.info.worker_id, reason), worker.index, worker.info.epoch)
+
+    def framed(self, message: tuple[Link, int, Frame]) -> None:
+        """A frame has come."""
+        link, session, frame = message
+        if link.known and session == link.session:
+            self._take(link, frame)
+
+    def _take(self, link: Link, frame: Frame, *, cleared: bool = False) -> None:
+        worker = link.worker
+        worker_id = worker.info.worker_id
+        if frame.stored or frame.removed:
+            change = m.CacheChanged(worker_id, frame.stored, frame.removed, cleared)
+            self._feed(change, worker.index, hash((*frame.removed, -1, *frame.stored)))  # numbers hash alike everywhere
+        for half, refusal, detail in frame.refused:
+            self._refused(half, refusal, detail)
+        mine = self._take_outputs(frame) if frame.firsts or frame.ended else False
+        own = None if frame.own is None else frame.own[self.index]
+        self._take_load(link, frame.load, own, frame.stepped and (mine or own != 0))
+        if frame.draining:
+            self._draining.add(worker_id)
+            self._feed(m.WorkerDraining(worker_id), worker.index, 0)
+
+    def _take_outputs(self, frame: Frame) -> bool:
+        """Whether there were any for this gateway."""
+        mine = False
+        for half in frame.firsts:
+            if half.gateway is self:
+                mine = True
+                if not half.offers:
+                    self._first(half)
+        for half in frame.ended:
+            if half.gateway is self:
+                mine = True
+                self._ended(half)
+        return mine
+
+    def _refused(self, half: Half, refusal: m.Refusal, detail: str) -> None:
+        if half.flight.half is half:
+            half.flight.stopped(self._clock.now)
+        if refusal is m.Refusal.DRAINING:
+            self._draining.add(half.worker.info.worker_id)
+        self._feed(m.Refused(half.wire_id, refusal, detail), half.flight.number, 0)
+
+    def _take_load(self, link: Link, load: Load, own: int | None, stepped: bool) -> None:
+        network = self._network
+        event = m.LoadReported(link.worker.info.worker_id, load, own, stepped)
+        if network.lost():
+            return
+        if network.late():
+            self._clock.after(network.chance() * LATE_SECONDS, self._late, (link, link.session, event))
+            return
+        self._feed(event, link.worker.index, load.running << 32 | load.kv_blocks_used)
+
+    def _late(self, message: tuple[Link, int, m.LoadReported]) -> None:
+        link, session, event = message
+        if link.known and session == link.session:
+            self._feed(event, link.worker.index, event.load.running << 32 | event.load.kv_blocks_used)
+
+    def _first(self, half: Half) -> None:
+        flight = half.flight
+        if flight.half is not half:
+            return
+        if flight.sent:
+            self._desk.audit.say(f"{flight.request_id}: its first token came after {flight.sent} others")
+        flight.sent = 1
+        flight.first_at = flight.last_at = self._clock.now
+        collected = half.collect
+        cached = half.cached if collected is None else collected.cached
+        self._feed(m.FirstToken(half.wire_id, cached, half.moved), flight.number, cached)
+
+    def _ended(self, half: Half) -> None:
+        flight = half.flight
+        current = flight.half is half
+        if half.offers:
+            if current:
+                flight.stopped(self._clock.now)
+                if flight.prefills is None:
+                    flight.prefills = {}
+                flight.prefills[half.wire_id] = half
+            else:
+                self.orphans[half.wire_id] = half
+            self._feed(m.PrefillEnded(half.wire_id, True, "", half.cached), flight.number, half.cached)
+        elif current:
+            flight.sent = half.emitted + half.output
+            flight.last_at = self._clock.now
+            self._feed(m.DecodeEnded(half.wire_id, flight.sent), flight.number, flight.sent)
+
+    def _feed(self, event: m.Event, subject: int, about: int) -> None:
+        now = self._clock.now
+        commands = self.brain.step(event, now)
+        desk = self._desk
+        desk.digest.add(now, self.index, event, subject, about, commands)
+        for command in commands:
+            self._carry_out[type(command)](command)
+        if desk.audit.deep:
+            self.brain.check()

@@ -1,0 +1,89 @@
+"""One attempt at one half of a request, as engines and gateways of the simulation hand it around."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from orchestrator.sim.cache import Run
+    from orchestrator.sim.flight import Flight
+    from orchestrator.sim.network import Link
+
+_GENERATED = 1 << 59  # hashes of blocks with generated tokens: nobody else's, no prompt has them
+
+
+class Half:
+    """What a wire id stands for.
+
+    ``prompt`` and ``output`` are tokens to compute and to generate; an engine that pushes a half back moves what it has
+    generated from one to the other. ``collect`` is the prefill half whose KV is to be fetched.
+    """
+
+    __slots__ = (
+        "blocks",
+        "cached",
+        "collect",
+        "collecting",
+        "emitted",
+        "finish_step",
+        "first_step",
+        "flight",
+        "gateway",
+        "left",
+        "moved",
+        "number",
+        "offers",
+        "output",
+        "place",
+        "private",
+        "prompt",
+        "pushed_at",
+        "run",
+        "sealed",
+        "started",
+        "wire_id",
+        "worker",
+    )
+
+    def __init__(
+        self,
+        wire_id: str,
+        link: Link,
+        flight: Flight,
+        number: int,
+        prompt: int,
+        output: int,
+        blocks: Sequence[int],
+        *,
+        offers: bool = False,
+        collect: Half | None = None,
+    ) -> None:
+        self.wire_id = wire_id
+        self.gateway = link.gateway
+        self.worker = link.worker
+        self.flight = flight
+        self.number = number
+        self.prompt = prompt
+        self.output = output
+        self.blocks = blocks
+        self.offers = offers  # its KV waits to be collected when it has ended
+        self.collect = collect
+        self.cached = 0  # prompt tokens that the engine's own cache saved
+        self.moved = 0  # prompt tokens whose KV was fetched
+        self.left = 0  # prompt tokens still to compute
+        self.emitted = 0  # tokens generated before it was pushed back
+        self.started = False  # its first token is out
+        self.collecting = False
+        self.pushed_at: float | None = None
+        self.place = -1  # of its next block boundary among the engine's steps; -1 while it does not decode
+        self.first_step = 0
+        self.finish_step = 0
+        self.run: Run | None = None
+        self.sealed = 0  # blocks that it holds in runs
+        self.private = 0
+
+    def generated_blocks(self, full: int) -> list[int]:
+        """Hashes of its full blocks beyond those of its prompt's hashes."""
+        base = _GENERATED + (self.number << 24)
+        return list(range(base + self.sealed, base + full))

@@ -1,0 +1,100 @@
+"""The network between gateways and workers: streams, in order and with a delay; what a broken one carried is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.sim.clock import Clock
+
+if TYPE_CHECKING:
+    from random import Random
+
+    from orchestrator.sim.gateway import Gateway
+    from orchestrator.sim.worker import Worker
+
+SILENCE_SECONDS = 15.0  # a stream on which nothing came for so long is given up
+RECONNECT_SECONDS = 0.2
+
+Delivery = Callable[[Any], None]
+
+
+class Link:
+    """One gateway's stream with one worker. ``session`` counts openings: what an older one carried is lost.
+
+    ``up``: it carries messages. ``known``: the gateway believes so; it hears of a break later than the worker.
+    """
+
+    __slots__ = ("arrives_down", "arrives_up", "gateway", "held_until", "known", "session", "up", "worker")
+
+    def __init__(self, gateway: Gateway, worker: Worker) -> None:
+        self.gateway = gateway
+        self.worker = worker
+        self.up = False
+        self.known = False
+        self.session = 0
+        self.held_until = 0.0
+        self.arrives_up = 0.0  # when the newest message to the gateway gets there
+        self.arrives_down = 0.0  # and the newest one to the worker
+
+
+@dataclass(frozen=True, slots=True)
+class Weather:
+    """``delay`` and up to ``jitter`` seconds each way; shares of load and cache reports that are lost, of load reports
+    that come late, and of clients that leave before their end."""
+
+    delay: float = 0.0002
+    jitter: float = 0.0001
+    lost: float = 0.0
+    late: float = 0.0
+    leaving: float = 0.0
+
+
+class Network:
+    """Carries messages over links."""
+
+    def __init__(self, clock: Clock, rng: Random, weather: Weather) -> None:
+        self.weather = weather
+        self._clock = clock
+        self._delay = weather.delay
+        self._jitter = weather.jitter
+        self.chance = rng.random
+
+    def to_gateway(self, link: Link, deliver: Delivery, what: Any) -> None:
+        """Delivers (link, session, what); the receiver has to see that the session is still the link's."""
+        at = self._clock.now + self._delay + self._jitter * self.chance()
+        if at < link.arrives_up:
+            at = link.arrives_up
+        else:
+            link.arrives_up = at
+        self._clock.at(at, deliver, (link, link.session, what))
+
+    def to_worker(self, link: Link, deliver: Delivery, what: Any) -> None:
+        """Delivers (link, session, what); the receiver has to see that the session is still the link's."""
+        at = self._clock.now + self._delay + self._jitter * self.chance()
+        if at < link.arrives_down:
+            at = link.arrives_down
+        else:
+            link.arrives_down = at
+        self._clock.at(at, deliver, (link, link.session, what))
+
+    def hold(self, link: Link, seconds: float) -> None:
+        """Nothing gets through for so long; what is sent arrives afterwards, in order."""
+        until = self._clock.now + seconds
+        link.held_until = max(link.held_until, until)
+        link.arrives_up = max(link.arrives_up, until)
+        link.arrives_down = max(link.arrives_down, until)
+
+    @property
+    def settle_seconds(self) -> float:
+        """After which every message is where it should be."""
+        return 4 * (self._delay + self._jitter) + 1e-6
+
+    def lost(self) -> bool:
+        """Whether a report is lost on its way."""
+        return self.weather.lost > 0.0 and self.chance() < self.weather.lost
+
+    def late(self) -> bool:
+        """Whether a report falls behind those after it."""
+        return self.weather.late > 0.0 and self.chance() < self.weather.late
