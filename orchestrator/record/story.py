@@ -138,7 +138,7 @@ def _left_to_lease(command: m.Forget, at: float, worker: str) -> Moment:
 def _ended(command: m.End, at: float, worker: str) -> Moment:
     report = command.report
     detail = f"{report.outcome}: {report.detail}" if report.detail else report.outcome
-    return Moment(at, What.ENDED, detail=detail, output_tokens=report.output_tokens)
+    return Moment(at, What.ENDED, detail=detail)
 
 
 _TELL: dict[type, Callable[[Any, float, str], Moment]] = {
