@@ -40,11 +40,12 @@ def _command(commands: _Commands[argparse.ArgumentParser], name: str, text: str)
     return parser
 
 
-def _which_cluster(parser: argparse.ArgumentParser, *, remote: bool = False) -> None:
+def _which_cluster(parser: argparse.ArgumentParser, *, remote: bool = False) -> argparse._MutuallyExclusiveGroup:
     group = parser.add_mutually_exclusive_group()
     group.add_argument("--name", help="the cluster's name; not needed while one runs on this machine")
     if remote:
         group.add_argument("--address", metavar="HOST:PORT", help="a gateway's gRPC address, for a cluster elsewhere")
+    return group
 
 
 def _up(commands: _Commands[argparse.ArgumentParser]) -> None:
@@ -97,11 +98,11 @@ def _logs(commands: _Commands[argparse.ArgumentParser]) -> None:
 
 def _explain(commands: _Commands[argparse.ArgumentParser]) -> None:
     parser = _command(commands, "explain", "tell why a request went where it went")
-    _which_cluster(parser, remote=True)
+    which = _which_cluster(parser, remote=True)
     parser.add_argument(
         "request", metavar="REQUEST_ID", help="as the client, a log or a span knows it, or its beginning"
     )
-    parser.add_argument("--file", metavar="RECORDING", help="look into a recording instead of the gateways' memory")
+    which.add_argument("--file", metavar="RECORDING", help="look into a recording instead of the gateways' memory")
     parser.add_argument("--json", action="store_true", help="for programs")
 
 
