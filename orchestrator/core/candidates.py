@@ -16,8 +16,8 @@ from orchestrator.core.session import Session
 if TYPE_CHECKING:
     from random import Random
 
-SMALL_POOL = 32  # workers; up to here all are looked at
-MOST_HOLDERS = 8
+SMALL_POOL = 16  # workers; up to here all are looked at
+MOST_HOLDERS = 6
 SECOND_LOOK = 64  # workers that are looked at where none of the first few takes the request
 
 LEASE_SECONDS = 3.0  # a worker speaks every second
@@ -28,7 +28,7 @@ BACKLOG_TOKENS = 2048  # and at least a batch of them
 
 
 def bounded(pool: Pool, matches: Matches, rng: Random, extra: Sequence[WorkerView] = ()) -> Sequence[WorkerView]:
-    """All of a small pool. Of a large one: ``extra``, holders of the longest matches, 2 + log2(n) others."""
+    """All of a small pool. Of a large one: ``extra``, holders of the longest matches, log2(n) others."""
     views = pool.views
     if len(views) <= SMALL_POOL:
         return views
@@ -37,7 +37,7 @@ def bounded(pool: Pool, matches: Matches, rng: Random, extra: Sequence[WorkerVie
         start = int(rng.random() * pool.slots.bit_length())  # among many equals it is not always the first
         for slot in matches.holders(pool.slots, MOST_HOLDERS, start):
             chosen[slot] = pool.by_slot[slot]
-    for view in sample(views, 2 + len(views).bit_length(), rng):
+    for view in sample(views, len(views).bit_length(), rng):
         chosen[view.slot] = view
     return list(chosen.values())
 
@@ -54,39 +54,43 @@ def sample(views: Sequence[WorkerView], count: int, rng: Random) -> Sequence[Wor
 def cached_tokens(views: Sequence[WorkerView], session: Session, matches: Matches) -> list[int]:
     """Prompt tokens that each view has in its prefix cache. The last token is always computed, to get logits."""
     levels = matches.levels
-    facts = views[0].info.facts if views else None
+    facts = views[0].info.facts
     if not levels or facts is None:
         return [0] * len(views)
     size = facts.block_size
     most = (session.prompt_tokens - 1) // size
+    anywhere = 0
+    for _, slots in levels:
+        anywhere |= slots
     tokens = []
     for view in views:
         slot = view.slot
         length = 0
-        for blocks, slots in levels:
-            if slots >> slot & 1:
-                length = blocks if blocks < most else most
-                break
-        tokens.append(length * size)
+        if anywhere >> slot & 1:  # of a large fleet most have nothing
+            for length, slots in levels:  # noqa: B007
+                if slots >> slot & 1:
+                    break
+        tokens.append(size * (length if length < most else most))
     return tokens
 
 
-def silent(view: WorkerView, now: float) -> bool:
-    """Its lease has run out."""
-    return now - view.heard_at > LEASE_SECONDS
+def listens(view: WorkerView, adapter: str, now: float) -> bool:
+    """Its lease has not run out, and it has the adapter, as far as is known."""
+    return now - view.heard_at <= LEASE_SECONDS and (not adapter or view.adapters is None or adapter in view.adapters)
 
 
-def seated(view: WorkerView, prompt_tokens: int) -> bool:
+def takes(view: WorkerView, prompt_tokens: int, now: float) -> bool:
     """Whether it has a seat and KV blocks for one more sequence. One that has nothing to do always does."""
-    if not view.depth:
-        return True
-    facts = view.info.facts
-    if facts is None:
-        return True
-    if view.depth >= facts.max_num_seqs * SEATS:
+    if view.busy_until > now:
         return False
-    total = view.load.kv_blocks_total or facts.kv_blocks_total
-    used = max(view.load.kv_blocks_used, view.kv_blocks)
+    depth, facts = view.depth, view.info.facts
+    if not depth or facts is None:
+        return True
+    if depth >= facts.max_num_seqs * SEATS:
+        return False
+    load = view.load
+    total = load.kv_blocks_total or facts.kv_blocks_total
+    used = load.kv_blocks_used if load.kv_blocks_used > view.kv_blocks else view.kv_blocks
     return not total or used + prompt_tokens / facts.block_size <= KV_FULL * total
 
 
@@ -95,4 +99,4 @@ def computes(view: WorkerView, cached: int) -> bool:
     tokens = view.prefill_tokens
     if tokens <= BACKLOG_TOKENS:
         return True
-    return view.wait_seconds <= BACKLOG_SECONDS + view.cost.prefill_seconds(cached)
+    return view.wait_seconds <= BACKLOG_SECONDS + (view.cost.prefill_seconds(cached) if cached else 0.0)

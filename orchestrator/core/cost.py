@@ -70,25 +70,31 @@ class CostModel:
     What workers took corrects it: ``peers`` for all that are alike, a factor for this one.
     """
 
-    __slots__ = ("_peers", "_steps", "prefill", "step", "transfer")
+    __slots__ = ("_steps", "peers", "prefill", "step", "transfer")
 
     def __init__(self, facts: EngineFacts | None = None, peers: Peers | None = None) -> None:
-        self._peers = peers or Peers(facts)
+        self.peers = peers or Peers(facts)
         self._steps = 0
-        self.prefill = Pace(self._peers.prefill)
-        self.step = Pace(self._peers.step)
-        self.transfer = Pace(self._peers.transfer)
+        self.prefill = Pace(self.peers.prefill)
+        self.step = Pace(self.peers.step)
+        self.transfer = Pace(self.peers.transfer)
+
+    def ready_seconds(self, backlog: int, tokens: int, context: int, weight: float = 1.0) -> float:
+        """To compute ``tokens`` prompt tokens that no cache has, after ``context`` that one has, behind ``backlog`` of
+        other prompts; the time for its own counts ``weight`` times."""
+        peers, pace = self.peers, self.prefill
+        line = pace.line
+        units = backlog * (peers.token + peers.attention * USUAL_CONTEXT)
+        units += weight * tokens * (peers.token + peers.attention * (context + 0.5 * tokens))
+        return pace.factor * (weight * line.fixed + line.slope * units)
 
     def prefill_seconds(self, tokens: int, context: int = 0) -> float:
         """To compute ``tokens`` prompt tokens that no cache has, after ``context`` that one has."""
-        peers, pace = self._peers, self.prefill
-        units = tokens * (peers.token + peers.attention * (context + 0.5 * tokens))
-        return pace.factor * (pace.line.fixed + pace.line.slope * units)
+        return self.ready_seconds(0, tokens, context)
 
     def backlog_seconds(self, tokens: int) -> float:
         """To compute ``tokens`` of several prompts, one after the other."""
-        peers, pace = self._peers, self.prefill
-        return pace.factor * pace.line.slope * tokens * (peers.token + peers.attention * USUAL_CONTEXT)
+        return self.ready_seconds(tokens, 0, 0, 0.0)
 
     def step_seconds(self, running: int) -> float:
         """One decode step of ``running`` sequences."""
@@ -105,7 +111,7 @@ class CostModel:
 
     def saw_prefill(self, tokens: int, seconds: float, context: int = 0) -> None:
         """The worker computed ``tokens`` uncached prompt tokens in ``seconds``, queueing not counted."""
-        peers = self._peers
+        peers = self.peers
         self.prefill.saw(tokens * (peers.token + peers.attention * (context + 0.5 * tokens)), seconds)
 
     def saw_step(self, running: int, seconds: float) -> None:

@@ -16,6 +16,8 @@ class Rule(StrEnum):
     CONFIGURED_APART = "prefill apart, as configured"
     CONFIGURED_IN_PLACE = "prefill in place, as configured"
     CHEAPER_APART = "prefill apart is expected to be quicker"
+    SPARES_DECODE = "prefill apart spares the sequences that decode there"
+    PREFILL_FULL = "every prefill worker is full"
     CHEAPER_IN_PLACE = "prefill in place is expected to be quicker"
     RESERVED = "as reserved"
     RESERVED_LOST = "the reserved decode worker was lost"

@@ -14,13 +14,14 @@ EARLY = 4  # observations that are taken at their word; of later ones, one that 
 USUAL_ERRORS = 3.0  # times the mean error is not far off; and in any case
 NEVER_FAR_OFF = 0.25  # this log ratio
 ALWAYS_FAR_OFF = 1.4  # and never this one (a factor of 4)
+SKEW = 0.25  # with it, errors that are lognormal bias nothing: what fits is their geometric mean
 INERTIA = 0.5  # observations that the parts weigh as they are
 MOST_AT_ONCE = 4.0  # times larger or smaller, by one observation
 MOST_IN_ALL = 1e4  # and by all of them
 SHORTEST, LONGEST = 1e-7, 1e5  # seconds
 ERROR_GAIN = 1 / 16
-TRUST_IN_PEERS = 3.0  # observations that it weighs that a worker is as fast as its peers
-PACE_MEMORY = 32.0  # observations of one worker that count
+TRUST_IN_PEERS = 8.0  # observations that it weighs that a worker is as fast as its peers
+PACE_MEMORY = 48.0  # observations of one worker that count
 MOST_PACE = 3.0  # log ratio: up to 20 times faster or slower than its peers
 FADE_SECONDS = 60.0  # without work, after which a worker is thought to be as fast as its peers again
 
@@ -69,7 +70,8 @@ class Line:
 
     def _sum(self, units: float, seconds: float) -> None:
         keep = 1.0 - max(1.0 / MEMORY, min(1.0 / SHORTEST_MEMORY, self.error / 8.0))
-        weight = 1.0 / max(self.at(units), seconds)
+        predicted = self.at(units)
+        weight = 1.0 / (predicted * (seconds / predicted) ** SKEW)
         x1, x2, y = weight, units * weight, seconds * weight
         self._s11 = keep * self._s11 + x1 * x1
         self._s12 = keep * self._s12 + x1 * x2

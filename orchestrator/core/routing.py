@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from orchestrator.core import policies
-from orchestrator.core.candidates import LEASE_SECONDS, SECOND_LOOK, cached_tokens, computes, sample, seated, silent
+from orchestrator.core.candidates import SECOND_LOOK, cached_tokens, computes, listens, sample, takes
 from orchestrator.core.decision import CachedBy, Choice, Decision, Rule, Wait
 from orchestrator.core.fleet import Fleet, Pool, WorkerView
 from orchestrator.core.policies import Ask
@@ -17,8 +17,6 @@ from orchestrator.core.spec import PrefillPlace, Role, RoutingSpec
 
 if TYPE_CHECKING:
     from random import Random
-
-__all__ = ["LEASE_SECONDS", "Router", "release_through"]
 
 RELEASE_SAMPLE = 8
 INTERFERENCE = 0.1  # a second that a decoding sequence is held up, in seconds of the new request's own wait
@@ -34,20 +32,16 @@ class _Pick:
     candidates: int
     eligible: int
 
-    def choice(self, session: Session, *, computes: bool) -> Choice:
+    def choice(self, session: Session, wait: float, work: float) -> Choice:
         view = self.view
-        uncached = session.prompt_tokens - self.cached if computes else 0
+        known = _known_by(view, session)
         return Choice(
-            view.info.worker_id,
-            self.score,
-            self.candidates,
-            self.eligible,
-            view.depth,
-            self.cached,
-            _known_by(view, session),
-            view.wait_seconds if computes else 0.0,
-            view.cost.prefill_seconds(uncached, self.cached) if uncached else 0.0,
+            view.info.worker_id, self.score, self.candidates, self.eligible, view.depth, self.cached, known, wait, work
         )
+
+    def work(self, session: Session) -> float:
+        """Seconds to compute the prompt here."""
+        return self.view.cost.prefill_seconds(session.prompt_tokens - self.cached, self.cached)
 
 
 def _known_by(view: WorkerView, session: Session) -> CachedBy:
@@ -90,7 +84,7 @@ class Router:
         picked = self._pick(pool, Ask(session, Role.DECODE, True, matches, rng, now))
         if isinstance(picked, Wait):
             return picked
-        choice = picked.choice(session, computes=False)
+        choice = picked.choice(session, 0.0, 0.0)
         return Decision(choice.worker_id, session.prefill_worker, Rule.RESERVED_LOST, self._name, choice)
 
     def _alone(self, session: Session, prefill: Pool) -> Rule | None:
@@ -106,58 +100,59 @@ class Router:
     def _pick(self, pool: Pool, ask: Ask) -> _Pick | Wait:
         if not pool.views:
             return Wait.NO_WORKER
-        policy = self._policies[ask.role]
-        views = policy.narrow(pool, ask)
-        found = self._open(views, ask)
+        views = self._policies[ask.role].narrow(pool, ask)
+        found = self._best(views, len(pool.views), ask)
         if isinstance(found, Wait) and len(views) < len(pool.views):
-            found = self._open(sample(pool.views, SECOND_LOOK, ask.rng), ask)
-        if isinstance(found, Wait):
-            return found
-        views, cached = found
-        scores = policy.score(views, cached, ask)
-        best = max(scores)
-        place = scores.index(best)
-        if scores.count(best) > 1:
-            place = ask.rng.choice([i for i, score in enumerate(scores) if score == best])
-        return _Pick(views[place], best, cached[place], len(views), len(pool.views))
+            found = self._best(sample(pool.views, SECOND_LOOK, ask.rng), len(pool.views), ask)
+        return found
 
-    def _open(self, views: Sequence[WorkerView], ask: Ask) -> tuple[Sequence[WorkerView], Sequence[int]] | Wait:
-        """Those of the candidates that could take the request now, and how much of it each has cached."""
-        cached = cached_tokens(views, ask.session, ask.matches)
-        prompt, adapter, now = ask.session.prompt_tokens, ask.session.adapter, ask.now
-        taking, held = [], []
+    def _best(self, views: Sequence[WorkerView], eligible: int, ask: Ask) -> _Pick | Wait:
+        """The best of the candidates that take the request now. Most do, so they are asked in order of their score."""
+        policy, session, now = self._policies[ask.role], ask.session, ask.now
+        cached = cached_tokens(views, session, ask.matches)
+        scores = policy.score(views, cached, ask)
+        left = list(scores)
         wait = Wait.NO_WORKER
-        for view, tokens in zip(views, cached, strict=True):
-            if silent(view, now) or (adapter and view.adapters is not None and adapter not in view.adapters):
-                continue
-            wait = Wait.FULL
-            if view.busy_until <= now and seated(view, prompt) and (ask.fetches or computes(view, tokens)):
-                taking.append(view)
-                held.append(tokens)
-        return (taking, held) if taking else wait
+        while (best := max(left)) >= 0.0:
+            place = left.index(best)
+            if left.count(best) > 1:
+                place = ask.rng.choice([place for place, score in enumerate(left) if score == best])
+            view = views[place]
+            if listens(view, session.adapter, now):
+                if takes(view, session.prompt_tokens, now) and (ask.fetches or computes(view, cached[place])):
+                    policy.chosen(view)
+                    return _Pick(view, best, cached[place], len(views), eligible)
+                wait = Wait.FULL
+            left[place] = -1.0
+        return wait
 
     def _together(self, picked: _Pick, session: Session, rule: Rule) -> Decision:
-        choice = picked.choice(session, computes=True)
+        choice = picked.choice(session, picked.view.wait_seconds, picked.work(session))
         return Decision(choice.worker_id, None, rule, self._name, choice)
 
-    def _apart_or_in_place(self, decode: _Pick, prefill: _Pick | Wait, session: Session) -> Decision | Wait:
+    def _apart_or_in_place(self, here: _Pick, there: _Pick | Wait, session: Session) -> Decision | Wait:
         forced = self._place is PrefillPlace.APART
-        if isinstance(prefill, Wait):
-            if forced and prefill is Wait.FULL:
-                return prefill
-            room = computes(decode.view, decode.cached)
-            rule = Rule.NO_PREFILL_WORKER if prefill is Wait.NO_WORKER else Rule.CHEAPER_IN_PLACE
-            return self._together(decode, session, rule) if room else Wait.FULL
-        here, there = decode.choice(session, computes=True), prefill.choice(session, computes=True)
-        in_place = here.wait_seconds + here.work_seconds
-        fetched = decode.view.cost.transfer_seconds(session.prompt_tokens - decode.cached)
-        apart = there.wait_seconds + there.work_seconds + fetched
-        held_up = INTERFERENCE * here.work_seconds * (1 + decode.view.depth)
-        if not forced and in_place + held_up < apart and computes(decode.view, decode.cached):
-            return Decision(here.worker_id, None, Rule.CHEAPER_IN_PLACE, self._name, here, None, apart, in_place)
-        rule = Rule.CONFIGURED_APART if forced else Rule.CHEAPER_APART
-        on_decode = decode.choice(session, computes=False)
-        return Decision(here.worker_id, there.worker_id, rule, self._name, on_decode, there, apart, in_place)
+        room_here = computes(here.view, here.cached)
+        if isinstance(there, Wait):
+            if there is Wait.NO_WORKER or (room_here and not forced):
+                return self._in_place_after_all(here, there, session) if room_here else Wait.FULL
+            return there
+        work_here, work_there = here.work(session), there.work(session)
+        wait_here, wait_there = here.view.wait_seconds, there.view.wait_seconds
+        fetch = here.view.cost.transfer_seconds(session.prompt_tokens - here.cached)
+        in_place, apart = wait_here + work_here, wait_there + work_there + fetch
+        held_up = INTERFERENCE * work_here * (1 + here.view.depth)
+        if in_place + held_up < apart and room_here and not forced:
+            choice = here.choice(session, wait_here, work_here)
+            return Decision(choice.worker_id, None, Rule.CHEAPER_IN_PLACE, self._name, choice, None, apart, in_place)
+        rule = Rule.CONFIGURED_APART if forced else Rule.CHEAPER_APART if apart <= in_place else Rule.SPARES_DECODE
+        on_decode, on_prefill = here.choice(session, 0.0, 0.0), there.choice(session, wait_there, work_there)
+        decode, prefill = on_decode.worker_id, on_prefill.worker_id
+        return Decision(decode, prefill, rule, self._name, on_decode, on_prefill, apart, in_place)
+
+    def _in_place_after_all(self, here: _Pick, why: Wait, session: Session) -> Decision:
+        rule = Rule.NO_PREFILL_WORKER if why is Wait.NO_WORKER else Rule.PREFILL_FULL
+        return self._together(here, session, rule)
 
 
 def release_through(model: str, fleet: Fleet, rng: Random) -> str | None:

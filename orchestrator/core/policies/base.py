@@ -55,6 +55,9 @@ class Policy:
         """A number in [0, 1] for each view, 1 is best; ``cached`` are the prompt tokens that each has in its cache."""
         raise NotImplementedError
 
+    def chosen(self, view: WorkerView) -> None:
+        """It is this one."""
+
 
 def parameters(kind: type[Policy]) -> Mapping[str, Any]:
     """The fields that declare a policy's parameters, by name."""

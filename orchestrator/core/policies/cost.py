@@ -13,6 +13,9 @@ GRAIN_SECONDS = 0.02  # shorter differences count less than who was less busy
 
 @dataclass(frozen=True, slots=True)
 class _Options(Options):
+    work: float = number(
+        2.0, 0.0, 10.0, "weight of computing over waiting: what is computed twice is lost to everybody"
+    )
     decode: float = number(
         0.5, 0.0, 10.0, "weight of the seconds by which its decoding is slowed down by what runs there"
     )
@@ -24,8 +27,8 @@ class _Options(Options):
 class Cost(Policy):
     """The shortest predicted time to the first token, with what the load costs after it.
 
-    Seconds until the prompts there are computed, then for its own uncached tokens (or, where its KV may be fetched, to
-    fetch them), then ``decode`` times the seconds that the sequences there add to its output. All of it grows by
+    Seconds until the prompts there are computed, ``work`` times those for its own uncached tokens (or, where its KV may
+    be fetched, to fetch them), ``decode`` times those that the sequences there add to its output. All of it grows by
     ``balance`` times the share of the newest minutes in which the worker was busy, so that new prefixes go where least
     was done, and a fleet with little to do is even too.
     """
@@ -35,17 +38,18 @@ class Cost(Policy):
 
     def score(self, views: Sequence[WorkerView], cached: Sequence[int], ask: Ask) -> list[float]:
         prompt, limit = ask.session.prompt_tokens, ask.session.output_limit
-        output = self.options.decode * (min(limit, USUAL_OUTPUT) if limit else USUAL_OUTPUT)
-        balance, fetches, decodes = self.options.balance, ask.fetches, ask.role is not Role.PREFILL
+        options = self.options
+        output = options.decode * (min(limit, USUAL_OUTPUT) if limit else USUAL_OUTPUT)
+        work, balance, fetches, decodes = options.work, options.balance, ask.fetches, ask.role is not Role.PREFILL
         costs = []
         for view, held in zip(views, cached, strict=True):
-            cost = view.cost
+            cost, depth = view.cost, view.depth
             if fetches:
-                seconds = GRAIN_SECONDS + cost.transfer_seconds(prompt - held)
+                seconds = cost.transfer_seconds(prompt - held)
             else:
-                seconds = GRAIN_SECONDS + view.wait_seconds + cost.prefill_seconds(prompt - held, held)
-            if decodes:
-                seconds += output * cost.slowdown_seconds(view.depth)
-            costs.append(seconds * (1.0 + balance * view.busy))
+                seconds = cost.ready_seconds(view.prefill_tokens, prompt - held, held, work)
+            if depth and decodes:
+                seconds += output * cost.slowdown_seconds(depth)
+            costs.append((GRAIN_SECONDS + seconds) * (1.0 + balance * view.busy))
         best = min(costs)
         return [best / seconds for seconds in costs]

@@ -23,5 +23,7 @@ class RoundRobin(Policy):
         return [*views[first : first + NEXT], *views[: max(0, min(first, first + NEXT - len(views)))]]
 
     def score(self, views: Sequence[WorkerView], cached: Sequence[int], ask: Ask) -> list[float]:
-        self._turn = views[0].place + 1
         return [1.0 - place / len(views) for place in range(len(views))]
+
+    def chosen(self, view: WorkerView) -> None:
+        self._turn = view.place + 1
