@@ -14,7 +14,7 @@ from http import HTTPStatus
 from typing import Any, Protocol, cast
 
 from vllm.config.kv_events import KVEventsConfig
-from vllm.exceptions import GracefulHTTPError, VLLMValidationError
+from vllm.exceptions import GenerationError, GracefulHTTPError, VLLMValidationError
 from vllm.pooling_params import PoolingParams
 from vllm.sampling_params import SamplingParams
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest, FinishReason
@@ -153,14 +153,21 @@ def replacing_engine_core(core: ClusterCore) -> Iterator[None]:
         EngineCoreClient.make_async_mp_client = original  # type: ignore[method-assign]
 
 
+class _RequestFailedError(GracefulHTTPError, GenerationError):
+    """By its first base the front end hands it on as it is, by its second without a stack trace in the log."""
+
+    def __init__(self, error: SegueError, status: HTTPStatus) -> None:
+        super().__init__(str(error), status)
+        self.status_code = status
+        self.__cause__ = error
+
+
 def _as_vllm_error(error: SegueError) -> Exception:
     if error.http_status == HTTPStatus.BAD_REQUEST:
         return VLLMValidationError(str(error))
     known = {status.value for status in HTTPStatus}
     status = error.http_status if error.http_status in known else HTTPStatus.INTERNAL_SERVER_ERROR
-    refused = GracefulHTTPError(str(error), HTTPStatus(status))
-    refused.__cause__ = error
-    return refused
+    return _RequestFailedError(error, HTTPStatus(status))
 
 
 def refuse_internal_names(params: SamplingParams | PoolingParams) -> None:

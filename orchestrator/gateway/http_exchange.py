@@ -63,9 +63,9 @@ class Answer:
 class Exchange:
     """What stands between the server and vLLM's application for one request.
 
-    The start of an answer is held until its first piece shows what it will be, so that a request which the cluster
-    turned away is answered with that error's status and headers, where vLLM has begun a stream or knows the status
-    alone. Of a stream, pieces that come before a worker has the request are held too.
+    A request that the cluster failed is answered by the gateway, since vLLM knows no more of it than a status and has
+    begun a stream by then: the start of an answer is held until its first piece shows what it will be. Of a stream,
+    pieces that come before a worker has the request are held too.
     """
 
     def __init__(self, path: str, context: RequestContext, receive: Receive, answer: Answer) -> None:
@@ -89,10 +89,12 @@ class Exchange:
             return
         if message["type"] == "http.response.start":
             self._start = message
-        elif self._start is None:
-            await self.answer.send(message)
-        else:
+        elif self._start is not None:
             await self._first(self._start, message)
+        elif self.context.error is not None and self.answer.streams:
+            await self.fail(self.context.error)
+        else:
+            await self.answer.send(message)
 
     async def _first(self, start: Message, message: Message) -> None:
         """A piece of an answer whose start is still held."""

@@ -6,7 +6,7 @@ All methods are for one thread (the event loop's); gauges are kept as plain valu
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
@@ -14,7 +14,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
+from orchestrator.core.admission import Admission
 from orchestrator.core.types import Load, RequestReport, WorkerInfo, WorkerState
+from orchestrator.telemetry.admission_metrics import AdmissionMetrics
 from orchestrator.telemetry.brain_metrics import BrainMetrics
 from orchestrator.telemetry.histogram import StepHistogram
 
@@ -62,6 +64,10 @@ class GatewayMetrics:
             "segue_kv_transfers", "Hand-overs from prefill to decode", "model", "pool", "worker", "outcome"
         )
         self.registry.register(_Live(self))
+
+    def admission(self, admission: Admission, models: Collection[str], tenants: Collection[str]) -> None:
+        """From now on tells of this admission too; ``models`` and ``tenants`` are those that have series."""
+        self.registry.register(AdmissionMetrics(self._gateway, admission, models, tenants))
 
     def request_finished(self, report: RequestReport) -> None:
         """One sequence ended, however it did."""

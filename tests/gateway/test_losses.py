@@ -54,7 +54,7 @@ async def test_decode_lost_in_mid_stream_is_a_typed_error_in_the_stream(stack: S
     await asyncio.wait_for(seen.wait(), 10)
     await stack.workers["m-decode-0"].server.stop(None)
     events = await asyncio.wait_for(task, 10)
-    assert events[-1]["error"]["code"] == 503
+    assert events[-1]["error"]["code"] == "worker_lost"
     assert "m-decode-0" in events[-1]["error"]["message"]
 
 
