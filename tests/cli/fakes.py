@@ -32,6 +32,7 @@ class FakeCluster(cluster_pb2_grpc.ClusterServicer, inference_pb2_grpc.Inference
         self.hold = threading.Event()  # set: Generate goes on after its first word
         self.hold.set()
         self.cancelled = threading.Event()
+        self.explain: Callable[[str], cpb.ExplainResponse] = lambda _: cpb.ExplainResponse(gateway="gateway-0")
         self._changed = threading.Condition()
         self._status = cpb.ClusterStatus()
         self._version = 0
@@ -46,6 +47,9 @@ class FakeCluster(cluster_pb2_grpc.ClusterServicer, inference_pb2_grpc.Inference
 
     def Status(self, request: Any, context: Any) -> cpb.ClusterStatus:  # noqa: N802
         return self._status
+
+    def Explain(self, request: Any, context: Any) -> cpb.ExplainResponse:  # noqa: N802
+        return self.explain(request.request_id)
 
     def Watch(self, request: Any, context: Any) -> Iterator[cpb.ClusterStatus]:  # noqa: N802
         seen = -1
@@ -83,11 +87,12 @@ def _refusal(reason: str, detail: str) -> Any:
 
 
 @contextmanager
-def serving(cluster: FakeCluster) -> Iterator[FakeCluster]:
+def serving(cluster: FakeCluster, address: str = "127.0.0.1:0") -> Iterator[FakeCluster]:
+    """At an address of its own, or at one that it shares with others (SO_REUSEPORT), as gateway processes do."""
     server = grpc.server(ThreadPoolExecutor(max_workers=8))
     cluster_pb2_grpc.add_ClusterServicer_to_server(cluster, server)
     inference_pb2_grpc.add_InferenceServicer_to_server(cluster, server)
-    cluster.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    cluster.address = f"127.0.0.1:{server.add_insecure_port(address)}"
     cluster.stop = lambda: server.stop(grace=None).wait(WAIT_SECONDS) and None
     server.start()
     try:

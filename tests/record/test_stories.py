@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from random import Random
 
 import pytest
 from google.protobuf import json_format
@@ -11,19 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.core import messages as m
-from orchestrator.core.brain import Brain
 from orchestrator.core.decision import Wait
 from orchestrator.core.spec import Role
-from orchestrator.proto import cluster_pb2
-from orchestrator.record.codec import decode, encode
+from orchestrator.record.codec import decode
 from orchestrator.record.journal import Journal
 from orchestrator.record.lookup import look_up
 from orchestrator.record.recording import BadRecording, Recording
 from orchestrator.record.stories import Found, Stories, merged
 from orchestrator.record.story import RequestStory, What
 from tests.core.support import worker
+from tests.record.gateway import Gateway, message
 from tests.record.strategies import of
-from tests.record.world import APART, an_hour
+from tests.record.world import an_hour
 
 
 def found(path: Path, asked: str) -> Found:
@@ -93,24 +91,6 @@ def test_a_recording_of_another_version_is_told_so(tmp_path: Path) -> None:
         found(tmp_path / "r", "one")
 
 
-class Gateway:
-    """A brain with a journal around it."""
-
-    def __init__(self, *workers: str) -> None:
-        self.journal = Journal()
-        self.brain = Brain.of(APART, Random(0))
-        self.step = self.journal.around(self.brain.step)
-        for worker_id in workers:
-            self.step(m.WorkerUp(worker(worker_id, Role.SERVE)), 0.0)
-
-    def find(self, asked: str) -> Found:
-        return self.journal.stories.find(asked, "gw", waits=self.brain.waits)
-
-    def finish(self, request_id: str) -> None:
-        self.step(m.Arrived(request_id, "m", 8, blocks=(1, 2)), 1.0)
-        self.step(m.DecodeEnded(f"{request_id}~d1", 1), 2.0)
-
-
 def test_why_a_request_waits_is_told_while_it_waits_and_after(tmp_path: Path) -> None:
     gateway = Gateway()
     gateway.step(m.Arrived("first", "m", 8), 1.0)
@@ -127,12 +107,9 @@ def test_why_a_request_waits_is_told_while_it_waits_and_after(tmp_path: Path) ->
 
 
 def test_memory_has_a_bound_in_requests_and_in_moments() -> None:
-    stories = Stories(kept=3)
     journal = Journal()
-    journal.stories = stories
-    gateway = Gateway()
-    gateway.step = journal.around(gateway.brain.step)
-    gateway.step(m.WorkerUp(worker("s0", Role.SERVE)), 0.0)
+    stories = journal.stories = Stories(kept=3)
+    gateway = Gateway("s0", journal=journal)
     gateway.step(m.Arrived("stays", "m", 8), 0.5)
     for n in range(10):
         gateway.finish(f"r-{n}")
@@ -176,8 +153,7 @@ def test_what_gateways_know_is_put_together() -> None:
 
 @given(of(RequestStory, int=st.integers(0, 2**32 - 1)))
 def test_a_story_survives_the_way_over_grpc(story: RequestStory) -> None:
-    message = json_format.ParseDict(encode(RequestStory, story, whole=True), cluster_pb2.RequestStory())
     plain = json_format.MessageToDict(
-        message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+        message(story), preserving_proto_field_name=True, always_print_fields_with_no_presence=True
     )
     assert decode(RequestStory, plain) == story
