@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from random import Random
 
 SMALL_POOL = 16  # workers; up to here all are looked at
-MOST_HOLDERS = 6
+MOST_HOLDERS = 6  # of a large pool, with the longest matches
+SAMPLE = 8  # others
 SECOND_LOOK = 64  # workers that are looked at where none of the first few takes the request
 
 LEASE_SECONDS = 3.0  # a worker speaks every second
@@ -28,7 +29,7 @@ BACKLOG_TOKENS = 2048  # and at least a batch of them
 
 
 def bounded(pool: Pool, matches: Matches, rng: Random, extra: Sequence[WorkerView] = ()) -> Sequence[WorkerView]:
-    """All of a small pool. Of a large one: ``extra``, holders of the longest matches, log2(n) others."""
+    """All of a small pool. Of a large one: ``extra``, holders of the longest matches, and a sample."""
     views = pool.views
     if len(views) <= SMALL_POOL:
         return views
@@ -37,18 +38,20 @@ def bounded(pool: Pool, matches: Matches, rng: Random, extra: Sequence[WorkerVie
         start = int(rng.random() * pool.slots.bit_length())  # among many equals it is not always the first
         for slot in matches.holders(pool.slots, MOST_HOLDERS, start):
             chosen[slot] = pool.by_slot[slot]
-    for view in sample(views, len(views).bit_length(), rng):
+    for view in sample(views, SAMPLE, rng):
         chosen[view.slot] = view
     return list(chosen.values())
 
 
 def sample(views: Sequence[WorkerView], count: int, rng: Random) -> Sequence[WorkerView]:
-    """About ``count`` different views: every n-th from a random one, n drawn too, so that groups differ each time."""
-    if len(views) <= count:
+    """``count`` different views: from a random one on every n-th, n drawn too, so that groups differ each time."""
+    size = len(views)
+    if size <= count:
         return views
-    stride = len(views) // count
+    stride = size // count
     stride -= int(rng.random() * (stride // 4))
-    return views[int(rng.random() * stride) :: stride][: count + 1]
+    start = int(rng.random() * size)
+    return [views[place % size] for place in range(start, start + count * stride, stride)]
 
 
 def cached_tokens(views: Sequence[WorkerView], session: Session, matches: Matches) -> list[int]:
@@ -58,7 +61,7 @@ def cached_tokens(views: Sequence[WorkerView], session: Session, matches: Matche
     if not levels or facts is None:
         return [0] * len(views)
     size = facts.block_size
-    most = (session.prompt_tokens - 1) // size
+    most = max(0, session.prompt_tokens - 1) // size
     anywhere = 0
     for _, slots in levels:
         anywhere |= slots

@@ -20,7 +20,7 @@ class _Options(Options):
         0.5, 0.0, 10.0, "weight of the seconds by which its decoding is slowed down by what runs there"
     )
     balance: float = number(
-        1.0, 0.0, 10.0, "how much longer a worker that was always busy is taken to need: 1 is twice"
+        2.0, 0.0, 10.0, "how much longer a worker that was always busy is taken to need; 1 is twice as long"
     )
 
 
