@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 import pytest_asyncio
 
 from orchestrator.core.spec import Role
+from tests.gateway.crowd import LIMITS
 from tests.gateway.support import Stack, cluster, model, running
 
 
@@ -28,3 +29,17 @@ async def stack(shared_stack: Stack) -> AsyncIterator[Stack]:
     await shared_stack.ready()
     yield shared_stack
     await shared_stack.quiet()
+
+
+@pytest_asyncio.fixture(scope="session")
+async def shared_narrow_stack() -> AsyncIterator[Stack]:
+    spec = cluster(model("m", "tiny:llama", Role.SERVE), admission=LIMITS)
+    async with running(spec, max_num_seqs=1, step_seconds=0.02) as stack:
+        yield stack
+
+
+@pytest_asyncio.fixture
+async def narrow(shared_narrow_stack: Stack) -> AsyncIterator[Stack]:
+    """One worker that takes two requests at a time, in front of it a queue for four."""
+    yield shared_narrow_stack
+    await shared_narrow_stack.quiet()
