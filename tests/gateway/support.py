@@ -131,7 +131,7 @@ class Stack:
 
 
 @asynccontextmanager
-async def running(spec: ClusterSpec, **engines: Any) -> AsyncIterator[Stack]:
+async def running(spec: ClusterSpec, *, record: str = "", **engines: Any) -> AsyncIterator[Stack]:
     """A gateway over one mock worker for each pool of ``spec``; ``engines`` are settings for all of them."""
     async with AsyncExitStack() as stack:
         controller = await stack.enter_async_context(FakeController(spec))
@@ -142,7 +142,7 @@ async def running(spec: ClusterSpec, **engines: Any) -> AsyncIterator[Stack]:
                 context = mock_worker(role, entry.name, worker_id=worker_id, **{**entry.pools[role].engine, **engines})
                 workers[worker_id] = await stack.enter_async_context(context)
                 controller.add(entry.name, role, worker_id, workers[worker_id].address)
-        serving = Serving(GatewayAssignment(spec.name, "gw-0", 1, controller.address), spec)
+        serving = Serving(GatewayAssignment(spec.name, "gw-0", 1, controller.address, record=record), spec)
         task = asyncio.create_task(serving.gateway.run(controller.address))
         for entry in spec.models:
             await serving.gateway.build_front(entry)
