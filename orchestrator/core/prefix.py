@@ -1,13 +1,42 @@
 """Which worker's prefix cache holds how much of a prompt.
 
 A block is known by a hash over all tokens up to its end (``blocks``). For each hash the index keeps the set of workers
-that have it, as the bits of an integer: a worker's bit is its *slot*.
+that have it, as the bits of an integer: a worker's bit is its *slot*. What a worker has is closed: with a block come
+all blocks before it. So along a prompt the sets only shrink, and where they do is found by bisection.
+
+What a worker has: what it said (``changed``), and the blocks of requests that are on their way to it (``routed`` until
+``settled``), so that the second of two requests with the same prompt finds the first one's worker. A worker that tells
+no events is taken to have what was routed there last, as much as its cache has room for.
+
+No call walks over the whole index: when a worker leaves, or says that its cache was cleared, its bit is not looked at
+until later calls have swept it out, and what it says meanwhile waits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
+from heapq import heappop, heappush
+
+from orchestrator.core.block_table import BlockTable
+from orchestrator.core.promises import Promises, Recent
+
+_SHARDS = 1024
+_SWEEP = 32_768  # blocks that one call looks at for those who left: about a millisecond
+_VISIT = 16  # what a visit to a shard costs, in blocks
+
+
+@lru_cache(512)  # the same sets come again and again
+def slots_of(mask: int) -> list[int]:
+    """The bits that are set, lowest first; not to be changed."""
+    bits = bin(mask)[:1:-1]
+    found = []
+    place = bits.find("1")
+    while place >= 0:
+        found.append(place)
+        place = bits.find("1", place + 1)
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,57 +57,238 @@ class Matches:
                 return length
         return 0
 
+    def holders(self, within: int, at_most: int, start: int = 0) -> list[int]:
+        """Up to ``at_most`` slots of the mask ``within`` that hold something, longest match first.
+
+        Among equals those from ``start`` on come first, so that a caller can let them take turns.
+        """
+        found: list[int] = []
+        for _, slots in self.levels:
+            here = slots & within
+            from_start = here >> start << start
+            for rest in (from_start, here ^ from_start):
+                while rest:
+                    if len(found) == at_most:
+                        return found
+                    lowest = rest & -rest
+                    found.append(lowest.bit_length() - 1)
+                    rest ^= lowest
+        return found
+
+    def scores(self) -> dict[int, int]:
+        """Every slot that holds something, and how many leading blocks."""
+        found: dict[int, int] = {}
+        for length, slots in self.levels:
+            found.update(dict.fromkeys(slots_of(slots), length))
+        return found
+
 
 NO_MATCHES = Matches()
 
 
-class PrefixIndex:
-    """One model's index. What is told of a slot that is not joined is ignored: news crosses."""
+@dataclass(slots=True)
+class _Waiting:
+    """What was told of a worker while its bit is swept out."""
 
-    def __init__(self) -> None:
-        self._holders: dict[int, int] = {}
-        self._joined = 0
+    news: list[tuple[Sequence[int], Sequence[int]]] = field(default_factory=list)  # removed, stored
+    requests: list[tuple[bool, Sequence[int], int]] = field(default_factory=list)  # routed or settled, blocks, known
+
+
+@dataclass(slots=True)
+class _Worker:
+    """One slot's worker."""
+
+    told: Promises
+    recent: Recent | None  # instead, where it tells no events
+    waiting: _Waiting | None = None  # None when it is clean
+
+
+class PrefixIndex:
+    """One model's index. What is told of a slot that is not joined is ignored: news crosses.
+
+    A block that one or more workers have costs at most 100 bytes, and each distinct set of workers about 200 and one
+    for each 7 slots; a request under way about 100 for each block that its worker lacked; a worker that tells no events
+    about 150 for each block of its capacity. All in ``shards`` parts, of which a call sweeps out so many that they hold
+    ``sweep`` blocks.
+    """
+
+    def __init__(self, sweep: int = _SWEEP, shards: int = _SHARDS) -> None:
+        self._table = BlockTable(shards)
+        self._workers: dict[int, _Worker] = {}
+        self._visible = 0  # slots that are joined and clean
+        self._free: list[int] = []
+        self._slots = 0
+        self._used = 0  # slots that may be in the table
+        self._dirty: dict[int, int] = {}  # slot -> shards in which it may still be
+        self._dirty_mask = 0
+        self._at = 0  # the shard that is swept next
+        self._sweep_blocks = sweep
+
+    def __len__(self) -> int:
+        """Blocks that anybody has, those included that are still to be swept out."""
+        return len(self._table)
 
     def join(self, capacity: int | None = None) -> int:
         """A slot for a new worker. ``capacity`` (blocks): it tells no events, so what is routed there is taken for
         stored until that many newer blocks were; None: it tells events."""
-        slot = 0
-        while self._joined >> slot & 1:
-            slot += 1
-        self._joined |= 1 << slot
+        self._sweep()
+        if self._free:
+            slot = heappop(self._free)
+        else:
+            slot = self._slots
+            self._slots += 1
+        recent = None if capacity is None else Recent(self._table, slot, capacity)
+        self._workers[slot] = _Worker(Promises(self._table, slot), recent)
+        self._visible |= 1 << slot
         return slot
 
     def leave(self, slot: int) -> None:
-        """The worker is gone, and its entries with it."""
-        self._joined &= ~(1 << slot)
-        self.changed(slot, cleared=True)
+        """The worker is gone, and its entries with it. The slot is given to another once it is swept out."""
+        if self._workers.pop(slot, None) is not None:
+            self._soil(slot)
+            self._sweep()
 
     def changed(
         self, slot: int, *, stored: Sequence[int] = (), removed: Sequence[int] = (), cleared: bool = False
     ) -> None:
-        """The worker's own word of its cache; in the order cleared, removed, stored."""
-        bit = 1 << slot
-        for block in list(self._holders) if cleared else removed:
-            self._holders[block] = self._holders.get(block, 0) & ~bit
-        for block in stored:
-            self._holders[block] = self._holders.get(block, 0) | bit
+        """The worker's own word of its cache; in the order cleared, removed, stored. From one that was said to tell no
+        events only ``cleared`` is taken."""
+        worker = self._workers.get(slot)
+        if worker is None:
+            return
+        if cleared:
+            self._clear(slot, worker)
+        if worker.recent is None:
+            if worker.waiting is not None:
+                worker.waiting.news.append((removed, stored))
+            else:
+                self._take(slot, worker, removed, stored)
+        self._sweep()
 
     def routed(self, slot: int, blocks: Sequence[int], known: int) -> None:
         """A request with these blocks was sent there, ``known`` of which were matched: the others will soon be stored,
         so a request with the same prompt that comes before the worker says so finds it too."""
+        self._request(slot, True, blocks, known)
+        self._sweep()
 
     def settled(self, slot: int, blocks: Sequence[int], known: int) -> None:
         """The opposite of ``routed``, once for each: the worker has said by now what it stored, or never will."""
+        self._request(slot, False, blocks, known)
 
     def match(self, blocks: Sequence[int]) -> Matches:
         """Who holds how many of the leading blocks."""
+        if not blocks:
+            return NO_MATCHES
+        shards, last, visible = self._table.shards, self._table.last, self._visible
+        block = blocks[0]
+        here = shards[block & last].get(block, 0)
+        mask = here & visible
         levels: list[tuple[int, int]] = []
-        everyone = self._joined
-        for length, block in enumerate([*blocks, None]):
-            still = everyone & self._holders.get(block, 0) if block is not None else 0
-            if length and everyone & ~still:
-                levels.append((length, everyone & ~still))
-            everyone = still
-            if not everyone:
-                break
-        return Matches(levels[::-1])
+        place, length = 0, len(blocks)
+        # Right ends of stretches to the right of ``place``, nearest last; a stretch with one set at both ends has it
+        # all along.
+        ends = [(length, 0)]
+        while mask:
+            end, there = ends[-1]
+            if there is here or (there and there & visible == mask):
+                place = end
+                ends.pop()
+            elif end - place == 1:
+                levels.append((end, mask & ~there))
+                mask &= there
+                place, here = end, there
+                ends.pop()
+            else:
+                middle = (place + end) >> 1
+                block = blocks[middle]
+                ends.append((middle, shards[block & last].get(block, 0)))
+        levels.reverse()
+        return Matches(levels) if levels else NO_MATCHES
+
+    def _take(self, slot: int, worker: _Worker, removed: Sequence[int], stored: Sequence[int]) -> None:
+        if removed:
+            worker.told.removed(removed)
+        if stored:
+            self._used |= 1 << slot
+            worker.told.stored(stored)
+        self._table.tidy((len(stored) + len(removed) >> 3) + 1)
+
+    def _request(self, slot: int, routed: bool, blocks: Sequence[int], known: int) -> None:
+        worker = self._workers.get(slot)
+        if worker is None:
+            return
+        if worker.waiting is not None:
+            worker.waiting.requests.append((routed, blocks, known))
+        elif routed:
+            self._used |= 1 << slot
+            if worker.recent is None:
+                worker.told.make(blocks, known)
+            else:
+                worker.recent.routed(blocks)
+                self._table.tidy((len(blocks) >> 3) + 1)
+        else:
+            worker.told.settle(blocks, known)
+
+    def _clear(self, slot: int, worker: _Worker) -> None:
+        if worker.waiting is not None:
+            worker.waiting.news.clear()
+            if worker.recent is not None:
+                worker.waiting.requests.clear()
+        elif self._used >> slot & 1:
+            standing = [(True, each.blocks, each.known) for each in worker.told]
+            worker.told = Promises(self._table, slot)
+            if worker.recent is not None:
+                worker.recent.forget()
+            worker.waiting = _Waiting(requests=standing)
+            self._soil(slot)
+
+    def _soil(self, slot: int) -> None:
+        """The slot is not looked at until it is swept out."""
+        self._visible &= ~(1 << slot)
+        self._dirty[slot] = len(self._table.shards)
+        self._dirty_mask |= 1 << slot
+        if not self._used >> slot & 1:
+            self._clean(slot)
+
+    def _sweep(self) -> None:
+        """A slice of what is to be swept out."""
+        budget = self._sweep_blocks
+        while self._dirty and budget > 0:
+            budget -= self._table.strip(self._at, self._dirty_mask) + _VISIT
+            self._table.tidy(1)
+            self._at = self._at + 1 & self._table.last
+            for slot, left in list(self._dirty.items()):
+                self._dirty[slot] = left - 1
+                if left == 1:
+                    self._clean(slot)
+
+    def _clean(self, slot: int) -> None:
+        del self._dirty[slot]
+        self._dirty_mask &= ~(1 << slot)
+        self._used &= ~(1 << slot)
+        worker = self._workers.get(slot)
+        if worker is None:
+            heappush(self._free, slot)
+            return
+        waiting, worker.waiting = worker.waiting or _Waiting(), None
+        self._visible |= 1 << slot
+        for removed, stored in waiting.news:
+            self._take(slot, worker, removed, stored)
+        for routed, blocks, known in waiting.requests:
+            self._request(slot, routed, blocks, known)
+
+    def check(self) -> None:
+        """Raises AssertionError where the books don't balance; for tests."""
+        self._table.check()
+        for slot, worker in self._workers.items():
+            clean = worker.waiting is None
+            assert clean == (slot not in self._dirty) == bool(self._visible >> slot & 1), slot  # noqa: S101
+            if clean:
+                worker.told.check()
+                if worker.recent is not None:
+                    worker.recent.check()
+        for shard in self._table.shards:
+            for block, mask in shard.items():
+                assert not mask & ~self._used, block  # noqa: S101
+        assert not self._visible & self._dirty_mask  # noqa: S101
+        assert not set(self._free) & (self._workers.keys() | self._dirty.keys())  # noqa: S101
