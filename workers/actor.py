@@ -129,7 +129,9 @@ class WorkerActor:
         await self._engine.start(self._note)
         self._note("starting the session")
         session = importlib.import_module("workers.session")
-        self._session = session.WorkerSession(assigned.worker_id, assigned.epoch, assigned.role, self._engine)
+        self._session = session.WorkerSession(
+            assigned.worker_id, assigned.epoch, assigned.role, assigned.model, self._engine
+        )
         self._server = grpc.aio.server(options=session.SERVER_OPTIONS)
         worker_pb2_grpc.add_WorkerServicer_to_server(self._session, self._server)
         port = self._server.add_insecure_port(f"{host}:0")

@@ -22,9 +22,9 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.executor import Executor
 
 from orchestrator.core.errors import SegueError, WorkerLost, WorkerStartFailed
+from orchestrator.core.mirror import CacheEvent
 from orchestrator.core.spec import Device, Role
 from orchestrator.core.types import EngineFacts, Load, WorkerAssignment
-from orchestrator.proto.worker_pb2 import KvEvent
 from orchestrator.telemetry.logs import events
 from workers import inventory, kv_events, plugin, wire
 from workers.nudge import Nudger
@@ -50,7 +50,7 @@ class VllmEngine:
         self._feed: kv_events.KvEventFeed | None = None
         self._reader: asyncio.Task[None] | None = None
         self._load = Load()
-        self._pending_events: list[KvEvent] = []
+        self._pending_events: list[CacheEvent] = []
         self._flush: asyncio.TimerHandle | None = None
         self._steps: asyncio.Queue[EngineStep | SegueError | None] = asyncio.Queue()
         self._closing = False
@@ -79,7 +79,7 @@ class VllmEngine:
         progress("loading weights and starting the engine")
         self._client = await self._guard(asyncio.to_thread(self._launch, config))
         tasks = await self._guard(asyncio.wait_for(self._client.get_supported_tasks_async(), _TASKS_SECONDS))
-        self._facts = facts_of(self._client.vllm_config, tuple(tasks))
+        self._facts = facts_of(self._client.vllm_config, tuple(tasks), self._assignment.device)
         self._load = Load(kv_blocks_total=self._facts.kv_blocks_total)
         if self._assignment.device is Device.CPU:
             # NIXL pins the process that moves KV, which on a CPU also computes, to one core.
@@ -213,7 +213,7 @@ class VllmEngine:
             self._flush = None
         self._steps.put_nowait(replace(step, kv_events=found))
 
-    def _take_events(self, batch: list[KvEvent]) -> None:
+    def _take_events(self, batch: list[CacheEvent]) -> None:
         self._pending_events += batch
         if self._flush is None and self._pending_events:
             loop = asyncio.get_running_loop()
@@ -238,7 +238,7 @@ def _lost(worker_id: str) -> Iterator[None]:
         raise WorkerLost("the engine died", where=worker_id) from error
 
 
-def facts_of(config: VllmConfig, tasks: tuple[str, ...]) -> EngineFacts:
+def facts_of(config: VllmConfig, tasks: tuple[str, ...], device: Device) -> EngineFacts:
     """What vLLM settled on. One of its KV blocks is a placeholder that no request gets."""
     model, parallel, cache = config.model_config, config.parallel_config, config.cache_config
     dtype = get_kv_cache_torch_dtype(cache.cache_dtype, model.dtype)
@@ -252,4 +252,7 @@ def facts_of(config: VllmConfig, tasks: tuple[str, ...]) -> EngineFacts:
         max_model_len=model.max_model_len,
         max_num_seqs=config.scheduler_config.max_num_seqs,
         tasks=tasks,
+        kv_events=config.kv_events_config is not None,
+        weight_bytes=inventory.weight_bytes(model.model),
+        device=device,
     )

@@ -128,3 +128,8 @@ def remove_run_folders(pid: int) -> None:
     """Removes the folders of a worker, whoever does it."""
     for folder in Path(tempfile.gettempdir()).glob(f"{_RUN_PREFIX}{pid}-*"):
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def weight_bytes(model: str) -> int:
+    """Bytes of a model's weights, as they lie in its folder; 0 where it has none here."""
+    return sum(each.stat().st_size for each in Path(model).glob("*.safetensors"))

@@ -10,7 +10,7 @@ import zmq
 import zmq.asyncio
 
 from orchestrator.core.errors import WorkerStartFailed
-from orchestrator.proto.worker_pb2 import KvEvent
+from orchestrator.core.mirror import CacheEvent, Cleared
 from orchestrator.telemetry.logs import events
 from workers import wire
 
@@ -28,7 +28,7 @@ def endpoint(run_folder: Path) -> str:
 class KvEventFeed:
     """Hands every batch to ``sink``. A gap in the numbering is reported as ``cleared``: what was missed is unknown."""
 
-    def __init__(self, source: str, sink: Callable[[list[KvEvent]], None]) -> None:
+    def __init__(self, source: str, sink: Callable[[list[CacheEvent]], None]) -> None:
         self._context = zmq.asyncio.Context()
         self._socket = self._context.socket(zmq.SUB)
         self._monitor = self._socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED)
@@ -61,6 +61,6 @@ class KvEventFeed:
             batch = wire.decode_kv_events(payload)
             if expected is not None and sequence != expected:
                 _log.warning("kv_events_missed", count=sequence - expected)
-                batch.insert(0, KvEvent(cleared=True))
+                batch.insert(0, Cleared())
             expected = sequence + 1
             self._sink(batch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from orchestrator.core.mirror import CacheNews
 from orchestrator.core.types import EngineFacts, Load
 from orchestrator.proto import worker_pb2
 from workers.ports import Transfers
@@ -15,7 +16,14 @@ def facts_message(facts: EngineFacts) -> worker_pb2.EngineFacts:
         max_model_len=facts.max_model_len,
         max_num_seqs=facts.max_num_seqs,
         tasks=facts.tasks,
+        kv_events=facts.kv_events,
+        weight_bytes=facts.weight_bytes,
+        device=facts.device.value,
     )
+
+
+def cache_message(news: CacheNews) -> worker_pb2.CacheChange:
+    return worker_pb2.CacheChange(cleared=news.cleared, removed=news.removed, stored=news.stored)
 
 
 def load_message(load: Load) -> worker_pb2.Load:

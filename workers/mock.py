@@ -56,6 +56,7 @@ class MockEngine:
             kv_block_bytes=chosen.kv_block_bytes,
             max_model_len=chosen.max_model_len,
             max_num_seqs=chosen.max_num_seqs,
+            kv_events=chosen.enable_prefix_caching,
         )
 
     @property
@@ -166,9 +167,11 @@ class MockEngine:
 
     def _place(self, sequence: Sequence) -> bool:
         """Blocks for a sequence's tokens, cached ones first; False if there is no room."""
-        cached = self._pool.cached(sequence.tokens[:-1])  # the last token is always computed: it makes the next one
+        cached = self._pool.cached(
+            sequence.tokens[:-1], sequence.kinship
+        )  # the last token is always computed: it makes the next one
         needed = -(-len(sequence.tokens) // self.settings.block_size) - len(cached)
-        holding = self._pool.hold(cached, needed)
+        holding = self._pool.hold(cached, needed, sequence.kinship)
         if holding is None:
             return False
         sequence.holding = holding

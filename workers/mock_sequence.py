@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from zlib import crc32
 
-from workers.mock_blocks import Holding
+from workers.mock_blocks import Holding, Kinship
 from workers.wire import Event, EventType, Finish, Prefill, Request, transfer_params
 
 
@@ -55,6 +55,12 @@ class Sequence:
     @property
     def output_tokens(self) -> int:
         return len(self.tokens) - self.prompt_tokens
+
+    @property
+    def kinship(self) -> Kinship:
+        """With whom its blocks can be shared."""
+        lora = self.request.lora_request
+        return Kinship(lora.lora_name if lora is not None else "", self.request.cache_salt or "")
 
     @property
     def transfer(self) -> Mapping[str, Any]:

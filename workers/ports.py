@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from orchestrator.core.mirror import CacheEvent
 from orchestrator.core.types import EngineFacts, Load
-from orchestrator.proto.worker_pb2 import KvEvent
 
 if TYPE_CHECKING:
     from workers.wire import Output, Request
@@ -47,7 +47,7 @@ class EngineStep:
     outputs: Sequence[Output] = ()
     timestamp: float = 0.0
     transfers: Transfers = field(default_factory=Transfers)
-    kv_events: Sequence[KvEvent] = ()
+    kv_events: Sequence[CacheEvent] = ()
 
     @property
     def load_only(self) -> bool:

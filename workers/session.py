@@ -16,16 +16,17 @@ from typing import Any
 import grpc
 
 from orchestrator.core.errors import ProtocolError, SegueError, WorkerLost
+from orchestrator.core.mirror import CacheMirror
 from orchestrator.core.spec import Role
 from orchestrator.core.types import Load
 from orchestrator.proto import worker_pb2, worker_pb2_grpc
-from orchestrator.proto.worker_pb2 import GatewayFrame, Hello, Rejected, Step, Submit, Welcome, WorkerFrame
+from orchestrator.proto.worker_pb2 import CacheChange, GatewayFrame, Hello, Rejected, Step, Submit, Welcome, WorkerFrame
 from orchestrator.telemetry.logs import events
 from workers import wire
 from workers.intake import fault_of, transfer_fault
 from workers.link import Link
-from workers.messages import facts_message, load_message, transfers_message
-from workers.ports import Engine, EngineStep, Transfers
+from workers.messages import cache_message, facts_message, load_message, transfers_message
+from workers.ports import Engine, EngineStep
 from workers.work import Work
 
 PROTOCOL_VERSION = 1
@@ -49,13 +50,15 @@ _Context = grpc.aio.ServicerContext[GatewayFrame, WorkerFrame]
 class WorkerSession(worker_pb2_grpc.WorkerServicer):
     """Serves any number of gateways from one engine. Belongs to one event loop."""
 
-    def __init__(self, worker_id: str, epoch: int, role: Role, engine: Engine) -> None:
+    def __init__(self, worker_id: str, epoch: int, role: Role, model: str, engine: Engine) -> None:
         self.load = Load(kv_blocks_total=engine.facts.kv_blocks_total)
         self.draining = False
         self._worker_id = worker_id
         self._epoch = epoch
         self._role = role
         self._engine = engine
+        self._mirror = CacheMirror(model, engine.facts.block_size)
+        self._next_warning = 1
         # A bound on memory, far above what admission lets through.
         self._max_live = max(1024, 16 * engine.facts.max_num_seqs)
         self._links: set[Link] = set()
@@ -84,7 +87,7 @@ class WorkerSession(worker_pb2_grpc.WorkerServicer):
         """Takes no new requests from here on; those that run go on."""
         self.draining = True
         for link in self._links:
-            link.send(self._step())
+            link.send(self._step(link))
 
     def close(self, error: SegueError) -> None:
         """Ends all sessions."""
@@ -98,9 +101,11 @@ class WorkerSession(worker_pb2_grpc.WorkerServicer):
             await context.write(WorkerFrame(welcome=self._welcome()))
         except SegueError as error:
             await context.abort(grpc.StatusCode[error.grpc_code], str(error))
-        link = Link(hello.gateway_id)
+        link = Link(hello.gateway_id, self._snapshot)
         self._links.add(link)
-        link.send(self._step())
+        first = self._step(link)
+        first.cache.CopyFrom(self._snapshot())
+        link.send(first)
         tasks = [_ending(link, self._read(context, link)), _ending(link, self._write(context, link))]
         _log.info("session_opened", gateway=link.gateway_id)
         try:
@@ -154,7 +159,7 @@ class WorkerSession(worker_pb2_grpc.WorkerServicer):
     async def _write(self, context: _Context, link: Link) -> None:
         while True:
             frame = await link.next(HEARTBEAT_SECONDS)
-            await context.write(frame or WorkerFrame(step=self._step()))
+            await context.write(frame or WorkerFrame(step=self._step(link)))
 
     async def _submit(self, link: Link, submit: Submit) -> None:
         refusal = self._refusal(submit)
@@ -180,7 +185,9 @@ class WorkerSession(worker_pb2_grpc.WorkerServicer):
         await self._engine.submit(request)
 
     def _reject(self, link: Link, wire_id: str, reason: Rejected.Reason, detail: str) -> None:
-        link.send(self._step(rejected=[Rejected(wire_id=wire_id, reason=reason, detail=detail)]))
+        step = self._step(link)
+        step.rejected.add(wire_id=wire_id, reason=reason, detail=detail)
+        link.send(step)
 
     def _refusal(self, submit: Submit) -> tuple[Rejected.Reason, str] | None:
         """Why the worker won't take a request, whatever is in it."""
@@ -241,15 +248,24 @@ class WorkerSession(worker_pb2_grpc.WorkerServicer):
                 del self._live[work.wire_id]
                 work.link.wire_ids.discard(work.wire_id)
                 work.end(self._role, str(output.finish_reason))
-        shared = self._step(step)
+        news = self._cache_news(step) if step.kv_events else None
         for link in self._links:
-            outputs = by_link.get(link)
-            if outputs:
-                own = Step(outputs=wire.encode_outputs(outputs, step.timestamp))
-                own.MergeFrom(shared)
-                link.send(own)
-            else:
-                link.send(shared)
+            message = self._step(link)
+            if outputs := by_link.get(link):
+                message.outputs.extend(wire.encode_outputs(outputs, step.timestamp))
+            if step.transfers:
+                message.transfers.CopyFrom(transfers_message(step.transfers))
+            if news is not None:
+                message.cache.CopyFrom(news)
+            link.send(message)
+
+    def _cache_news(self, step: EngineStep) -> CacheChange:
+        news = self._mirror.take(step.kv_events)
+        missed = self._mirror.unplaced + self._mirror.misshapen
+        if missed >= self._next_warning:
+            _log.warning("cached_blocks_not_told", unplaced=self._mirror.unplaced, misshapen=self._mirror.misshapen)
+            self._next_warning = 10 * missed
+        return cache_message(news)
 
     def _late(self, output: wire.Output) -> Link | None:
         """Who gets an output of a request that was aborted in the meantime: a prefill that still came to its end has
@@ -257,17 +273,11 @@ class WorkerSession(worker_pb2_grpc.WorkerServicer):
         link, _ = self._aborted.pop(output.request_id, (None, 0.0))
         return link if output.kv_transfer_params else None
 
-    def _step(self, step: EngineStep | None = None, rejected: Sequence[Rejected] = ()) -> Step:
-        transfers = step.transfers if step else Transfers()
-        message = Step(
-            load=load_message(self.load),
-            rejected=rejected,
-            kv_events=step.kv_events if step else (),
-            draining=self.draining,
-        )
-        if transfers:
-            message.transfers.CopyFrom(transfers_message(transfers))
-        return message
+    def _snapshot(self) -> CacheChange:
+        return CacheChange(cleared=True, stored=self._mirror.snapshot())
+
+    def _step(self, link: Link) -> Step:
+        return Step(load=load_message(self.load), draining=self.draining, own_requests=len(link.wire_ids))
 
 
 def _ending(link: Link, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import msgspec
-from vllm.distributed.kv_events import AllBlocksCleared, BlockRemoved, BlockStored, KVEventBatch
+from vllm.distributed.kv_events import MEDIUM_GPU, AllBlocksCleared, BlockRemoved, BlockStored, KVEventBatch
 from vllm.sampling_params import SamplingParams
 from vllm.v1.engine import (
     EngineCoreEvent,
@@ -22,8 +22,9 @@ from vllm.v1.engine import (
 from vllm.v1.metrics.stats import PrefillStats
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
+from orchestrator.core.blocks import extra_term
 from orchestrator.core.errors import ProtocolError
-from orchestrator.proto.worker_pb2 import BlocksRemoved, BlocksStored, KvEvent
+from orchestrator.core.mirror import BlocksRemoved, BlocksStored, CacheEvent, Cleared
 
 Request = EngineCoreRequest
 Output = EngineCoreOutput
@@ -58,24 +59,40 @@ def decode_outputs(parts: Sequence[bytes]) -> EngineCoreOutputs:
     return _decode(_outputs, parts, EngineCoreOutputs)  # type: ignore[no-any-return]
 
 
-def decode_kv_events(payload: bytes) -> list[KvEvent]:
-    """A batch of vLLM's prefix-cache publisher."""
-    found: list[KvEvent] = []
+def decode_kv_events(payload: bytes) -> list[CacheEvent]:
+    """A batch of vLLM's prefix-cache publisher: the part of it that is on the device and here.
+
+    Of several groups of KV caches (layers that attend differently) the first one stands for all of them.
+    """
+    found: list[CacheEvent] = []
     for event in _kv_events.decode(payload).events:
-        if isinstance(event, BlockStored):
-            stored = BlocksStored(
-                block_hashes=[_hash(each) for each in event.block_hashes],
-                parent_hash=b"" if event.parent_block_hash is None else _hash(event.parent_block_hash),
-                token_ids=event.token_ids,
-                block_size=event.block_size,
-                lora_name=event.lora_name or "",
-            )
-            found.append(KvEvent(stored=stored))
+        if isinstance(event, AllBlocksCleared):
+            found.append(Cleared())
+        elif event.medium not in (None, MEDIUM_GPU) or event.group_idx or event.locality == "REMOTE":
+            continue
+        elif isinstance(event, BlockStored):
+            found.append(_stored(event))
         elif isinstance(event, BlockRemoved):
-            found.append(KvEvent(removed=BlocksRemoved(block_hashes=[_hash(each) for each in event.block_hashes])))
-        elif isinstance(event, AllBlocksCleared):
-            found.append(KvEvent(cleared=True))
+            found.append(BlocksRemoved(event.block_hashes))
     return found
+
+
+def _stored(event: BlockStored) -> BlocksStored:
+    """What blocks are made of besides tokens stands untagged in ``extra_keys``: the adapter's name first, then images
+    and sounds as (identity, place) pairs, the salt as a string, digests of prompt embeddings as bytes."""
+    adapter, salt, extras = event.lora_name or "", "", []
+    for number, keys in enumerate(event.extra_keys or ()):
+        rest = list(keys or ())
+        if adapter and rest and rest[0] == adapter:
+            del rest[0]
+        if number == 0 and event.parent_block_hash is None:
+            salt = next((key for key in rest if isinstance(key, str)), "")
+        pairs = [tuple(key) for key in rest if isinstance(key, list | tuple)]
+        pairs += [(key, 0) for key in rest if isinstance(key, bytes)]
+        extras.append(extra_term(pairs))
+    return BlocksStored(
+        event.block_hashes, event.parent_block_hash, event.token_ids, adapter, salt, extras if any(extras) else ()
+    )
 
 
 def transfer_params(request: Request) -> Mapping[str, Any]:
@@ -107,11 +124,6 @@ def release_request(wire_id: str, transfer: Mapping[str, Any] | None, now: float
 
 def _encode(message: Request | EngineCoreOutputs) -> list[bytes]:
     return [part if isinstance(part, bytes) else bytes(cast(bytearray, part)) for part in _encoder.encode(message)]
-
-
-def _hash(block: bytes | int) -> bytes:
-    """vLLM names a block by its digest, or by the digest's last 64 bits."""
-    return block if isinstance(block, bytes) else (block & (1 << 64) - 1).to_bytes(8, "big")
 
 
 def _decode(decoder: MsgpackDecoder, parts: Sequence[bytes], kind: type) -> Any:

@@ -21,12 +21,12 @@ from workers.mock import MockEngine
 from workers.session import SERVER_OPTIONS, WorkerSession
 
 
-async def serve(stack: AsyncExitStack, worker_id: str, role: str, engine: dict[str, Any]) -> str:
+async def serve(stack: AsyncExitStack, worker_id: str, role: str, model: str, engine: dict[str, Any]) -> str:
     """Starts one worker; returns its address."""
     core = MockEngine(engine)
     await core.start(lambda stage: None)
     stack.push_async_callback(core.shutdown)
-    session = WorkerSession(worker_id, 1, Role(role), core)
+    session = WorkerSession(worker_id, 1, Role(role), model, core)
     server = grpc.aio.server(options=SERVER_OPTIONS)
     worker_pb2_grpc.add_WorkerServicer_to_server(session, server)
     port = server.add_insecure_port("127.0.0.1:0")

@@ -37,7 +37,6 @@ __all__ = [
     "encode_request",
     "for_decode",
     "for_prefill",
-    "hashable_tokens",
     "needs_local_prefill",
     "output_limit",
     "prompt_tokens",
@@ -187,16 +186,6 @@ def prompt_tokens(request: EngineCoreRequest) -> int:
     if request.prompt_token_ids is not None:
         return len(request.prompt_token_ids)
     return int(request.prompt_embeds.shape[0]) if request.prompt_embeds is not None else 0
-
-
-def hashable_tokens(request: EngineCoreRequest) -> Sequence[int]:
-    """The prompt as far as its blocks are known by token ids alone: up to the first image, sound or embedding."""
-    tokens = request.prompt_token_ids
-    if tokens is None or request.prompt_embeds is not None:
-        return ()
-    if request.mm_features:
-        return tokens[: min(feature.mm_position.offset for feature in request.mm_features)]
-    return tokens
 
 
 def adapter(request: EngineCoreRequest) -> str:

@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from orchestrator.core import messages as m
-from orchestrator.core.blocks import root
 from orchestrator.core.brain import Brain
 from orchestrator.core.errors import SegueError
 from orchestrator.core.spec import Role
@@ -20,7 +19,7 @@ from orchestrator.core.types import Load, WorkerInfo
 from orchestrator.gateway import cluster_core as cc
 from orchestrator.gateway.context import CURRENT, RequestContext
 from orchestrator.gateway.flight import Flight
-from orchestrator.gateway.hashing import prompt_blocks
+from orchestrator.gateway.hashing import blocks_of
 from orchestrator.gateway.link import Link
 from orchestrator.proto import worker_pb2 as pb
 from orchestrator.record.journal import Journal
@@ -110,25 +109,24 @@ class Driver:
         self._feed(self._arrival(core.model, request, context))
 
     def _arrival(self, model: str, request: cc.EngineCoreRequest, context: RequestContext | None) -> m.Arrived:
-        adapter = cc.adapter(request)
         return m.Arrived(
             request.request_id,
             model,
             cc.prompt_tokens(request),
             local_only=cc.needs_local_prefill(request),
             deadline=context.deadline if context else None,
-            blocks=self._blocks(model, adapter, request),
+            blocks=self._blocks(model, request),
             tenant=context.tenant if context else "",
             priority=request.priority,
             affinity=context.affinity if context else "",
-            adapter=adapter,
+            adapter=cc.adapter(request),
             output_limit=cc.output_limit(request),
         )
 
-    def _blocks(self, model: str, adapter: str, request: cc.EngineCoreRequest) -> Sequence[int]:
-        """Hashes of the prompt's full blocks, as far as they can be made: the engines' block size has to be known."""
-        size, tokens = self._block_sizes.get(model), cc.hashable_tokens(request)
-        return prompt_blocks(tokens, size, root(model, adapter, request.cache_salt or "")) if size and tokens else ()
+    def _blocks(self, model: str, request: cc.EngineCoreRequest) -> Sequence[int]:
+        """Hashes of the prompt's full blocks; none while no worker has told the size of its blocks."""
+        size = self._block_sizes.get(model)
+        return blocks_of(request, model, size) if size else ()
 
     def cancel(self, request_id: str, *, complete: bool) -> None:
         """The front end needs no more of a request: the client is gone, or (``complete``) it has all it wanted."""

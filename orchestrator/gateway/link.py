@@ -11,6 +11,7 @@ import grpc
 import grpc.aio
 
 from orchestrator.core.errors import ProtocolError
+from orchestrator.core.spec import Device
 from orchestrator.core.types import EngineFacts, WorkerInfo
 from orchestrator.proto import worker_pb2 as pb
 from orchestrator.proto import worker_pb2_grpc
@@ -149,5 +150,8 @@ def _with_facts(worker: WorkerInfo, welcome: pb.Welcome) -> WorkerInfo:
             max_model_len=facts.max_model_len,
             max_num_seqs=facts.max_num_seqs,
             tasks=tuple(facts.tasks),
+            kv_events=facts.kv_events,
+            weight_bytes=facts.weight_bytes,
+            device=Device(facts.device or Device.CPU),
         ),
     )

@@ -57,7 +57,7 @@ class MockWorker:
 @asynccontextmanager
 async def mock_worker(
     role: Role | str = Role.SERVE,
-    model: str = "mock",
+    model: str = "test",
     *,
     worker_id: str = "",
     epoch: int = 1,
@@ -67,7 +67,7 @@ async def mock_worker(
     """A mock worker in this process; ``engine`` are ``workers.mock_settings.MockSettings`` fields."""
     core = MockEngine({"step_seconds": 0.001, **engine}, clock)
     await core.start(lambda stage: None)
-    session = WorkerSession(worker_id or f"{model}/{role}/0", epoch, Role(role), core)
+    session = WorkerSession(worker_id or f"{model}/{role}/0", epoch, Role(role), model, core)
     server = grpc.aio.server(options=SERVER_OPTIONS)
     worker_pb2_grpc.add_WorkerServicer_to_server(session, server)
     port = server.add_insecure_port("127.0.0.1:0")
@@ -149,7 +149,7 @@ class Gateway:
         self.steps: list[Step] = []
         self.outputs: dict[str, list[wire.Output]] = {}
         self.rejected: dict[str, Any] = {}
-        self.kv_events: list[Any] = []
+        self.held: dict[int, None] = {}  # what the prefix cache holds, in the order that it was told
         self.failure: grpc.aio.AioRpcError | None = None
         self._call = call
         self._news = asyncio.Condition()
@@ -165,9 +165,11 @@ class Gateway:
         *,
         trace: dict[str, str] | None = None,
         transfer: dict[str, Any] | None = None,
+        salt: str | None = None,
         **sampling: Any,
     ) -> None:
         request = make_request(wire_id, prompt, transfer=transfer, **sampling)
+        request.cache_salt = salt
         parts = wire.encode_request(request)
         await self.send(submit=Submit(wire_id=wire_id, request=parts, trace=trace or {}))
 
@@ -241,7 +243,11 @@ class Gateway:
 
     async def _take(self, step: Step) -> None:
         self.steps.append(step)
-        self.kv_events.extend(step.kv_events)
+        if step.cache.cleared:
+            self.held.clear()
+        for block in step.cache.removed:
+            del self.held[block]
+        self.held.update(dict.fromkeys(step.cache.stored))
         for rejected in step.rejected:
             self.rejected[rejected.wire_id] = rejected
         if step.outputs:

@@ -11,6 +11,7 @@ import grpc
 import pytest
 from vllm.pooling_params import PoolingParams
 
+from orchestrator.gateway.hashing import prompt_blocks, root_of
 from orchestrator.proto.worker_pb2 import Abort, GatewayFrame, Hello, Rejected, Submit
 from orchestrator.proto.worker_pb2_grpc import WorkerStub
 from tests.workers.support import Gateway, Pair, gateway, make_request, tokens
@@ -22,6 +23,7 @@ TRANSFER_KEYS = {
     *("remote_host", "remote_port", "tp_size", "dcp_size", "pp_size", "remote_num_tokens", "transfer_mode"),
     *("remote_blocks_expiry_time", "remote_prefill_cached_tokens"),
 }
+MODEL = "test"  # what the workers of both kinds serve
 _numbers = itertools.count()
 
 
@@ -124,24 +126,40 @@ async def test_a_second_prompt_finds_the_first_ones_blocks(pair: Pair) -> None:
         assert stats.num_local_cached_tokens == 96
 
 
-async def test_kv_events_tell_what_the_prefix_cache_holds(pair: Pair) -> None:
+@pytest.mark.parametrize("salt", [None, "tenant one"])
+async def test_what_the_prefix_cache_holds_is_told_in_hashes_that_a_gateway_makes(pair: Pair, salt: str | None) -> None:
     prompt = fresh_prompt(70)
     async with gateway(pair.prefill) as peer:
+        size = peer.welcome.facts.block_size
+        mine = list(prompt_blocks(prompt, size, root_of(MODEL, None, salt)))
         await peer.until(lambda g: g.steps)
-        peer.kv_events.clear()
-        await peer.generate(fresh_id("p"), prompt, max_tokens=1)
+        assert not set(mine) & set(peer.held)
+        await peer.generate(fresh_id("p"), prompt, max_tokens=1, salt=salt)
+        await peer.until(lambda g: mine[-1] in g.held)
+        assert [block for block in peer.held if block in mine] == mine  # each after the one before it
+        assert not set(prompt_blocks(prompt, size, root_of(MODEL, None, "another"))) & set(peer.held)
 
-        def stored(g: Gateway) -> list[int]:
-            found = [event.stored for event in g.kv_events if event.HasField("stored")]
-            return [token for event in found for token in event.token_ids]
 
-        await peer.until(lambda g: len(stored(g)) >= 64)
-        assert stored(peer) == prompt[:64]
-        blocks = [event.stored for event in peer.kv_events if event.HasField("stored")]
-        hashes = [digest for event in blocks for digest in event.block_hashes]
-        assert len(set(hashes)) == 2
-        assert blocks[0].parent_hash == b""
-        assert blocks[-1].block_hashes[-1] == hashes[-1]
+async def test_a_gateway_that_comes_late_is_told_all_that_is_there(pair: Pair) -> None:
+    prompt = fresh_prompt(70)
+    async with gateway(pair.prefill) as first:
+        mine = list(prompt_blocks(prompt, first.welcome.facts.block_size, root_of(MODEL)))
+        await first.generate(fresh_id("p"), prompt, max_tokens=1)
+        await first.until(lambda g: mine[-1] in g.held)
+        async with gateway(pair.prefill) as late:
+            await late.until(lambda g: g.steps)
+            assert set(mine) <= set(late.held) == set(first.held)
+
+
+async def test_a_gateway_is_told_which_requests_are_its_own(pair: Pair) -> None:
+    async with gateway(pair.decode) as mine, gateway(pair.decode) as other:
+        wire_id = fresh_id("long")
+        await mine.submit(wire_id, fresh_prompt(20), max_tokens=400)
+        await mine.until(lambda g: g.outputs.get(wire_id))
+        assert mine.steps[-1].own_requests == 1
+        await other.until(lambda g: g.load.running)
+        assert other.steps[-1].own_requests == 0
+        await mine.abort(wire_id)
 
 
 async def test_stop_tokens_and_limits_end_a_sequence(pair: Pair) -> None:

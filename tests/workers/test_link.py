@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from orchestrator.core.errors import Overloaded, WorkerLost
-from orchestrator.proto.worker_pb2 import KvEvent, Load, Step, Transfers
-from workers.link import Link
+from orchestrator.proto.worker_pb2 import CacheChange, Load, Step, Transfers
+from workers.link import MAX_CACHE_HASHES, Link
 
 
 async def test_load_that_a_gateway_did_not_read_in_time_is_replaced() -> None:
@@ -19,18 +19,19 @@ async def test_load_that_a_gateway_did_not_read_in_time_is_replaced() -> None:
     assert await link.next(0.01) is None
 
 
-async def test_folding_adds_transfers_up_and_keeps_every_kv_event() -> None:
+async def test_folding_adds_transfers_up_and_keeps_what_the_cache_came_to() -> None:
     link = Link("slow")
-    for number in range(5):
-        event = KvEvent(cleared=True)
+    for number in range(1, 6):
+        change = CacheChange(stored=[number, 100 + number], removed=[number - 1])
         transfers = Transfers(count=1, bytes=10, seconds=0.5, failed=1)
-        link.send(Step(load=Load(running=number), transfers=transfers, kv_events=[event]))
+        link.send(Step(load=Load(running=number), transfers=transfers, cache=change))
     link.send(Step(draining=True))
     frame = await link.next(0.01)
     assert frame is not None
     moved = frame.step.transfers
     assert (moved.count, moved.bytes, moved.seconds, moved.failed) == (5, 50, 2.5, 5)
-    assert len(frame.step.kv_events) == 5
+    assert list(frame.step.cache.stored) == [101, 102, 103, 104, 5, 105]
+    assert list(frame.step.cache.removed) == [0, 1, 2, 3, 4]
     assert frame.step.draining
 
 
@@ -60,12 +61,21 @@ async def test_a_gateway_that_does_not_read_is_cut_off() -> None:
     assert count <= 9
 
 
-async def test_events_alone_can_cut_a_gateway_off() -> None:
-    link = Link("stuck")
-    batch = Step(kv_events=[KvEvent(cleared=True)] * 10_000)
-    for _ in range(7):
-        link.send(batch)
-    assert isinstance(link.ended.result(), Overloaded)
+async def test_cache_changes_that_pile_up_become_one_snapshot() -> None:
+    link = Link("slow", lambda: CacheChange(cleared=True, stored=[7]))
+    batch = range(MAX_CACHE_HASHES // 4)
+    for number in range(7):
+        link.send(Step(outputs=[bytes([number])], cache=CacheChange(stored=batch)))
+    read = []
+    while frame := await link.next(0.01):
+        read.append(frame.step)
+    assert [step.outputs[0][0] for step in read] == list(range(7)), "outputs are never left out"
+    assert sum(len(step.cache.stored) for step in read) == 1
+    assert (read[-1].cache.cleared, list(read[-1].cache.stored)) == (True, [7])
+    link.send(Step(cache=CacheChange(stored=[8])))
+    frame = await link.next(0.01)
+    assert frame is not None
+    assert (frame.step.cache.cleared, list(frame.step.cache.stored)) == (False, [8])
 
 
 @pytest.mark.parametrize("first", [None, WorkerLost("gone")])

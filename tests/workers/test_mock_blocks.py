@@ -6,6 +6,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from orchestrator.core.mirror import BlocksStored
 from workers.mock_blocks import BlockPool, Holding
 
 TOTAL, SIZE = 12, 4
@@ -58,12 +59,12 @@ class PoolMachine(RuleBasedStateMachine):
     @invariant()
     def events_tell_what_the_cache_holds(self) -> None:
         for event in self.pool.take_events():
-            if event.HasField("stored"):
-                assert not self.cached & set(event.stored.block_hashes)
-                self.cached |= set(event.stored.block_hashes)
+            if isinstance(event, BlocksStored):
+                assert not self.cached & set(event.names)
+                self.cached |= set(event.names)
             else:
-                assert self.cached >= set(event.removed.block_hashes)
-                self.cached -= set(event.removed.block_hashes)
+                assert self.cached >= set(event.names)
+                self.cached -= set(event.names)
         assert self.cached >= {digest for _, holding in self.live for digest in holding.shared}
         assert len(self.cached) <= TOTAL
 
