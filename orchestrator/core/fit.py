@@ -22,8 +22,14 @@ SHORTEST, LONGEST = 1e-7, 1e5  # seconds
 ERROR_GAIN = 1 / 16
 TRUST_IN_PEERS = 8.0  # observations that it weighs that a worker is as fast as its peers
 PACE_MEMORY = 48.0  # observations of one worker that count
+RETURN = 0.05  # of what it differs from its peers: so that what all have in common ends up in the line
 MOST_PACE = 3.0  # log ratio: up to 20 times faster or slower than its peers
 FADE_SECONDS = 60.0  # without work, after which a worker is thought to be as fast as its peers again
+
+
+def _haste(error: float) -> float:
+    """The share of what is known that one observation replaces, while predictions are as bad as that."""
+    return min(1.0 / SHORTEST_MEMORY, error / 8.0)
 
 
 class Line:
@@ -69,7 +75,7 @@ class Line:
         self._solve()
 
     def _sum(self, units: float, seconds: float) -> None:
-        keep = 1.0 - max(1.0 / MEMORY, min(1.0 / SHORTEST_MEMORY, self.error / 8.0))
+        keep = 1.0 - max(1.0 / MEMORY, _haste(self.error))
         predicted = self.at(units)
         weight = 1.0 / (predicted * (seconds / predicted) ** SKEW)
         x1, x2, y = weight, units * weight, seconds * weight
@@ -123,10 +129,11 @@ class Pace:
         self.seen += 1
         off = math.log(seconds / self.at(units))
         self.error += (abs(off) - self.error) * max(ERROR_GAIN, 1.0 / self.seen)
-        self.line.saw(units, seconds)
+        self.line.saw(units, seconds / self.factor)
         limit = min(ALWAYS_FAR_OFF, max(NEVER_FAR_OFF, USUAL_ERRORS * self.error))
         off = min(limit, max(-limit, math.log(seconds / self.at(units))))
-        self._become(self._log + off * max(1.0 / PACE_MEMORY, 1.0 / (self.seen + TRUST_IN_PEERS)))
+        gain = max(1.0 / PACE_MEMORY, 1.0 / (self.seen + TRUST_IN_PEERS), _haste(self.error))
+        self._become(self._log + gain * (off - RETURN * self._log))
 
     def fade(self, seconds: float) -> None:
         """It had nothing to do for so long, so what was learned of it gets old."""
