@@ -157,9 +157,9 @@ async def test_worker_that_sends_rubbish_loses_its_session_and_nothing_else(stac
 
 
 async def test_a_failing_sibling_costs_no_other_request(stack: Stack) -> None:
-    """Two decode workers; the one that dies has one sequence of four in mid-stream, others waiting, and strangers."""
+    """Two decode workers; the one that dies has a sibling in mid-stream and another waiting. Strangers wait for both."""
     one_at_a_time = {"block_size": 16, "max_model_len": 512, "step_seconds": 0.05, "max_num_seqs": 1}
-    spec = cluster(model("m", "tiny:llama", Role.PREFILL, Role.DECODE), queue_seconds=5.0)
+    spec = cluster(model("m", "tiny:llama", Role.PREFILL, Role.DECODE), queue_seconds=20.0)
     async with (
         running(spec, step_seconds=0.05, max_num_seqs=1) as own,
         mock_worker(Role.DECODE, "m", worker_id="m-decode-1", **one_at_a_time) as second,
@@ -174,7 +174,7 @@ async def test_a_failing_sibling_costs_no_other_request(stack: Stack) -> None:
         siblings = asyncio.create_task(ask(n=4, temperature=0.9))
         strangers = [asyncio.create_task(ask(prompt=f"stranger {index}")) for index in range(4)]
         sessions = driver._brain._sessions
-        await until(own, lambda: sum(each.state in ("decoding", "streaming") for each in sessions.values()) == 8)
+        await until(own, lambda: sum(each.state in ("decoding", "streaming") for each in sessions.values()) == 4)
         await own.workers["m-decode-0"].server.stop(None)
         async with asyncio.timeout(20):
             assert (await siblings).status_code == 503
