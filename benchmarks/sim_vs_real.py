@@ -28,13 +28,14 @@ from orchestrator.config import load
 BAR = 0.09
 CONFIG = Path(__file__).with_name("two_and_two.yaml")
 MEASURES = ("ttft_ms", "itl_ms")
-SHARES = ("p50", "p95")
+SHARES = ("p50", "p95", "p99")
+HELD = ("p50", "p95")  # to the bar
 SIM_SECONDS = 120.0
 
 
 def shape(seconds: float) -> trace.Shape:
     """Prefill workers busy for about half of the time, so that prompts queue; decode batches of a few."""
-    return trace.Shape(rate=3.5, seconds=seconds, prefixes=12, shared=(1, 4), tail=(64, 768), output=(24, 72))
+    return trace.Shape(rate=4.0, seconds=seconds, prefixes=16, shared=(1, 4), tail=(64, 768), output=(32, 96))
 
 
 async def real(asked: list[trace.Asked], folder: Path, run: int) -> list[results.Served]:
@@ -66,6 +67,7 @@ def compared(runs: list[list[results.Served]], sim: dict[str, Any]) -> list[dict
             rows.append(
                 {
                     "measure": f"{measure.removesuffix('_ms')} {share}",
+                    "held": share in HELD,
                     "real_ms": truth,
                     "runs_ms": each,
                     "sim_ms": sim[measure][share],
@@ -115,7 +117,7 @@ def main() -> int:
     else:
         show(rows, summaries, sim)
     failed = any(each.failed for each in summaries)
-    return int(failed or any(abs(row["off"]) > BAR for row in rows))
+    return int(failed or any(row["held"] and abs(row["off"]) > BAR for row in rows))
 
 
 if __name__ == "__main__":

@@ -24,6 +24,8 @@ from workers.mock_transfer import TransferServer, dial, offer
 from workers.ports import Clock, EngineStep, Progress, SystemClock, Transfers
 from workers.wire import Finish, Output, Request
 
+LATE_SECONDS = 0.005  # by which a wake-up may be late and the next step still end on time
+
 
 class MockEngine:
     """Implements ``workers.ports.Engine``."""
@@ -144,12 +146,13 @@ class MockEngine:
             if not self._running:
                 self._wake.clear()
                 await self._wake.wait()
+                ends = self._clock.monotonic()
                 continue
             # A decoding sequence computes one token a step, which is what step_seconds stands for.
             uncached = sum(len(one.tokens) - one.computed - 1 for one in self._running.values())
             duration = self.settings.step_seconds + max(0, uncached) / self.settings.prefill_tokens_per_second
             now = self._clock.monotonic()
-            ends = max(now, ends) + duration  # so that late wake-ups don't add up
+            ends = max(now - LATE_SECONDS, ends) + duration  # so that late wake-ups don't add up
             await self._clock.sleep(ends - now)
             self._report(self._advance())
 
@@ -167,9 +170,8 @@ class MockEngine:
 
     def _place(self, sequence: Sequence) -> bool:
         """Blocks for a sequence's tokens, cached ones first; False if there is no room."""
-        cached = self._pool.cached(
-            sequence.tokens[:-1], sequence.kinship
-        )  # the last token is always computed: it makes the next one
+        known = sequence.tokens[:-1]  # the last token is always computed: it makes the next one
+        cached = self._pool.cached(known, sequence.kinship)
         needed = -(-len(sequence.tokens) // self.settings.block_size) - len(cached)
         holding = self._pool.hold(cached, needed, sequence.kinship)
         if holding is None:

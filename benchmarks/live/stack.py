@@ -63,7 +63,12 @@ async def workers(spec: ClusterSpec, logs: Path, processes: int = 2) -> AsyncIte
     """The mock workers that a configuration with one model asks for, over a few processes."""
     (model,) = spec.models
     wanted = [
-        {"worker_id": worker_id, "role": role.value, "engine": effective_engine_args(model, pool)}
+        {
+            "worker_id": worker_id,
+            "role": role.value,
+            "model": model.name,
+            "engine": effective_engine_args(model, pool),
+        }
         for role, pool in model.pools.items()
         for worker_id in worker_ids(model.name, role, pool.replicas)
     ]
