@@ -44,14 +44,12 @@ def bounded(pool: Pool, matches: Matches, rng: Random, extra: Sequence[WorkerVie
 
 
 def sample(views: Sequence[WorkerView], count: int, rng: Random) -> Sequence[WorkerView]:
-    """``count`` different views: from a random one on every n-th, n drawn too, so that groups differ each time."""
+    """Up to ``count`` different views, drawn at random; all of them if there are no more."""
     size = len(views)
     if size <= count:
         return views
-    stride = size // count
-    stride -= int(rng.random() * (stride // 4))
-    start = int(rng.random() * size)
-    return [views[place % size] for place in range(start, start + count * stride, stride)]
+    chance = rng.random
+    return [views[place] for place in {int(chance() * size) for _ in range(count)}]
 
 
 def cached_tokens(views: Sequence[WorkerView], session: Session, matches: Matches) -> list[int]:

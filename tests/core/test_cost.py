@@ -162,8 +162,8 @@ def test_whatever_is_told_predictions_stay_finite_and_above_zero(
         model.saw_transfer(number, seconds)
         model.idle(0.5)
         for tokens in PROMPTS:
-            for predicted in (model.prefill_seconds(tokens), model.step_seconds(tokens), model.transfer_seconds(tokens)):
-                assert 0.0 < predicted < math.inf
+            for predict in (model.prefill_seconds, model.step_seconds, model.transfer_seconds):
+                assert 0.0 < predict(tokens) < math.inf
         assert model.prefill_seconds(1_000) < model.prefill_seconds(2_000)
 
 
