@@ -10,7 +10,8 @@ from prometheus_client import CollectorRegistry, Histogram
 from prometheus_client.core import HistogramMetricFamily, Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from orchestrator.core.spec import Role
+from orchestrator.core.admission import Admission, Ticket
+from orchestrator.core.spec import AdmissionSpec, Role
 from orchestrator.core.types import Load, RequestReport, WorkerInfo, WorkerState
 from orchestrator.telemetry.histogram import StepHistogram
 from orchestrator.telemetry.metrics import GatewayMetrics
@@ -61,6 +62,9 @@ def metrics() -> GatewayMetrics:
     counted.fleet([WorkerInfo("p0", "m", Role.PREFILL, "a:1", 1), WorkerInfo("d0", "m", Role.DECODE, "a:2", 1)])
     counted.request_finished(FINISHED)
     counted.refused("http", "model_not_found")
+    counted.admission(Admission(AdmissionSpec()), ["m"], ["gold"])
+    counted.brain.prediction("m", 0.1, -0.05)
+    counted.brain.alert("prefix_prediction", "m", True)
     return counted
 
 
@@ -176,3 +180,15 @@ def test_the_fast_histogram_counts_as_prometheus_does(observed: list[tuple[float
     for sample in family.samples:
         assert sample.value == pytest.approx(reference[sample.name, sample.labels.get("le")])
     assert len(family.samples) == len(bounds) + 3
+
+
+def test_strangers_names_make_no_series(metrics: GatewayMetrics) -> None:
+    waiting = Admission(AdmissionSpec())
+    metrics.admission(waiting, ["n"], ["gold"])
+    for number in range(100):
+        waiting.join(Ticket(f"r{number}", "n", f"stranger {number}", 0, 1, 0.0), 0.0)
+    waiting.join(Ticket("g", "n", "gold", 0, 1, 0.0), 0.0)
+    text = metrics.render()[0].decode()
+    assert "stranger" not in text
+    assert value(metrics, "segue_queued_requests", model="n", tenant="other") == 100
+    assert value(metrics, "segue_queued_requests", model="n", tenant="gold") == 1
