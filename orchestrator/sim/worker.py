@@ -130,8 +130,11 @@ class Worker:
         return frame
 
     def broken(self, link: Link) -> None:
-        """A session is over: what came over it is aborted."""
+        """A session is over: what came over it is aborted, once the engine's step is told of."""
         link.up = False
+        self._clock.after(0.0, self._drop, link)
+
+    def _drop(self, link: Link) -> None:
         for half in [half for half in self.live if half.gateway is link.gateway]:
             self._abort(half)
 

@@ -1,0 +1,93 @@
+"""Faults are read as they are written, and a wrong one is told with what is allowed."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+
+from orchestrator.core.errors import ConfigError
+from orchestrator.sim.faults import Fault, Kind, parse, share, timed
+from tests.sim.support import cluster, play, requests
+
+
+def test_every_kind_is_read() -> None:
+    text = (
+        "crash:m-serve-0@10, drain:3@1.5,slow:1@20:x2.5,partition:1-m-serve-2@3+4,lose:0.1,reorder:0.2,leave:1,random:3"
+    )
+    assert parse(text) == (
+        Fault(Kind.CRASH, "m-serve-0", 10.0),
+        Fault(Kind.DRAIN, "3", 1.5),
+        Fault(Kind.SLOW, "1", 20.0, factor=2.5),
+        Fault(Kind.PARTITION, "m-serve-2", 3.0, gateway=1, seconds=4.0),
+        Fault(Kind.LOSE, share=0.1),
+        Fault(Kind.REORDER, share=0.2),
+        Fault(Kind.LEAVE, share=1.0),
+        Fault(Kind.RANDOM, count=3),
+    )
+    assert parse("") == ()
+
+
+@pytest.mark.parametrize(
+    "text", ["fire:1@2", "crash:1", "crash:@2", "slow:1@2:3", "slow:1@2:x0", "partition:1@2+3", "lose:1.5", "random:x"]
+)
+def test_what_is_no_fault_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(text)
+    assert caught.value.where == f"--faults {text}"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("crash:9@1", "no worker '9'"), ("crash:x@1", "no worker"), ("partition:1-0@1+1", "no gateway 1")],
+)
+def test_faults_of_what_there_is_not_are_refused(text: str, words: str) -> None:
+    spec = cluster("serve")
+    with pytest.raises(ConfigError, match=words):
+        play(spec, requests(spec, requests=3), disturbed=text)
+
+
+def test_faults_at_random_are_within_the_run_and_the_same_for_a_seed() -> None:
+    drawn = list(timed(parse("random:50,lose:0.5"), 4, 2, 30.0, Random(1)))
+    assert drawn == list(timed(parse("random:50,lose:0.5"), 4, 2, 30.0, Random(1)))
+    assert len(drawn) == 50
+    assert {fault.kind for fault in drawn} == {Kind.CRASH, Kind.DRAIN, Kind.SLOW, Kind.PARTITION}
+    assert all(0 <= int(fault.worker) < 4 and fault.gateway in (0, 1) and 0 <= fault.at <= 30 for fault in drawn)
+
+
+def test_the_largest_share_counts() -> None:
+    faults = parse("lose:0.1,lose:0.3,crash:0@1")
+    assert (share(faults, Kind.LOSE), share(faults, Kind.LEAVE)) == (0.3, 0.0)
+
+
+# ---- what they do
+
+
+def test_a_short_partition_delays_and_a_long_one_loses() -> None:
+    spec = cluster("serve")
+    asked = requests(spec, "generate:poisson,rate=20,prompt=300,output=20", requests=100)
+    calm, short, long = (
+        play(spec, asked, disturbed=text) for text in ("", "partition:0-0@1+1.5", "partition:0-0@1+40")
+    )
+    assert short.measure.outcomes["finished"] == 100
+    assert max(short.measure.ttft) > 1.0 > max(calm.measure.ttft)
+    assert long.measure.outcomes["failed"] > 0
+
+
+def test_lost_cache_reports_break_the_stream_and_a_snapshot_repairs_the_view() -> None:
+    spec = cluster("serve")
+    asked = requests(spec, "generate:poisson,rate=5,prompt=400,prefix=320,prefixes=10,output=4", requests=300)
+    calm, lossy = play(spec, asked), play(spec, asked, disturbed="lose:0.05")
+    assert lossy.measure.retried + lossy.measure.outcomes["failed"] > 0
+    # What the router knows stays true: hits hardly suffer.
+    hits = [one.measure.cached_tokens / one.measure.prompt_tokens for one in (calm, lossy)]
+    assert hits[1] > 0.8 * hits[0] > 0.2
+
+
+def test_a_worker_that_drains_ends_what_it_has_and_comes_back() -> None:
+    spec = cluster("serve")
+    asked = requests(spec, "generate:poisson,rate=20,output=60", requests=400)
+    result = play(spec, asked, disturbed="drain:0@3")
+    assert result.measure.outcomes["finished"] == 400
+    assert result.workers[0].info.epoch == 2
+    assert result.workers[0].engine.busy > 0
