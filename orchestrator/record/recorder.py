@@ -22,7 +22,7 @@ LOOK_SECONDS = 0.1  # how long an event may wait for the file; so long it may be
 CLOSE_SECONDS = 10.0
 BACKLOG_LIMIT = 65_536  # units of about 1 kB of memory
 _HASHES_A_UNIT = 32
-_BATCH = 32
+_BATCH = 16
 _BREATH_SECONDS = 0.0005
 _SLOW = "the disk did not keep up"
 
