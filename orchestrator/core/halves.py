@@ -28,7 +28,7 @@ class Halves:
         self._rng = rng
         self._by_wire: dict[str, Session] = {}
         self._orphans: dict[str, tuple[str, float]] = {}  # aborted prefill wire -> (model, give up at)
-        self._expected: dict[str, list[tuple[WorkerView, int]]] = {}  # request -> (worker, blocks known there)
+        self._expected: dict[str, list[WorkerView]] = {}  # request -> where its prompt is on its way to
 
     def of_wire(self, wire_id: str) -> Session | None:
         """The session whose newest attempt this wire belongs to; None for what is stale."""
@@ -76,9 +76,8 @@ class Halves:
         tokens = max(0, session.prompt_tokens - cached) if computes else 0
         self._fleet.claim(worker_id, session.request_id, Claim(tokens, -(-room // size) if size else 0))
         if session.blocks and size:
-            known = cached // size
-            self._fleet.index(session.model).routed(view.slot, session.blocks, known)
-            self._expected.setdefault(session.request_id, []).append((view, known))
+            self._fleet.index(session.model).routed(view.slot, session.blocks)
+            self._expected.setdefault(session.request_id, []).append(view)
 
     # ---- given back
 
@@ -111,9 +110,9 @@ class Halves:
             if worker_id:
                 self._fleet.left(worker_id, session.request_id)
         self._by_wire.pop(session.decode_wire, None)
-        for view, known in self._expected.pop(session.request_id, ()):
+        for view in self._expected.pop(session.request_id, ()):
             if self._fleet.get(view.info.worker_id) is view:  # else what was expected went with the worker
-                self._fleet.index(session.model).settled(view.slot, session.blocks, known)
+                self._fleet.index(session.model).settled(view.slot, session.blocks)
 
     # ---- KV that nobody collects
 

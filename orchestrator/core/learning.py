@@ -13,7 +13,7 @@ LONGEST_STEP = 5.0  # seconds; more is a pause and not a step
 
 @dataclass(slots=True)
 class _Pace:
-    """``batch_*``: prompts that ended in the newest step, not learned from yet; ``stepped_at``: when that step ended."""
+    """``batch_*``: prompts that ended in the newest step, not learned from yet; ``stepped_at``: its end."""
 
     batch_tokens: int = 0
     batch_began: float = 0.0

@@ -4,9 +4,10 @@ A block is known by a hash over all tokens up to its end (``blocks``). For each 
 that have it, as the bits of an integer: a worker's bit is its *slot*. What a worker has is closed: with a block come
 all blocks before it. So along a prompt the sets only shrink, and where they do is found by bisection.
 
-What a worker has: what it said (``changed``), and the blocks of requests that are on their way to it (``routed`` until
-``settled``), so that the second of two requests with the same prompt finds the first one's worker. A worker that tells
-no events is taken to have what was routed there last, as much as its cache has room for.
+What a worker has: what it said (``changed``). Where more of a prompt is on its way to some worker than any has yet
+(``routed`` until ``settled``, see ``in_flight``), that counts too, so the second of two requests with the same prompt
+finds the first one's worker. A worker that tells no events is taken to have what was routed there last, as much as its
+cache has room for.
 
 No call walks over the whole index: when a worker leaves, or says that its cache was cleared, its bit is not looked at
 until later calls have swept it out, and what it says meanwhile waits.
@@ -14,13 +15,14 @@ until later calls have swept it out, and what it says meanwhile waits.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from heapq import heappop, heappush
 
 from orchestrator.core.block_table import BlockTable
-from orchestrator.core.promises import Promises, Recent
+from orchestrator.core.in_flight import InFlight
+from orchestrator.core.recent import Recent
 
 _SHARDS = 1024
 _SWEEP = 32_768  # blocks that one call looks at for those who left: about a millisecond
@@ -91,15 +93,14 @@ class _Waiting:
     """What was told of a worker while its bit is swept out."""
 
     news: list[tuple[Sequence[int], Sequence[int]]] = field(default_factory=list)  # removed, stored
-    requests: list[tuple[bool, Sequence[int], int]] = field(default_factory=list)  # routed or settled, blocks, known
+    routed: list[Sequence[int]] = field(default_factory=list)
 
 
 @dataclass(slots=True)
 class _Worker:
     """One slot's worker."""
 
-    told: Promises
-    recent: Recent | None  # instead, where it tells no events
+    recent: Recent | None  # where it tells no events
     waiting: _Waiting | None = None  # None when it is clean
 
 
@@ -107,13 +108,14 @@ class PrefixIndex:
     """One model's index. What is told of a slot that is not joined is ignored: news crosses.
 
     A block that one or more workers have costs at most 100 bytes, and each distinct set of workers about 200 and one
-    for each 7 slots; a request under way about 100 for each block that its worker lacked; a worker that tells no events
-    about 150 for each block of its capacity. All in ``shards`` parts, of which a call sweeps out so many that they hold
+    for each 7 slots; a request under way some 300 for each doubling of its blocks; a worker that tells no events about
+    150 for each block of its capacity. All in ``shards`` parts, of which a call sweeps out so many that they hold
     ``sweep`` blocks.
     """
 
     def __init__(self, sweep: int = _SWEEP, shards: int = _SHARDS) -> None:
         self._table = BlockTable(shards)
+        self._in_flight = InFlight()
         self._workers: dict[int, _Worker] = {}
         self._visible = 0  # slots that are joined and clean
         self._free: list[int] = []
@@ -138,13 +140,15 @@ class PrefixIndex:
             slot = self._slots
             self._slots += 1
         recent = None if capacity is None else Recent(self._table, slot, capacity)
-        self._workers[slot] = _Worker(Promises(self._table, slot), recent)
+        self._workers[slot] = _Worker(recent)
+        self._table.single(slot)  # made now, and not on the way of some request
         self._visible |= 1 << slot
         return slot
 
     def leave(self, slot: int) -> None:
         """The worker is gone, and its entries with it. The slot is given to another once it is swept out."""
         if self._workers.pop(slot, None) is not None:
+            self._in_flight.leave(slot)
             self._soil(slot)
             self._sweep()
 
@@ -162,18 +166,27 @@ class PrefixIndex:
             if worker.waiting is not None:
                 worker.waiting.news.append((removed, stored))
             else:
-                self._take(slot, worker, removed, stored)
+                self._take(slot, removed, stored)
         self._sweep()
 
-    def routed(self, slot: int, blocks: Sequence[int], known: int) -> None:
-        """A request with these blocks was sent there, ``known`` of which were matched: the others will soon be stored,
-        so a request with the same prompt that comes before the worker says so finds it too."""
-        self._request(slot, True, blocks, known)
+    def routed(self, slot: int, blocks: Sequence[int]) -> None:
+        """A request with these blocks was sent there: another with the same prompt finds it from now on, though the
+        worker has said nothing yet."""
+        worker = self._workers.get(slot)
+        if worker is None:
+            return
+        if worker.recent is None:
+            self._in_flight.add(slot, blocks)
+        elif worker.waiting is not None:
+            worker.waiting.routed.append(blocks)
+        else:
+            self._remember(slot, worker.recent, blocks)
         self._sweep()
 
-    def settled(self, slot: int, blocks: Sequence[int], known: int) -> None:
-        """The opposite of ``routed``, once for each: the worker has said by now what it stored, or never will."""
-        self._request(slot, False, blocks, known)
+    def settled(self, slot: int, blocks: Sequence[int]) -> None:
+        """The opposite, once for each and with the same object: the worker has said by now what it stored, or never
+        will."""
+        self._in_flight.remove(slot, blocks)
 
     def match(self, blocks: Sequence[int]) -> Matches:
         """Who holds how many of the leading blocks."""
@@ -203,43 +216,30 @@ class PrefixIndex:
                 block = blocks[middle]
                 ends.append((middle, shards[block & last].get(block, 0)))
         levels.reverse()
+        if on_their_way := self._in_flight.longer(blocks, levels[0][0] if levels else 0):
+            levels = _above(levels, on_their_way)
         return Matches(levels) if levels else NO_MATCHES
 
-    def _take(self, slot: int, worker: _Worker, removed: Sequence[int], stored: Sequence[int]) -> None:
+    def _take(self, slot: int, removed: Sequence[int], stored: Sequence[int]) -> None:
         if removed:
-            worker.told.removed(removed)
+            self._table.discard(removed, slot)
         if stored:
             self._used |= 1 << slot
-            worker.told.stored(stored)
+            self._table.add(stored, slot)
         self._table.tidy((len(stored) + len(removed) >> 3) + 1)
 
-    def _request(self, slot: int, routed: bool, blocks: Sequence[int], known: int) -> None:
-        worker = self._workers.get(slot)
-        if worker is None:
-            return
-        if worker.waiting is not None:
-            worker.waiting.requests.append((routed, blocks, known))
-        elif routed:
-            self._used |= 1 << slot
-            if worker.recent is None:
-                worker.told.make(blocks, known)
-            else:
-                worker.recent.routed(blocks)
-                self._table.tidy((len(blocks) >> 3) + 1)
-        else:
-            worker.told.settle(blocks, known)
+    def _remember(self, slot: int, recent: Recent, blocks: Sequence[int]) -> None:
+        self._used |= 1 << slot
+        recent.routed(blocks)
+        self._table.tidy((len(blocks) >> 3) + 1)
 
     def _clear(self, slot: int, worker: _Worker) -> None:
         if worker.waiting is not None:
-            worker.waiting.news.clear()
-            if worker.recent is not None:
-                worker.waiting.requests.clear()
+            worker.waiting = _Waiting()
         elif self._used >> slot & 1:
-            standing = [(True, each.blocks, each.known) for each in worker.told]
-            worker.told = Promises(self._table, slot)
             if worker.recent is not None:
                 worker.recent.forget()
-            worker.waiting = _Waiting(requests=standing)
+            worker.waiting = _Waiting()
             self._soil(slot)
 
     def _soil(self, slot: int) -> None:
@@ -273,22 +273,33 @@ class PrefixIndex:
         waiting, worker.waiting = worker.waiting or _Waiting(), None
         self._visible |= 1 << slot
         for removed, stored in waiting.news:
-            self._take(slot, worker, removed, stored)
-        for routed, blocks, known in waiting.requests:
-            self._request(slot, routed, blocks, known)
+            self._take(slot, removed, stored)
+        for blocks in waiting.routed:
+            if worker.recent is not None:
+                self._remember(slot, worker.recent, blocks)
 
     def check(self) -> None:
         """Raises AssertionError where the books don't balance; for tests."""
         self._table.check()
+        self._in_flight.check()
         for slot, worker in self._workers.items():
             clean = worker.waiting is None
             assert clean == (slot not in self._dirty) == bool(self._visible >> slot & 1), slot  # noqa: S101
-            if clean:
-                worker.told.check()
-                if worker.recent is not None:
-                    worker.recent.check()
+            if clean and worker.recent is not None:
+                worker.recent.check()
         for shard in self._table.shards:
             for block, mask in shard.items():
                 assert not mask & ~self._used, block  # noqa: S101
         assert not self._visible & self._dirty_mask  # noqa: S101
         assert not set(self._free) & (self._workers.keys() | self._dirty.keys())  # noqa: S101
+
+
+def _above(levels: Sequence[tuple[int, int]], longer: Mapping[int, int]) -> list[tuple[int, int]]:
+    """The levels with some slots taken out of them and put on top, at longer matches."""
+    on_top: dict[int, int] = {}
+    moved = 0
+    for slot, length in longer.items():
+        on_top[length] = on_top.get(length, 0) | 1 << slot
+        moved |= 1 << slot
+    rest = [(length, slots & ~moved) for length, slots in levels if slots & ~moved]
+    return [*sorted(on_top.items(), reverse=True), *rest]

@@ -1,174 +1,173 @@
-"""What one worker has by its own word, and what it soon will have because requests are on their way to it.
+"""vLLM's msgpack on the session: the one place (with ``engine``) that knows vLLM's types.
 
-A request that is under way stands for all blocks of its prompt: whatever the worker says of them meanwhile, its engine
-will have them. Only those that the worker did not have when the request was sent cost anything here. For the rest the
-last block that it had, the request's *anchor*, is enough: a prefix cache that lacks it is told about without any after
-it, so as long as the anchor is there, all before it are.
+A message is a list of bytes: the msgpack itself, then the buffers of large tensors that it refers to by index.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
-from orchestrator.core.block_table import BlockTable
+import msgspec
+from vllm.distributed.kv_events import MEDIUM_GPU, AllBlocksCleared, BlockStored, KVEventBatch
+from vllm.sampling_params import SamplingParams
+from vllm.v1.engine import (
+    EngineCoreEvent,
+    EngineCoreEventType,
+    EngineCoreOutput,
+    EngineCoreOutputs,
+    EngineCoreRequest,
+    FinishReason,
+)
+from vllm.v1.kv_cache_interface import KVCacheSpecKind
+from vllm.v1.metrics.stats import PrefillStats
+from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
+from orchestrator.core.blocks import extra_term
+from orchestrator.core.errors import ProtocolError
+from orchestrator.core.mirror import BlocksRemoved, BlocksStored, CacheEvent, Cleared
 
-@dataclass(slots=True, eq=False)
-class Promise:
-    """One request under way. ``low``: how many leading blocks are left to the anchor."""
+Request = EngineCoreRequest
+Output = EngineCoreOutput
+Finish = FinishReason
+Prefill = PrefillStats
+Event = EngineCoreEvent
+EventType = EngineCoreEventType
 
-    blocks: Sequence[int]
-    known: int
-    low: int
-
-
-class Promises:
-    """One worker's part in the table: what it said that it has, and the blocks of all promises."""
-
-    def __init__(self, table: BlockTable, slot: int) -> None:
-        self._table = table
-        self._slot = slot
-        self._alone = table.single(slot)
-        self._counts: dict[int, int] = {}  # twice the promises of a block, and one if the worker said that it has it
-        self._standing: dict[tuple[int, int], list[Promise]] = {}
-        self._anchored: dict[int, list[Promise]] = {}
-
-    def __iter__(self) -> Iterator[Promise]:
-        for promises in self._standing.values():
-            yield from promises
-
-    def make(self, blocks: Sequence[int], known: int) -> None:
-        """A request with these blocks was sent, ``known`` of which the worker had."""
-        if not blocks:
-            return
-        anchored = known > 0 and bool(self._table.get(blocks[known - 1]) & self._alone)
-        promise = Promise(blocks, known, known if anchored else 0)
-        self._standing.setdefault((blocks[-1], known), []).append(promise)
-        if anchored:
-            self._anchored.setdefault(blocks[known - 1], []).append(promise)
-        rest = list(blocks[promise.low :])
-        if rest and not self._table.get(rest[0]) & self._alone:  # then it has none of those after it either
-            self._counts.update(dict.fromkeys(rest, 2))
-            self._table.add(rest, self._slot)
-        else:
-            self._promise(rest)
-
-    def settle(self, blocks: Sequence[int], known: int) -> None:
-        """The opposite of ``make``. One that was never made, or that has been forgotten, is no error: news crosses."""
-        key = (blocks[-1], known) if blocks else (0, 0)
-        standing = self._standing.get(key)
-        if not standing:
-            return
-        promise = standing.pop()
-        if not standing:
-            del self._standing[key]
-        if promise.low:
-            self._weigh_anchor(promise)
-        gone = []
-        counts = self._counts
-        for block in promise.blocks[promise.low :]:
-            count = counts[block] - 2
-            if count > 1:
-                counts[block] = count
-            else:
-                del counts[block]
-                if not count:
-                    gone.append(block)
-        self._drop(gone)
-
-    def stored(self, blocks: Sequence[int]) -> None:
-        """The worker has these."""
-        counts = self._counts
-        if counts:
-            unexpected = []
-            for block in blocks:
-                if block in counts:
-                    counts[block] |= 1
-                else:
-                    unexpected.append(block)
-            blocks = unexpected
-        self._table.add(blocks, self._slot)
-
-    def removed(self, blocks: Sequence[int]) -> None:
-        """The worker has these no longer."""
-        counts = self._counts
-        if counts:
-            unpromised = []
-            for block in blocks:
-                if block in counts:
-                    counts[block] &= ~1
-                else:
-                    unpromised.append(block)
-            blocks = unpromised
-        self._drop(blocks)
-
-    def _promise(self, blocks: Sequence[int]) -> None:
-        """Counts one promise more for each; those that the worker lacks are its own from now on."""
-        counts = self._counts
-        missing = []
-        for block in blocks:
-            if block in counts:
-                counts[block] += 2
-            elif self._table.get(block) & self._alone:
-                counts[block] = 3
-            else:
-                counts[block] = 2
-                missing.append(block)
-        self._table.add(missing, self._slot)
-
-    def _drop(self, blocks: Sequence[int]) -> None:
-        """Takes blocks that neither the worker nor a promise vouches for out of the table."""
-        self._table.discard(blocks, self._slot)
-        if self._anchored:
-            adrift = [promise for block in blocks for promise in self._anchored.pop(block, ())]
-            for promise in adrift:
-                low, promise.low = promise.low, 0
-                self._promise(promise.blocks[:low])
-
-    def _weigh_anchor(self, promise: Promise) -> None:
-        anchor = promise.blocks[promise.low - 1]
-        self._anchored[anchor].remove(promise)
-        if not self._anchored[anchor]:
-            del self._anchored[anchor]
-
-    def check(self) -> None:
-        """Raises AssertionError where the counts are not those of the promises; for tests."""
-        sums: dict[int, int] = {}
-        for promise in self:
-            for place, block in enumerate(promise.blocks):
-                assert self._table.get(block) & self._alone, (self._slot, block)  # noqa: S101
-                if place >= promise.low:
-                    sums[block] = sums.get(block, 0) + 2
-            assert not promise.low or promise in self._anchored[promise.blocks[promise.low - 1]]  # noqa: S101
-        assert sums == {block: count & ~1 for block, count in self._counts.items()}, self._slot  # noqa: S101
-        assert all(self._anchored.values())  # noqa: S101
+_encoder = MsgpackEncoder()
+_requests = MsgpackDecoder(EngineCoreRequest)
+_outputs = MsgpackDecoder(EngineCoreOutputs)
+_kv_events = msgspec.msgpack.Decoder(KVEventBatch)
+_ATTENDS_TO_ALL = {
+    None,
+    KVCacheSpecKind.FULL_ATTENTION.value,
+    KVCacheSpecKind.MLA_ATTENTION.value,
+    KVCacheSpecKind.SINK_FULL_ATTENTION.value,
+}
+_REPORT_MODE = "kv_cache_report_mode"
 
 
-class Recent:
-    """What a worker that tells no events is taken to have: what was routed there last, ``capacity`` blocks of it."""
+def encode_request(request: Request) -> list[bytes]:
+    """A request as it goes into ``Submit.request``."""
+    return _encode(request)
 
-    def __init__(self, table: BlockTable, slot: int, capacity: int) -> None:
-        self._table = table
-        self._slot = slot
-        self._capacity = capacity
-        self._blocks: OrderedDict[int, None] = OrderedDict()  # the oldest first
 
-    def routed(self, blocks: Sequence[int]) -> None:
-        """Backwards, so that of a prompt its end is forgotten first."""
-        kept, known = list(blocks[: self._capacity]), self._blocks
-        self._table.add([block for block in kept if block not in known], self._slot)
-        for block in reversed(kept):
-            known[block] = None
-            known.move_to_end(block)
-        self._table.discard([known.popitem(last=False)[0] for _ in range(len(known) - self._capacity)], self._slot)
+def decode_request(parts: Sequence[bytes]) -> Request:
+    """Raises ProtocolError where the bytes are no request of the vLLM that runs here."""
+    return _decode(_requests, parts, EngineCoreRequest)  # type: ignore[no-any-return]
 
-    def forget(self) -> None:
-        """All of it; the table is swept by others."""
-        self._blocks.clear()
 
-    def check(self) -> None:
-        """Raises AssertionError where the table does not say the same; for tests."""
-        assert all(self._table.get(block) >> self._slot & 1 for block in self._blocks), self._slot  # noqa: S101
-        assert len(self._blocks) <= self._capacity, self._slot  # noqa: S101
+def encode_outputs(outputs: Sequence[Output], timestamp: float) -> list[bytes]:
+    """Outputs of one step as they go into ``Step.outputs``; ``timestamp`` is the engine's monotonic clock."""
+    return _encode(EngineCoreOutputs(outputs=list(outputs), timestamp=timestamp))
+
+
+def decode_outputs(parts: Sequence[bytes]) -> EngineCoreOutputs:
+    """Raises ProtocolError where the bytes are no outputs of the vLLM that runs here."""
+    return _decode(_outputs, parts, EngineCoreOutputs)  # type: ignore[no-any-return]
+
+
+class CacheEvents:
+    """Reads what one engine's prefix-cache publisher says of blocks on the device.
+
+    An engine whose layers attend differently keeps a cache for each group of them. One group stands for all here: the
+    first one heard of that attends to everything, as no prefix is longer than what that has; without one, the first.
+    """
+
+    def __init__(self) -> None:
+        self._group: int | None = None
+        self._attends_to_all = False
+
+    def read(self, payload: bytes) -> list[CacheEvent]:
+        """The events of a batch."""
+        found: list[CacheEvent] = []
+        for event in _kv_events.decode(payload).events:
+            if isinstance(event, AllBlocksCleared):
+                found.append(Cleared())
+                continue
+            if event.medium not in (None, MEDIUM_GPU) or event.locality == "REMOTE":
+                continue
+            if isinstance(event, BlockStored) and self._prefers(event):
+                found.append(Cleared())
+            if (event.group_idx or 0) != self._group:
+                continue
+            found.append(_stored(event) if isinstance(event, BlockStored) else BlocksRemoved(event.block_hashes))
+        return found
+
+    def _prefers(self, event: BlockStored) -> bool:
+        """Whether the event's group stands for all from here on, where another did until now."""
+        attends_to_all = event.kv_cache_spec_kind in _ATTENDS_TO_ALL
+        if self._group is not None and (self._attends_to_all or not attends_to_all):
+            return False
+        before, self._group = self._group, event.group_idx or 0
+        self._attends_to_all = attends_to_all
+        return before not in (None, self._group)
+
+
+def _stored(event: BlockStored) -> BlocksStored:
+    """What blocks are made of besides tokens stands untagged in ``extra_keys``: the adapter's name first, then images
+    and sounds as (identity, place) pairs, the salt as a string, digests of prompt embeddings as bytes."""
+    adapter, salt, extras = event.lora_name or "", "", []
+    for number, keys in enumerate(event.extra_keys or ()):
+        rest = list(keys or ())
+        if adapter and rest and rest[0] == adapter:
+            del rest[0]
+        if number == 0 and event.parent_block_hash is None:
+            salt = next((key for key in rest if isinstance(key, str)), "")
+        pairs = [tuple(key) for key in rest if isinstance(key, list | tuple)]
+        pairs += [(key, 0) for key in rest if isinstance(key, bytes)]
+        extras.append(extra_term(pairs))
+    return BlocksStored(
+        event.block_hashes, event.parent_block_hash, event.token_ids, adapter, salt, extras if any(extras) else ()
+    )
+
+
+def tell_once(request: Request) -> None:
+    """Takes out a wish to be told again of blocks that are cached already: whoever counts what is stored and removed
+    would never see those go."""
+    params = request.sampling_params
+    if params is not None and params.extra_args and _REPORT_MODE in params.extra_args:
+        params.extra_args = {name: value for name, value in params.extra_args.items() if name != _REPORT_MODE}
+
+
+def transfer_params(request: Request) -> Mapping[str, Any]:
+    """The request's ``kv_transfer_params``; empty if it has none."""
+    params = request.sampling_params
+    extra = params.extra_args if params is not None else None
+    return (extra or {}).get("kv_transfer_params") or {}
+
+
+def release_request(wire_id: str, transfer: Mapping[str, Any] | None, now: float) -> Request:
+    """A request that is over at once: the KV connector's clean-up hook tells the prefill side to free the blocks.
+
+    With no ``transfer`` all that it does is make the engine step once.
+    """
+    extra = {"kv_transfer_params": dict(transfer)} if transfer is not None else None
+    return EngineCoreRequest(
+        request_id=wire_id,
+        prompt_token_ids=[0],
+        mm_features=None,
+        sampling_params=SamplingParams(max_tokens=1, extra_args=extra, watermarking=False),
+        pooling_params=None,
+        arrival_time=now,
+        lora_request=None,
+        cache_salt=None,
+        data_parallel_rank=None,
+        abort_immediately=True,
+    )
+
+
+def _encode(message: Request | EngineCoreOutputs) -> list[bytes]:
+    return [part if isinstance(part, bytes) else bytes(cast(bytearray, part)) for part in _encoder.encode(message)]
+
+
+def _decode(decoder: MsgpackDecoder, parts: Sequence[bytes], kind: type) -> Any:
+    if not parts:
+        raise ProtocolError(f"no bytes where an {kind.__name__} should be")
+    try:
+        return decoder.decode([bytearray(part) for part in parts])  # tensors are views: they need memory of their own
+    except (msgspec.DecodeError, msgspec.ValidationError, NotImplementedError) as error:
+        raise ProtocolError(f"not an {kind.__name__}: {error}") from error
+    except (TypeError, ValueError, AttributeError, IndexError, AssertionError, RuntimeError) as error:
+        # vLLM's tensor hooks trust their input; what they trip over is the sender's fault all the same.
+        raise ProtocolError(f"not an {kind.__name__}: {type(error).__name__}") from error

@@ -15,8 +15,8 @@ Four rules carry the rest:
 
 - A session may end from any state: cancelled, expired, failed.
 - Each placement is an *attempt* with wire ids of its own, so what an older attempt still says is known to be stale.
-- A half that is lost costs an attempt and a share of the gateway's retry budget (``retries``); the last attempt computes
-  the prompt where it decodes. A worker that is merely full costs neither: the request waits, until its wait is over.
+- A half that is lost costs an attempt and a part of the gateway's retry budget (``retries``); the last attempt
+  computes the prompt where it decodes. A worker that is merely full costs neither: the request waits for another.
 - Once a token has been sent the request can't start again from its prompt: a decode lost in STREAMING ends it.
 """
 

@@ -1,0 +1,110 @@
+"""Prompts on their way to workers: of two requests with the same prompt the second finds the first one's worker,
+though that worker has not said yet that it has any of it.
+
+A prompt is found by its *marks*, the blocks that end its first 1, 2, 4, 8 ... blocks. Two prompts that share their
+first n blocks share the largest mark up to n, and as a block's hash stands for all before it, how much they share
+beyond that mark is found by bisection. So a prompt costs a few dictionary entries, however long it is, and nothing has
+to be taken back block by block when it has arrived.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+
+MOST = 8  # workers that are looked at a mark; those that are on their way to a hot prompt are many, and alike
+
+
+class InFlight:
+    """The prompts of one model, by worker (a slot of the prefix index)."""
+
+    def __init__(self) -> None:
+        self._marks: dict[int, dict[int, dict[int, Sequence[int]]]] = {}  # hash -> slot -> id -> the prompt's blocks
+        self._prompts: dict[int, dict[int, list[Sequence[int]]]] = {}  # slot -> id -> the same, once for each request
+
+    def __len__(self) -> int:
+        return sum(len(same) for prompts in self._prompts.values() for same in prompts.values())
+
+    def add(self, slot: int, blocks: Sequence[int]) -> None:
+        """A request with these blocks was sent there."""
+        if not blocks:
+            return
+        same = self._prompts.setdefault(slot, {}).setdefault(id(blocks), [])
+        same.append(blocks)  # kept, so that its id stays its own
+        if len(same) == 1:
+            for mark in _marks(len(blocks)):
+                self._marks.setdefault(blocks[mark - 1], {}).setdefault(slot, {})[id(blocks)] = blocks
+
+    def remove(self, slot: int, blocks: Sequence[int]) -> None:
+        """The opposite, with the same object. One that is not there is no error: its worker may be gone."""
+        prompts = self._prompts.get(slot)
+        same = prompts.get(id(blocks)) if prompts else None
+        if prompts is None or not same:
+            return
+        same.pop()
+        if not same:
+            del prompts[id(blocks)]
+            self._unmark(slot, blocks)
+
+    def leave(self, slot: int) -> None:
+        """The worker is gone, and what was on its way to it."""
+        for same in self._prompts.pop(slot, {}).values():
+            self._unmark(slot, same[0])
+
+    def longer(self, blocks: Sequence[int], than: int) -> dict[int, int]:
+        """Slots that a prompt is on its way to which shares more than ``than`` leading blocks with this one, and how
+        many. A few slots where there are many."""
+        found: dict[int, int] = {}
+        if not self._marks:
+            return found
+        mark = 1 << len(blocks).bit_length() - 1 if blocks else 0
+        while mark and 2 * mark > than:
+            if slots := self._marks.get(blocks[mark - 1]):
+                for slot, prompts in islice(slots.items(), MOST):
+                    shared = max(_shared(blocks, other, mark) for other in islice(prompts.values(), MOST))
+                    if shared > than and shared > found.get(slot, 0):
+                        found[slot] = shared
+            mark >>= 1
+        return found
+
+    def _unmark(self, slot: int, blocks: Sequence[int]) -> None:
+        for mark in _marks(len(blocks)):
+            block = blocks[mark - 1]
+            slots = self._marks[block]
+            del slots[slot][id(blocks)]
+            if not slots[slot]:
+                del slots[slot]
+            if not slots:
+                del self._marks[block]
+
+    def check(self) -> None:
+        """Raises AssertionError where marks are not those of the prompts; for tests."""
+        expected = {
+            (blocks[mark - 1], slot, id(blocks))
+            for slot, prompts in self._prompts.items()
+            for (blocks, *_) in prompts.values()
+            for mark in _marks(len(blocks))
+        }
+        marked = {(block, slot, each) for block, slots in self._marks.items() for slot in slots for each in slots[slot]}
+        assert expected == marked  # noqa: S101
+
+
+def _marks(length: int) -> Iterator[int]:
+    mark = 1
+    while mark <= length:
+        yield mark
+        mark <<= 1
+
+
+def _shared(blocks: Sequence[int], other: Sequence[int], mark: int) -> int:
+    """Leading blocks that two prompts share, at least ``mark`` and less than twice that unless one ends there."""
+    low, high = mark, min(len(blocks), len(other))
+    if high > 2 * mark:
+        high = 2 * mark
+    while low < high:
+        middle = (low + high + 1) >> 1
+        if blocks[middle - 1] == other[middle - 1]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
