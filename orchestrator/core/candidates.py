@@ -26,6 +26,7 @@ SEATS = 1.25  # of max_num_seqs: what may wait in the engine, so that it never w
 KV_FULL = 0.95
 BACKLOG_SECONDS = 0.5  # of prompts to compute: the rest waits in the gateway, where turns are fair
 BACKLOG_TOKENS = 2048  # and at least a batch of them
+INTERFERENCE = 0.1  # a second for which a sequence's decoding is held up, in seconds of a request's own wait
 
 
 def bounded(pool: Pool, matches: Matches, rng: Random, extra: Sequence[WorkerView] = ()) -> Sequence[WorkerView]:
@@ -101,3 +102,8 @@ def computes(view: WorkerView, cached: int) -> bool:
     if tokens <= BACKLOG_TOKENS:
         return True
     return view.wait_seconds <= BACKLOG_SECONDS + (view.cost.prefill_seconds(cached) if cached else 0.0)
+
+
+def held_up(view: WorkerView, work: float) -> float:
+    """What ``work`` seconds of a prompt's computing cost those that decode there, and one that may come meanwhile."""
+    return INTERFERENCE * work * (1 + view.depth)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from orchestrator.core import policies
-from orchestrator.core.candidates import SECOND_LOOK, cached_tokens, computes, listens, sample, takes
+from orchestrator.core.candidates import SECOND_LOOK, cached_tokens, computes, held_up, listens, sample, takes
 from orchestrator.core.decision import CachedBy, Choice, Decision, Rule, Wait
 from orchestrator.core.fleet import Fleet, Pool, WorkerView
 from orchestrator.core.policies import Ask
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from random import Random
 
 RELEASE_SAMPLE = 8
-INTERFERENCE = 0.1  # a second that a decoding sequence is held up, in seconds of the new request's own wait
+IN_PLACE = {Wait.NO_WORKER: Rule.NO_PREFILL_WORKER, Wait.FULL: Rule.PREFILL_FULL}  # what else remains
 
 
 @dataclass(slots=True)
@@ -64,38 +64,39 @@ class Router:
         matches = fleet.index(session.model).match(session.blocks) if session.blocks else NO_MATCHES
         serve = fleet.pool(session.model, Role.SERVE)
         if serve.views:
-            picked = self._pick(serve, Ask(session, Role.SERVE, False, matches, rng, now))
+            picked = self._pick(serve, Ask(session, Role.SERVE, None, matches, rng, now))
             return picked if isinstance(picked, Wait) else self._together(picked, session, Rule.ONE_POOL)
+        there: _Pick | Wait | Rule = self._alone(session) or self._pick(
+            fleet.pool(session.model, Role.PREFILL), Ask(session, Role.PREFILL, None, matches, rng, now)
+        )
+        if there is Wait.FULL and self._place is PrefillPlace.APART:
+            return there
+        ahead = there.view.wait_seconds + there.work(session) if isinstance(there, _Pick) else None
         decode = fleet.pool(session.model, Role.DECODE)
-        prefill = fleet.pool(session.model, Role.PREFILL)
-        alone = self._alone(session, prefill)
-        picked = self._pick(decode, Ask(session, Role.DECODE, alone is None, matches, rng, now))
-        if isinstance(picked, Wait):
-            return picked
-        if alone is not None:
-            return self._together(picked, session, alone)
-        apart = self._pick(prefill, Ask(session, Role.PREFILL, False, matches, rng, now))
-        return self._apart_or_in_place(picked, apart, session)
+        here = self._pick(decode, Ask(session, Role.DECODE, ahead, matches, rng, now))
+        if isinstance(here, Wait):
+            return here
+        if isinstance(there, _Pick):
+            return self._apart_or_in_place(here, there, session)
+        return self._together(here, session, IN_PLACE[there] if isinstance(there, Wait) else there)
 
     def hand_over(self, session: Session, fleet: Fleet, rng: Random, now: float) -> Decision | Wait:
         """Another decode worker for a prompt that ``session.prefill_worker`` has computed."""
         matches = fleet.index(session.model).match(session.blocks) if session.blocks else NO_MATCHES
         pool = fleet.pool(session.model, Role.DECODE)
-        picked = self._pick(pool, Ask(session, Role.DECODE, True, matches, rng, now))
+        picked = self._pick(pool, Ask(session, Role.DECODE, 0.0, matches, rng, now))
         if isinstance(picked, Wait):
             return picked
         choice = picked.choice(session, 0.0, 0.0)
         return Decision(choice.worker_id, session.prefill_worker, Rule.RESERVED_LOST, self._name, choice)
 
-    def _alone(self, session: Session, prefill: Pool) -> Rule | None:
+    def _alone(self, session: Session) -> Rule | None:
         """Why the decode worker has to compute the prompt itself; None if it may be computed apart."""
         if session.local_only:
             return Rule.LOCAL_ONLY
         if session.last_attempt:
             return Rule.LAST_ATTEMPT
-        if self._place is PrefillPlace.IN_PLACE:
-            return Rule.CONFIGURED_IN_PLACE
-        return None if prefill.views else Rule.NO_PREFILL_WORKER
+        return Rule.CONFIGURED_IN_PLACE if self._place is PrefillPlace.IN_PLACE else None
 
     def _pick(self, pool: Pool, ask: Ask) -> _Pick | Wait:
         if not pool.views:
@@ -119,7 +120,7 @@ class Router:
                 place = ask.rng.choice([place for place, score in enumerate(left) if score == best])
             view = views[place]
             if listens(view, session.adapter, now):
-                if takes(view, session.prompt_tokens, now) and (ask.fetches or computes(view, cached[place])):
+                if takes(view, session.prompt_tokens, now) and (ask.ahead is not None or computes(view, cached[place])):
                     policy.chosen(view)
                     return _Pick(view, best, cached[place], len(views), eligible)
                 wait = Wait.FULL
@@ -130,29 +131,19 @@ class Router:
         choice = picked.choice(session, picked.view.wait_seconds, picked.work(session))
         return Decision(choice.worker_id, None, rule, self._name, choice)
 
-    def _apart_or_in_place(self, here: _Pick, there: _Pick | Wait, session: Session) -> Decision | Wait:
+    def _apart_or_in_place(self, here: _Pick, there: _Pick, session: Session) -> Decision:
         forced = self._place is PrefillPlace.APART
-        room_here = computes(here.view, here.cached)
-        if isinstance(there, Wait):
-            if there is Wait.NO_WORKER or (room_here and not forced):
-                return self._in_place_after_all(here, there, session) if room_here else Wait.FULL
-            return there
         work_here, work_there = here.work(session), there.work(session)
         wait_here, wait_there = here.view.wait_seconds, there.view.wait_seconds
         fetch = here.view.cost.transfer_seconds(session.prompt_tokens - here.cached)
         in_place, apart = wait_here + work_here, wait_there + work_there + fetch
-        held_up = INTERFERENCE * work_here * (1 + here.view.depth)
-        if in_place + held_up < apart and room_here and not forced:
+        if not forced and in_place + held_up(here.view, work_here) < apart and computes(here.view, here.cached):
             choice = here.choice(session, wait_here, work_here)
             return Decision(choice.worker_id, None, Rule.CHEAPER_IN_PLACE, self._name, choice, None, apart, in_place)
         rule = Rule.CONFIGURED_APART if forced else Rule.CHEAPER_APART if apart <= in_place else Rule.SPARES_DECODE
         on_decode, on_prefill = here.choice(session, 0.0, 0.0), there.choice(session, wait_there, work_there)
         decode, prefill = on_decode.worker_id, on_prefill.worker_id
         return Decision(decode, prefill, rule, self._name, on_decode, on_prefill, apart, in_place)
-
-    def _in_place_after_all(self, here: _Pick, why: Wait, session: Session) -> Decision:
-        rule = Rule.NO_PREFILL_WORKER if why is Wait.NO_WORKER else Rule.PREFILL_FULL
-        return self._together(here, session, rule)
 
 
 def release_through(model: str, fleet: Fleet, rng: Random) -> str | None:

@@ -43,7 +43,7 @@ def give(fleet: Fleet, worker_id: str, requests: int, tokens: int = 0) -> None:
 
 def ask(fleet: Fleet, tokens: int = 320, seed: int = 0, now: float = 0.0, **session: object) -> Ask:
     request = Session("r", "m", tokens, now, now + 30, blocks=DOCUMENT[: tokens // 16], **session)  # type: ignore[arg-type]
-    return Ask(request, Role.SERVE, False, fleet.index("m").match(request.blocks), Random(seed), now)
+    return Ask(request, Role.SERVE, None, fleet.index("m").match(request.blocks), Random(seed), now)
 
 
 def scores(policy: policies.Policy, fleet: Fleet, asked: Ask) -> dict[str, float]:

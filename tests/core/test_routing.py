@@ -66,7 +66,7 @@ def pair() -> Fleet:
 
 # ---- who may be chosen
 
-CONDITIONS: dict[str, Callable[[Fleet, WorkerView], None]] = {
+CONDITIONS: dict[str, Callable[[Fleet, WorkerView], object]] = {
     "fine": lambda fleet, view: None,
     "busy but fine": lambda fleet, view: fill(fleet, view.info.worker_id, 3, 100),
     "draining": lambda fleet, view: fleet.drain(view.info.worker_id),
@@ -75,9 +75,7 @@ CONDITIONS: dict[str, Callable[[Fleet, WorkerView], None]] = {
     "has said it is full": lambda fleet, view: setattr(view, "busy_until", NOW + 0.1),
     "no seat": lambda fleet, view: fill(fleet, view.info.worker_id, int(FACTS.max_num_seqs * SEATS)),
     "no KV room": lambda fleet, view: fill(fleet, view.info.worker_id, 1, blocks=990),
-    "no KV room, it says": lambda fleet, view: (
-        fleet.reported(view.info.worker_id, Load(1, 0, 990, 1_000), 0, NOW) and None
-    ),
+    "no KV room, it says": lambda fleet, view: fleet.reported(view.info.worker_id, Load(1, 0, 990, 1_000), 0, NOW),
     "a long backlog": lambda fleet, view: fill(fleet, view.info.worker_id, 2, 100_000),
 }
 UNFIT = [name for name in CONDITIONS if name not in ("fine", "busy but fine")]

@@ -22,7 +22,7 @@ class Ask:
 
     session: Session
     role: Role  # of the pool
-    fetches: bool  # its prompt may be computed elsewhere and fetched
+    ahead: float | None  # seconds until a prefill worker has its prompt ready; None if it is computed where it goes
     matches: Matches
     rng: Random
     now: float

@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from orchestrator.core.candidates import computes, held_up
 from orchestrator.core.fleet import WorkerView
 from orchestrator.core.policies.base import Ask, Options, Policy, number
 from orchestrator.core.spec import Role
@@ -27,10 +28,11 @@ class _Options(Options):
 class Cost(Policy):
     """The shortest predicted time to the first token, with what the load costs after it.
 
-    Seconds until the prompts there are computed, ``work`` times those for its own uncached tokens (or, where its KV may
-    be fetched, to fetch them), ``decode`` times those that the sequences there add to its output. All of it grows by
-    ``balance`` times the share of the newest minutes in which the worker was busy, so that new prefixes go where least
-    was done, and a fleet with little to do is even too.
+    Seconds until the prompts there are computed, ``work`` times those for its own uncached tokens, ``decode`` times
+    those that the sequences there add to its output. All of it grows by ``balance`` times the share of the newest
+    minutes in which the worker was busy, so that new prefixes go where least was done, and a fleet with little to do is
+    even too. Where a prefill worker may compute the prompt: the shorter of that (and of fetching what this worker
+    lacks) and of computing it here, at the cost of those that decode.
     """
 
     Options = _Options
@@ -38,18 +40,27 @@ class Cost(Policy):
 
     def score(self, views: Sequence[WorkerView], cached: Sequence[int], ask: Ask) -> list[float]:
         prompt, limit = ask.session.prompt_tokens, ask.session.output_limit
-        options = self.options
+        options, ahead = self.options, ask.ahead
         output = options.decode * (min(limit, USUAL_OUTPUT) if limit else USUAL_OUTPUT)
-        work, balance, fetches, decodes = options.work, options.balance, ask.fetches, ask.role is not Role.PREFILL
+        work, balance, decodes = options.work, options.balance, ask.role is not Role.PREFILL
         costs = []
         for view, held in zip(views, cached, strict=True):
             cost, depth = view.cost, view.depth
-            if fetches:
-                seconds = cost.transfer_seconds(prompt - held)
+            later = output * cost.slowdown_seconds(depth) if depth and decodes else 0.0
+            more = 1.0 + balance * view.busy
+            if ahead is None:
+                seconds = more * (
+                    GRAIN_SECONDS + later + cost.ready_seconds(view.prefill_tokens, prompt - held, held, work)
+                )
             else:
-                seconds = cost.ready_seconds(view.prefill_tokens, prompt - held, held, work)
-            if depth and decodes:
-                seconds += output * cost.slowdown_seconds(depth)
-            costs.append((GRAIN_SECONDS + seconds) * (1.0 + balance * view.busy))
+                seconds = ahead + more * (GRAIN_SECONDS + later + cost.transfer_seconds(prompt - held))
+                if computes(view, held):
+                    seconds = min(seconds, more * (GRAIN_SECONDS + later + _here(view, prompt - held, held)))
+            costs.append(seconds)
         best = min(costs)
         return [best / seconds for seconds in costs]
+
+
+def _here(view: WorkerView, tokens: int, held: int) -> float:
+    own = view.cost.prefill_seconds(tokens, held)
+    return view.wait_seconds + own + held_up(view, own)
