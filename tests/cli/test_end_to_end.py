@@ -115,7 +115,8 @@ def scene(tmp_path: Path) -> Iterator[Scene]:
 
 def test_up_status_chat_and_an_end_without_traces(scene: Scene, tmp_path: Path) -> None:
     output = tmp_path / "output"
-    command = [sys.executable, "-m", "orchestrator.cli.main", "up", str(scene.config)]
+    recorded = ["--record", str(tmp_path / "recording")]
+    command = [sys.executable, "-m", "orchestrator.cli.main", "up", str(scene.config), *recorded]
     with output.open("wb") as file:
         process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
     scene.owner = process.pid
@@ -141,6 +142,10 @@ def test_up_status_chat_and_an_end_without_traces(scene: Scene, tmp_path: Path) 
         assert "prefill on tiny-prefill-0 · decode on tiny-decode-0" in answer.stderr
         assert "KV cache moved" in answer.stderr
 
+        (request,) = [line.split('"')[3] for path in tmp_path.glob("recording*") for line in _aliases(path)][-1:]
+        explained = segue("explain", request)
+        assert (explained.returncode, "decode on tiny-decode-0" in explained.stdout) == (0, True), explained.stderr
+
         assert _beyond_loopback(started) == []
         record = RunFolder.of("e2e").read()
         assert record is not None
@@ -156,6 +161,17 @@ def test_up_status_chat_and_an_end_without_traces(scene: Scene, tmp_path: Path) 
     assert "had to end" not in shown
     scene.assert_nothing_is_left()
     assert segue("status").returncode == 3
+    recordings = sorted(tmp_path.glob("recording*"))
+    assert [path.name for path in recordings] == ["recording.gateway-0", "recording.gateway-1"]
+    for path in recordings:
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        replayed = segue("replay", str(path))
+        assert (replayed.returncode, replayed.stderr) == (0, ""), replayed.stdout + replayed.stderr
+
+
+def _aliases(recording: Path) -> list[str]:
+    """Its lines that tell what requests are called outside."""
+    return [line for line in recording.read_text().splitlines() if line.startswith('{"request"')]
 
 
 def _who_answers(address: str) -> str:
