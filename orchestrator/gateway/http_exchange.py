@@ -127,8 +127,11 @@ class Exchange:
                 await self.answer.send({"type": "http.response.body", "body": last, "more_body": False})
             return
         status, headers, body = http_errors.render(error, self._path)
+        own = {name for name, _ in headers} | {b"content-length"}
+        given = self._start.get("headers", []) if self._start is not None else []  # among them what browsers ask for
+        kept = [(name, value) for name, value in given if name.lower() not in own]
         start: Message = {"type": "http.response.start", "status": status}
-        start["headers"] = [*headers, (b"content-length", str(len(body)).encode())]
+        start["headers"] = [*kept, *headers, (b"content-length", str(len(body)).encode())]
         self._add_headers(start)
         await self.answer.send(start)
         await self.answer.send({"type": "http.response.body", "body": body, "more_body": False})

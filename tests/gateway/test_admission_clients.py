@@ -16,12 +16,13 @@ import pytest
 import pytest_asyncio
 
 from orchestrator.core import pace
+from orchestrator.core.spec import AdmissionSpec, Role
 from orchestrator.gateway.cluster_core import ClusterCore, EngineCoreRequest
 from orchestrator.gateway.context import CURRENT, RequestContext
 from orchestrator.proto import inference_pb2 as pb
 from orchestrator.proto import inference_pb2_grpc
 from tests.gateway.crowd import TEXT, TURNS, Crowd, full, names, occupied, placements, until, until_queued
-from tests.gateway.support import Stack
+from tests.gateway.support import Stack, cluster, model, running
 from tests.rpc.client import details, error_info
 
 
@@ -181,3 +182,20 @@ async def test_salts_are_the_clients_own_unless_caches_are_isolated(narrow: Stac
     sink = Sink()
     await ClusterCore("m", sink).add_request_async(EngineCoreRequest("r", [1], None, None, None, 0.0, None, "s", None))
     assert sink.salts == ["s"]
+
+
+@pytest.mark.parametrize("isolated", [True, False])
+async def test_what_one_tenant_sent_is_cached_for_another_only_where_caches_are_shared(isolated: bool) -> None:
+    spec = cluster(model("m", "tiny:llama", Role.SERVE), admission=AdmissionSpec(isolate_caches=isolated))
+    body = {"model": "m", "prompt": [50 + i for i in range(64)], "max_tokens": 1}
+    async with running(spec) as stack:
+
+        async def cached(**headers: str) -> int:
+            usage = (await stack.http.post("/v1/completions", json=body, headers=headers)).json()["usage"]
+            return int((usage["prompt_tokens_details"] or {}).get("cached_tokens") or 0)
+
+        seen = [await cached(**who) for who in ({"x-segue-tenant": "a"}, {"x-segue-tenant": "b"}, {})]
+        again = await cached(**{"x-segue-tenant": "a"})
+        await stack.quiet()
+    assert again > 0
+    assert seen == ([0, 0, 0] if isolated else [0, again, again])

@@ -31,7 +31,7 @@ class Client:
         raise AssertionError("nothing more comes from this client")
 
     async def start(self, status: int = 200, content_type: str = "text/event-stream") -> None:
-        headers = [(b"content-type", content_type.encode())]
+        headers = [(b"content-type", content_type.encode()), (b"access-control-allow-origin", b"*")]
         await self.exchange.send({"type": "http.response.start", "status": status, "headers": headers})
 
     async def piece(self, body: bytes, more: bool = True) -> None:
@@ -80,6 +80,9 @@ async def test_a_refusal_takes_the_place_of_a_stream_that_has_not_begun(client: 
     assert client.status == 503
     assert client.headers[b"retry-after"] == b"7"  # never earlier than it is worth it
     assert client.headers[b"x-request-id"] == b"mine"
+    assert client.headers[b"content-type"] == b"application/json"
+    assert client.headers[b"access-control-allow-origin"] == b"*"  # or a browser would not show it to its page
+    assert len(client.headers) == len(client.received[0]["headers"])
     assert json.loads(client.body)["error"]["code"] == "cluster_full"
     assert len(client.received) == 2
 
