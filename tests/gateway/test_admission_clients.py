@@ -89,6 +89,16 @@ class TestOfficialClients:
                 await client.completions.create(**TEXT, extra_headers={"x-request-timeout": "0.2"})
             assert late.value.code == "deadline_exceeded"
 
+    async def test_they_raise_what_a_stream_ends_with(self, narrow: Stack) -> None:
+        long = {**TURNS, "max_tokens": 300, "stream": True, "extra_headers": {"x-request-timeout": "0.7"}}
+        chat = openai.AsyncOpenAI(base_url=f"{narrow.url}/v1", api_key="-")
+        messages = anthropic.AsyncAnthropic(base_url=narrow.url, api_key="-")
+        async with chat, messages:
+            for create, error in ((chat.chat.completions, openai.APIError), (messages.messages, anthropic.APIError)):
+                with pytest.raises(error, match="deadline"):
+                    async for _ in await create.create(**long):
+                        pass
+
 
 class TestGrpc:
     @pytest_asyncio.fixture
