@@ -8,15 +8,24 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 from hypothesis import settings
 from hypothesis.stateful import run_state_machine_as_test
 
+from orchestrator.config import dumps
+from orchestrator.core import messages as m
 from orchestrator.core.brain import Brain
-from orchestrator.record.recording import BadRecording
-from tests.record.world import AnyRecordedOrder, an_hour, replayed
+from orchestrator.core.spec import Role
+from orchestrator.record.journal import Journal
+from orchestrator.record.recorder import Recorder
+from orchestrator.record.recording import BadRecording, Header
+from tests.core.support import worker
+from tests.record.world import APART, AnyRecordedOrder, an_hour, fail, replayed
+
+HEADER = Header("0.1.0", "gw-0", 1, 5, 1_700_000_000.0, 0.0, dumps(APART))
 
 REPLAY_ALL = """
 import sys
@@ -161,3 +170,26 @@ def test_what_another_version_wrote_is_told_apart_from_a_difference(
     (tmp_path / "r").write_text(text.replace(old, new))
     with pytest.raises(BadRecording, match=match):
         replayed(tmp_path / "r")
+
+
+def test_a_defect_of_the_brain_is_recorded_and_happens_again(tmp_path: Path) -> None:
+    """Such a step may have changed the brain half-way: without it the rest could not come out the same."""
+    recorder = Recorder(str(tmp_path / "r"), HEADER, fail)
+    journal = Journal(recorder)
+    step = journal.around(Brain.of(APART, Random(HEADER.seed)).step)
+    step(m.WorkerUp(worker("s0", Role.SERVE)), 1.0)
+    step(m.Arrived("r", "m", 8), 2.0)
+    with pytest.raises(ValueError, match="arrived twice"):
+        step(m.Arrived("r", "m", 8), 3.0)
+    step(m.Cancelled("r"), 4.0)
+    journal.close()
+    assert '"raised":"ValueError"' in (tmp_path / "r").read_text()
+    outcome = replayed(tmp_path / "r")
+    assert (outcome.difference, outcome.events) == (None, 4)
+    assert [moment.what for moment in journal.stories.find("r").stories[0].moments] == [
+        "arrived",
+        "decode sent",
+        "cancelled",
+        "aborted",
+        "ended",
+    ]
