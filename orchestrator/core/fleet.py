@@ -15,7 +15,7 @@ from orchestrator.core.prefix import PrefixIndex
 from orchestrator.core.spec import Role
 from orchestrator.core.types import Load, WorkerInfo
 
-BUSY_MEMORY = 120.0  # seconds that a worker's share of busy time looks back
+BUSY_MEMORY = 30.0  # seconds that a worker's share of busy time looks back
 
 
 @dataclass(slots=True)
