@@ -90,6 +90,7 @@ class VllmEngine:
         self._reader = asyncio.create_task(self._read(self._client))
 
     async def submit(self, request: wire.Request) -> None:
+        wire.tell_once(request)
         with _lost(self._assignment.worker_id):
             await self._live_client().add_request_async(request)
 
@@ -252,7 +253,7 @@ def facts_of(config: VllmConfig, tasks: tuple[str, ...], device: Device) -> Engi
         max_model_len=model.max_model_len,
         max_num_seqs=config.scheduler_config.max_num_seqs,
         tasks=tasks,
-        kv_events=config.kv_events_config is not None,
+        kv_events=config.kv_events_config is not None and bool(cache.enable_prefix_caching),
         weight_bytes=inventory.weight_bytes(model.model),
         device=device,
     )

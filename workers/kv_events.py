@@ -54,12 +54,13 @@ class KvEventFeed:
         self._context.destroy(linger=0)
 
     async def _pump(self) -> None:
-        expected: int | None = None
+        expected = 0
+        reader = wire.CacheEvents()
         while True:
             _, number, payload = await self._socket.recv_multipart()
             sequence = int.from_bytes(number, "big")
-            batch = wire.decode_kv_events(payload)
-            if expected is not None and sequence != expected:
+            batch = reader.read(payload)
+            if sequence != expected:
                 _log.warning("kv_events_missed", count=sequence - expected)
                 batch.insert(0, Cleared())
             expected = sequence + 1

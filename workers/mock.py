@@ -170,8 +170,8 @@ class MockEngine:
 
     def _place(self, sequence: Sequence) -> bool:
         """Blocks for a sequence's tokens, cached ones first; False if there is no room."""
-        known = sequence.tokens[:-1]  # the last token is always computed: it makes the next one
-        cached = self._pool.cached(known, sequence.kinship)
+        # The last token is always computed: it makes the next one.
+        cached = self._pool.cached(sequence.tokens[:-1], sequence.kinship)
         needed = -(-len(sequence.tokens) // self.settings.block_size) - len(cached)
         holding = self._pool.hold(cached, needed, sequence.kinship)
         if holding is None:

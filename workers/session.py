@@ -16,16 +16,16 @@ from typing import Any
 import grpc
 
 from orchestrator.core.errors import ProtocolError, SegueError, WorkerLost
-from orchestrator.core.mirror import CacheMirror
+from orchestrator.core.mirror import Backlog, CacheEvent, CacheMirror, CacheNews
 from orchestrator.core.spec import Role
 from orchestrator.core.types import Load
 from orchestrator.proto import worker_pb2, worker_pb2_grpc
-from orchestrator.proto.worker_pb2 import CacheChange, GatewayFrame, Hello, Rejected, Step, Submit, Welcome, WorkerFrame
+from orchestrator.proto.worker_pb2 import GatewayFrame, Hello, Rejected, Step, Submit, Welcome, WorkerFrame
 from orchestrator.telemetry.logs import events
 from workers import wire
 from workers.intake import fault_of, transfer_fault
 from workers.link import Link
-from workers.messages import cache_message, facts_message, load_message, transfers_message
+from workers.messages import facts_message, load_message, transfers_message
 from workers.ports import Engine, EngineStep
 from workers.work import Work
 
@@ -101,11 +101,9 @@ class WorkerSession(worker_pb2_grpc.WorkerServicer):
             await context.write(WorkerFrame(welcome=self._welcome()))
         except SegueError as error:
             await context.abort(grpc.StatusCode[error.grpc_code], str(error))
-        link = Link(hello.gateway_id, self._snapshot)
+        link = Link(hello.gateway_id, Backlog(self._mirror))
         self._links.add(link)
-        first = self._step(link)
-        first.cache.CopyFrom(self._snapshot())
-        link.send(first)
+        link.send(self._step(link))
         tasks = [_ending(link, self._read(context, link)), _ending(link, self._write(context, link))]
         _log.info("session_opened", gateway=link.gateway_id)
         try:
@@ -158,8 +156,9 @@ class WorkerSession(worker_pb2_grpc.WorkerServicer):
 
     async def _write(self, context: _Context, link: Link) -> None:
         while True:
-            frame = await link.next(HEARTBEAT_SECONDS)
-            await context.write(frame or WorkerFrame(step=self._step(link)))
+            step = await link.next(HEARTBEAT_SECONDS) or self._step(link)
+            link.enclose_news(step)
+            await context.write(WorkerFrame(step=step))
 
     async def _submit(self, link: Link, submit: Submit) -> None:
         refusal = self._refusal(submit)
@@ -248,33 +247,30 @@ class WorkerSession(worker_pb2_grpc.WorkerServicer):
                 del self._live[work.wire_id]
                 work.link.wire_ids.discard(work.wire_id)
                 work.end(self._role, str(output.finish_reason))
-        news = self._cache_news(step) if step.kv_events else None
+        news = self._cache_news(step.kv_events) if step.kv_events else None
         for link in self._links:
+            if news is not None:
+                link.backlog.add(news)
             message = self._step(link)
             if outputs := by_link.get(link):
                 message.outputs.extend(wire.encode_outputs(outputs, step.timestamp))
             if step.transfers:
                 message.transfers.CopyFrom(transfers_message(step.transfers))
-            if news is not None:
-                message.cache.CopyFrom(news)
             link.send(message)
 
-    def _cache_news(self, step: EngineStep) -> CacheChange:
-        news = self._mirror.take(step.kv_events)
+    def _cache_news(self, found: Sequence[CacheEvent]) -> CacheNews:
+        news = self._mirror.take(found)
         missed = self._mirror.unplaced + self._mirror.misshapen
         if missed >= self._next_warning:
             _log.warning("cached_blocks_not_told", unplaced=self._mirror.unplaced, misshapen=self._mirror.misshapen)
             self._next_warning = 10 * missed
-        return cache_message(news)
+        return news
 
     def _late(self, output: wire.Output) -> Link | None:
         """Who gets an output of a request that was aborted in the meantime: a prefill that still came to its end has
         pinned blocks, and whoever asked for it has to have them released."""
         link, _ = self._aborted.pop(output.request_id, (None, 0.0))
         return link if output.kv_transfer_params else None
-
-    def _snapshot(self) -> CacheChange:
-        return CacheChange(cleared=True, stored=self._mirror.snapshot())
 
     def _step(self, link: Link) -> Step:
         return Step(load=load_message(self.load), draining=self.draining, own_requests=len(link.wire_ids))

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import msgspec
-from vllm.distributed.kv_events import MEDIUM_GPU, AllBlocksCleared, BlockRemoved, BlockStored, KVEventBatch
+from vllm.distributed.kv_events import MEDIUM_GPU, AllBlocksCleared, BlockStored, KVEventBatch
 from vllm.sampling_params import SamplingParams
 from vllm.v1.engine import (
     EngineCoreEvent,
@@ -19,6 +19,7 @@ from vllm.v1.engine import (
     EngineCoreRequest,
     FinishReason,
 )
+from vllm.v1.kv_cache_interface import KVCacheSpecKind
 from vllm.v1.metrics.stats import PrefillStats
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
@@ -37,6 +38,13 @@ _encoder = MsgpackEncoder()
 _requests = MsgpackDecoder(EngineCoreRequest)
 _outputs = MsgpackDecoder(EngineCoreOutputs)
 _kv_events = msgspec.msgpack.Decoder(KVEventBatch)
+_ATTENDS_TO_ALL = {
+    None,
+    KVCacheSpecKind.FULL_ATTENTION.value,
+    KVCacheSpecKind.MLA_ATTENTION.value,
+    KVCacheSpecKind.SINK_FULL_ATTENTION.value,
+}
+_REPORT_MODE = "kv_cache_report_mode"
 
 
 def encode_request(request: Request) -> list[bytes]:
@@ -59,22 +67,41 @@ def decode_outputs(parts: Sequence[bytes]) -> EngineCoreOutputs:
     return _decode(_outputs, parts, EngineCoreOutputs)  # type: ignore[no-any-return]
 
 
-def decode_kv_events(payload: bytes) -> list[CacheEvent]:
-    """A batch of vLLM's prefix-cache publisher: the part of it that is on the device and here.
+class CacheEvents:
+    """Reads what one engine's prefix-cache publisher says of blocks on the device.
 
-    Of several groups of KV caches (layers that attend differently) the first one stands for all of them.
+    An engine whose layers attend differently keeps a cache for each group of them. One group stands for all here: the
+    first one heard of that attends to everything, as no prefix is longer than what that has; without one, the first.
     """
-    found: list[CacheEvent] = []
-    for event in _kv_events.decode(payload).events:
-        if isinstance(event, AllBlocksCleared):
-            found.append(Cleared())
-        elif event.medium not in (None, MEDIUM_GPU) or event.group_idx or event.locality == "REMOTE":
-            continue
-        elif isinstance(event, BlockStored):
-            found.append(_stored(event))
-        elif isinstance(event, BlockRemoved):
-            found.append(BlocksRemoved(event.block_hashes))
-    return found
+
+    def __init__(self) -> None:
+        self._group: int | None = None
+        self._attends_to_all = False
+
+    def read(self, payload: bytes) -> list[CacheEvent]:
+        """The events of a batch."""
+        found: list[CacheEvent] = []
+        for event in _kv_events.decode(payload).events:
+            if isinstance(event, AllBlocksCleared):
+                found.append(Cleared())
+                continue
+            if event.medium not in (None, MEDIUM_GPU) or event.locality == "REMOTE":
+                continue
+            if isinstance(event, BlockStored) and self._prefers(event):
+                found.append(Cleared())
+            if (event.group_idx or 0) != self._group:
+                continue
+            found.append(_stored(event) if isinstance(event, BlockStored) else BlocksRemoved(event.block_hashes))
+        return found
+
+    def _prefers(self, event: BlockStored) -> bool:
+        """Whether the event's group stands for all from here on, where another did until now."""
+        attends_to_all = event.kv_cache_spec_kind in _ATTENDS_TO_ALL
+        if self._group is not None and (self._attends_to_all or not attends_to_all):
+            return False
+        before, self._group = self._group, event.group_idx or 0
+        self._attends_to_all = attends_to_all
+        return before not in (None, self._group)
 
 
 def _stored(event: BlockStored) -> BlocksStored:
@@ -93,6 +120,14 @@ def _stored(event: BlockStored) -> BlocksStored:
     return BlocksStored(
         event.block_hashes, event.parent_block_hash, event.token_ids, adapter, salt, extras if any(extras) else ()
     )
+
+
+def tell_once(request: Request) -> None:
+    """Takes out a wish to be told again of blocks that are cached already: whoever counts what is stored and removed
+    would never see those go."""
+    params = request.sampling_params
+    if params is not None and params.extra_args and _REPORT_MODE in params.extra_args:
+        params.extra_args = {name: value for name, value in params.extra_args.items() if name != _REPORT_MODE}
 
 
 def transfer_params(request: Request) -> Mapping[str, Any]:

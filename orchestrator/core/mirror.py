@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from orchestrator.core.blocks import chain, root
 
@@ -212,3 +213,50 @@ class CacheMirror:
         self._published.clear()
         self._before.clear()
         self._cleared = True
+
+
+class Backlog:
+    """What one listener has still to be told of a mirror: at first everything.
+
+    It is the difference between what the listener knows and what is there, so however long the listener takes, it is
+    no more than what an engine's cache holds, twice.
+    """
+
+    def __init__(self, mirror: CacheMirror) -> None:
+        self._cleared = True
+        self._missing = dict.fromkeys(mirror.snapshot())  # each after the one before it
+        self._surplus: dict[int, None] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._cleared or self._missing or self._surplus)
+
+    def add(self, news: CacheNews) -> None:
+        """The mirror's news, all of them, in order."""
+        missing, surplus = self._missing, self._surplus
+        if news.cleared:
+            self._cleared = True
+            missing.clear()
+            surplus.clear()
+        for block in news.removed:
+            if block in missing:
+                del missing[block]
+            else:
+                surplus[block] = None
+        for block in news.stored:
+            if block in surplus:
+                del surplus[block]
+            else:
+                missing[block] = None
+
+    def take(self, at_most: int) -> CacheNews:
+        """The next part, with at most so many stored blocks; after each part what the listener knows is closed."""
+        stored = list(islice(self._missing, at_most))
+        news = CacheNews(self._cleared, list(self._surplus), stored)
+        self._cleared = False
+        self._surplus.clear()
+        if len(stored) == len(self._missing):
+            self._missing.clear()
+        else:
+            for block in stored:
+                del self._missing[block]
+        return news

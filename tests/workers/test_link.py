@@ -5,34 +5,39 @@ from __future__ import annotations
 import pytest
 
 from orchestrator.core.errors import Overloaded, WorkerLost
-from orchestrator.proto.worker_pb2 import CacheChange, Load, Step, Transfers
-from workers.link import MAX_CACHE_HASHES, Link
+from orchestrator.core.mirror import Backlog, CacheMirror, CacheNews
+from orchestrator.proto.worker_pb2 import Load, Step, Transfers
+from workers import link as links
+from workers.link import CACHE_CHUNK
+
+
+def Link(gateway_id: str, **bounds: int) -> links.Link:  # noqa: N802
+    backlog = Backlog(CacheMirror("m", 16))
+    backlog.take(1)
+    return links.Link(gateway_id, backlog, **bounds)
 
 
 async def test_load_that_a_gateway_did_not_read_in_time_is_replaced() -> None:
     link = Link("slow")
     for running in range(10_000):
         link.send(Step(load=Load(running=running)))
-    frame = await link.next(0.01)
-    assert frame is not None
-    assert frame.step.load.running == 9_999
+    step = await link.next(0.01)
+    assert step is not None
+    assert step.load.running == 9_999
     assert await link.next(0.01) is None
 
 
-async def test_folding_adds_transfers_up_and_keeps_what_the_cache_came_to() -> None:
+async def test_folding_adds_transfers_up() -> None:
     link = Link("slow")
     for number in range(1, 6):
-        change = CacheChange(stored=[number, 100 + number], removed=[number - 1])
         transfers = Transfers(count=1, bytes=10, seconds=0.5, failed=1)
-        link.send(Step(load=Load(running=number), transfers=transfers, cache=change))
+        link.send(Step(load=Load(running=number), transfers=transfers))
     link.send(Step(draining=True))
-    frame = await link.next(0.01)
-    assert frame is not None
-    moved = frame.step.transfers
+    step = await link.next(0.01)
+    assert step is not None
+    moved = step.transfers
     assert (moved.count, moved.bytes, moved.seconds, moved.failed) == (5, 50, 2.5, 5)
-    assert list(frame.step.cache.stored) == [101, 102, 103, 104, 5, 105]
-    assert list(frame.step.cache.removed) == [0, 1, 2, 3, 4]
-    assert frame.step.draining
+    assert step.draining
 
 
 async def test_outputs_keep_their_frames_and_their_order() -> None:
@@ -43,8 +48,8 @@ async def test_outputs_keep_their_frames_and_their_order() -> None:
     link.send(Step(outputs=[b"second"]))
     link.send(Step(load=Load(running=3)))
     read = []
-    while frame := await link.next(0.01):
-        read.append(frame.step)
+    while step := await link.next(0.01):
+        read.append(step)
     assert [list(step.outputs) for step in read] == [[b"first"], [b"second"], []]
     assert read[-1].load.running == 3
 
@@ -61,21 +66,27 @@ async def test_a_gateway_that_does_not_read_is_cut_off() -> None:
     assert count <= 9
 
 
-async def test_cache_changes_that_pile_up_become_one_snapshot() -> None:
-    link = Link("slow", lambda: CacheChange(cleared=True, stored=[7]))
-    batch = range(MAX_CACHE_HASHES // 4)
-    for number in range(7):
-        link.send(Step(outputs=[bytes([number])], cache=CacheChange(stored=batch)))
+async def test_cache_news_go_with_the_next_frame_in_parts() -> None:
+    link = Link("slow")
+    for number in range(3):
+        link.send(Step(outputs=[bytes([number])]))
+    link.backlog.add(CacheNews(stored=range(CACHE_CHUNK + 5)))
+    link.backlog.add(CacheNews(removed=[CACHE_CHUNK + 3, 1 << 50], stored=[1 << 40]))
     read = []
-    while frame := await link.next(0.01):
-        read.append(frame.step)
-    assert [step.outputs[0][0] for step in read] == list(range(7)), "outputs are never left out"
-    assert sum(len(step.cache.stored) for step in read) == 1
-    assert (read[-1].cache.cleared, list(read[-1].cache.stored)) == (True, [7])
-    link.send(Step(cache=CacheChange(stored=[8])))
-    frame = await link.next(0.01)
-    assert frame is not None
-    assert (frame.step.cache.cleared, list(frame.step.cache.stored)) == (False, [8])
+    while link.backlog or len(read) < 3:
+        read.append(await link.next(0.01) or Step())
+        link.enclose_news(read[-1])
+    assert [list(step.outputs) for step in read] == [[b"\0"], [b"\1"], [b"\2"]]
+    assert [len(step.cache.stored) for step in read] == [CACHE_CHUNK, 5, 0]
+    assert list(read[0].cache.removed) == [1 << 50]
+    assert list(read[1].cache.stored)[-2:] == [CACHE_CHUNK + 4, 1 << 40]
+    assert not read[2].HasField("cache")
+
+
+async def test_a_backlog_needs_no_frame_to_go_with() -> None:
+    link = Link("slow")
+    link.backlog.add(CacheNews(cleared=True))
+    assert await link.next(60) is None, "at once"
 
 
 @pytest.mark.parametrize("first", [None, WorkerLost("gone")])
