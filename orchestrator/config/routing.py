@@ -6,7 +6,6 @@ from typing import Any
 
 from orchestrator.config.cursor import Cursor, closest
 from orchestrator.core import policies
-from orchestrator.core.errors import ConfigError
 from orchestrator.core.spec import PrefillPlace, RoutingSpec
 
 
@@ -17,24 +16,27 @@ def routing(cursor: Cursor, *, disaggregated: bool) -> RoutingSpec:
     if "policy" in fields:
         values["policy"] = _policy(fields["policy"])
     if "parameters" in fields:
-        values["parameters"] = {name: entry.value for name, entry in fields["parameters"].entries().items()}
+        values["parameters"] = _parameters(fields["parameters"], values.get("policy", RoutingSpec().policy))
     if "prefill" in fields:
         values["prefill"] = _prefill(fields["prefill"], disaggregated)
-    spec = RoutingSpec(**values)
-    try:
-        policies.build(spec.policy, spec.parameters)
-    except ConfigError as error:
-        place = cursor.find(*error.where.split("."))
-        name = error.where.rpartition(".")[2]
-        meant = closest(name, [known for known in policies.parameters(policies.POLICIES[spec.policy]) if known != name])
-        raise place.error(error.what, meant) from None
-    return spec
+    return RoutingSpec(**values)
 
 
 def _policy(cursor: Cursor) -> str:
-    if cursor.value not in policies.POLICIES:
+    if not isinstance(cursor.value, str) or cursor.value not in policies.POLICIES:
         raise cursor.wrong(", ".join(policies.POLICIES), closest(cursor.value, policies.POLICIES))
-    return str(cursor.value)
+    return cursor.value
+
+
+def _parameters(cursor: Cursor, policy: str) -> dict[str, float]:
+    known, values = policies.parameters(policies.POLICIES[policy]), {}
+    for name, entry in cursor.entries().items():
+        if name not in known:
+            raise entry.error(policies.unknown(policy, name), closest(name, known))
+        if not policies.fits(known[name], entry.value):
+            raise entry.wrong(policies.allowed(known[name]))
+        values[name] = entry.value
+    return values
 
 
 def _prefill(cursor: Cursor, disaggregated: bool) -> PrefillPlace:

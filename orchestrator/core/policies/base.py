@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from orchestrator.core.candidates import bounded
@@ -59,6 +59,20 @@ class Policy:
         """It is this one."""
 
 
-def parameters(kind: type[Policy]) -> Mapping[str, Any]:
+def parameters(kind: type[Policy]) -> Mapping[str, Field[Any]]:
     """The fields that declare a policy's parameters, by name."""
     return {entry.name: entry for entry in fields(kind.Options)}
+
+
+def fits(entry: Field[Any], value: object) -> bool:
+    """Whether a parameter may have this value."""
+    kinds = int if isinstance(entry.default, int) else (int, float)
+    if not isinstance(value, kinds) or isinstance(value, bool):
+        return False
+    return bool(entry.metadata["least"] <= value <= entry.metadata["most"])
+
+
+def allowed(entry: Field[Any]) -> str:
+    """A parameter's values in words."""
+    kind = "a whole number" if isinstance(entry.default, int) else "a number"
+    return f"{kind} from {entry.metadata['least']:g} to {entry.metadata['most']:g}"

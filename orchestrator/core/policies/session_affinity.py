@@ -13,7 +13,7 @@ SUCCESSORS = 4  # workers that a key may move on to
 
 @dataclass(frozen=True, slots=True)
 class _Options(Options):
-    bound: float = number(1.25, 1.0, 10.0, "times the mean depth that a session's own worker may have")
+    bound: float = number(1.25, 1.0, 10.0, "times the mean depth that the worker of a session or adapter may have")
     free: int = number(4, 1, 1024, "depth up to which it is always taken")
 
 
