@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
-MOST = 8  # workers that are looked at a mark; those that are on their way to a hot prompt are many, and alike
+MOST = 8  # workers that are looked at a mark, and prompts of each: the newest, as what was sent first is there first
 
 
 class InFlight:
@@ -33,7 +33,10 @@ class InFlight:
         same.append(blocks)  # kept, so that its id stays its own
         if len(same) == 1:
             for mark in _marks(len(blocks)):
-                self._marks.setdefault(blocks[mark - 1], {}).setdefault(slot, {})[id(blocks)] = blocks
+                slots = self._marks.setdefault(blocks[mark - 1], {})
+                prompts = slots.pop(slot, {})
+                prompts[id(blocks)] = blocks
+                slots[slot] = prompts  # the newest last
 
     def remove(self, slot: int, blocks: Sequence[int]) -> None:
         """The opposite, with the same object. One that is not there is no error: its worker may be gone."""
@@ -60,8 +63,8 @@ class InFlight:
         mark = 1 << len(blocks).bit_length() - 1 if blocks else 0
         while mark and 2 * mark > than:
             if slots := self._marks.get(blocks[mark - 1]):
-                for slot, prompts in islice(slots.items(), MOST):
-                    shared = max(_shared(blocks, other, mark) for other in islice(prompts.values(), MOST))
+                for slot, prompts in islice(reversed(slots.items()), MOST):
+                    shared = max(_shared(blocks, other, mark) for other in islice(reversed(prompts.values()), MOST))
                     if shared > than and shared > found.get(slot, 0):
                         found[slot] = shared
             mark >>= 1

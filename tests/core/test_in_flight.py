@@ -66,3 +66,11 @@ def test_a_hot_prompt_costs_a_few_looks() -> None:
     for slot, prompt in enumerate(prompts):
         in_flight.add(slot, prompt)
     assert 0 < len(in_flight.longer([1, 2, 3, 4], 0)) <= 3 * MOST
+
+
+def test_behind_a_head_that_all_prompts_share_the_newest_is_found() -> None:
+    in_flight, head = InFlight(), list(range(100))
+    for slot in range(10):
+        for number in range(20):
+            in_flight.add(slot, [*head, 1000 * slot + number, 7])
+    assert in_flight.longer([*head, 9019, 7, 8], 100) == {9: 102}

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from orchestrator.core.blocks import chain, root
+from orchestrator.core.in_flight import MOST
 from orchestrator.core.mirror import BlocksRemoved, BlocksStored, CacheMirror, CacheNews, Cleared
 from orchestrator.core.prefix import NO_MATCHES, Matches, PrefixIndex, slots_of
 
@@ -73,6 +74,7 @@ class IndexMachine(RuleBasedStateMachine):
         self.join(None)
         self.join(None)
 
+    @precondition(lambda self: len(self.workers) < MOST)
     @rule(capacity=st.sampled_from([None, None, 0, 3, 8]))
     def join(self, capacity: int | None) -> None:
         slot = self.index.join(capacity)
@@ -126,6 +128,8 @@ class IndexMachine(RuleBasedStateMachine):
     @rule(data=st.data(), prompt=SOME)
     def route(self, data: st.DataObject, prompt: Prompt) -> None:
         worker = self.any_worker(data)
+        if len(worker.under_way) == MOST:
+            return  # of more than these the newest are looked at
         blocks = list(hashes(prompt))
         self.index.routed(worker.slot, blocks)
         if worker.capacity is None:
