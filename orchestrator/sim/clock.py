@@ -8,26 +8,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from heapq import heappop, heappush
+from itertools import count
 from typing import Any
 
 Action = Callable[[Any], None]
 
 
 class Clock:
-    """Seconds from 0. ``heap`` is open to those who schedule often: push (time, ``next_sequence()``, action, what)."""
+    """Seconds from 0. Those who schedule often push (time, next(``sequence``), action, what) on ``heap`` themselves."""
 
-    __slots__ = ("_sequence", "_stopped", "heap", "now")
+    __slots__ = ("_stopped", "heap", "now", "sequence")
 
     def __init__(self) -> None:
         self.now = 0.0
         self.heap: list[tuple[float, int, Action, Any]] = []
-        self._sequence = 0
+        self.sequence = count()
         self._stopped = False
 
     def at(self, time: float, action: Action, what: Any = None) -> None:
         """Has ``action(what)`` run at ``time``, which must not have passed."""
-        self._sequence += 1
-        heappush(self.heap, (time, self._sequence, action, what))
+        heappush(self.heap, (time, next(self.sequence), action, what))
 
     def after(self, seconds: float, action: Action, what: Any = None) -> None:
         """Has ``action(what)`` run in ``seconds``."""
@@ -39,9 +39,8 @@ class Clock:
 
     def run(self) -> None:
         """Runs actions in order until ``stop`` or until there are none."""
-        heap = self.heap
+        heap, pop = self.heap, heappop
         self._stopped = False
         while heap and not self._stopped:
-            now, _, action, what = heappop(heap)
-            self.now = now
+            self.now, _, action, what = pop(heap)
             action(what)

@@ -9,9 +9,10 @@ from struct import Struct
 from orchestrator.core import messages as m
 from orchestrator.core.decision import Decision
 
-_EVENT = Struct("<dHHqq")
+_PACK = Struct("<dHHqq").pack
 _DECISION = Struct("<dqdd")
 _CHUNK = 4096
+_STARTS = (m.StartDecode, m.StartPrefill)
 KINDS = {kind: code for code, kind in enumerate((
     m.WorkerUp, m.WorkerDraining, m.WorkerDown, m.LoadReported, m.CacheChanged, m.Arrived, m.PrefillEnded,
     m.FirstToken, m.DecodeEnded, m.Refused, m.Cancelled, m.Tick,
@@ -32,15 +33,16 @@ class Digest:
     ) -> None:
         """One step of a brain; ``subject`` and ``about`` are the event's own numbers."""
         parts = self._parts
-        parts.append(_EVENT.pack(now, gateway, KINDS[type(event)], subject, about))
-        for command in commands:
-            self._command(command)
-        if len(parts) > _CHUNK:
-            self._flush()
+        parts.append(_PACK(now, gateway, KINDS[type(event)], subject, about))
+        if commands:
+            for command in commands:
+                self._command(command)
+            if len(parts) > _CHUNK:
+                self._flush()
 
     def _command(self, command: m.Command) -> None:
         parts = self._parts
-        if isinstance(command, m.StartDecode | m.StartPrefill):
+        if isinstance(command, _STARTS):
             parts.append(f"{command.wire_id} {command.worker_id}".encode())
             self._decision(command.decision)
         elif isinstance(command, m.End):

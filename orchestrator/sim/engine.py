@@ -14,6 +14,7 @@ that is under way. What lies in between (tokens, their gaps, blocks that fill up
 from __future__ import annotations
 
 from collections.abc import Callable
+from heapq import heappush
 from typing import TYPE_CHECKING
 
 from orchestrator.core.types import Load
@@ -184,7 +185,9 @@ class Engine(Batch):
         self._version += 1
         clock = self._clock
         ends = self._since + steps * self._pace
-        clock.at(ends if ends > clock.now else clock.now, self._wake, self._version)
+        if ends < clock.now:
+            ends = clock.now  # by the rounding of sums
+        heappush(clock.heap, (ends, next(clock.sequence), self._wake, self._version))
 
     def _wake(self, version: int) -> None:
         if version != self._version:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from orchestrator.core import messages as m
 from orchestrator.core.brain import Brain
-from orchestrator.core.types import Load
 from orchestrator.sim.carrier import Carrier
 from orchestrator.sim.flight import Desk, Flight
 from orchestrator.sim.half import Half
@@ -24,6 +23,8 @@ class Gateway(Carrier):
         super().__init__(desk)
         self.index = index
         self.brain = brain
+        self._note = desk.digest.add
+        self._deep = desk.audit.deep
 
     @property
     def waiting(self) -> int:
@@ -116,11 +117,15 @@ class Gateway(Carrier):
         if frame.stored or frame.removed:
             change = m.CacheChanged(worker_id, frame.stored, frame.removed, cleared)
             self._feed(change, worker.index, hash((*frame.removed, -1, *frame.stored)))  # numbers hash alike everywhere
+        mine = self._take_outputs(frame) if frame.firsts or frame.ended else False
         for half, refusal, detail in frame.refused:
             self._refused(half, refusal, detail)
-        mine = self._take_outputs(frame) if frame.firsts or frame.ended else False
-        own = None if frame.own is None else frame.own[self.index]
-        self._take_load(link, frame.load, own, frame.stepped and (mine or own != 0))
+        load, own = frame.load, frame.own[self.index]
+        event = m.LoadReported(worker_id, load, own, frame.stepped and (mine or own > 0))
+        if self._network.fair:
+            self._feed(event, worker.index, load.running << 32 | load.kv_blocks_used)
+        else:
+            self._may_be_lost(link, event)
         if frame.draining:
             self._draining.add(worker_id)
             self._feed(m.WorkerDraining(worker_id), worker.index, 0)
@@ -146,15 +151,12 @@ class Gateway(Carrier):
             self._draining.add(half.worker.info.worker_id)
         self._feed(m.Refused(half.wire_id, refusal, detail), half.flight.number, 0)
 
-    def _take_load(self, link: Link, load: Load, own: int | None, stepped: bool) -> None:
+    def _may_be_lost(self, link: Link, event: m.LoadReported) -> None:
         network = self._network
-        event = m.LoadReported(link.worker.info.worker_id, load, own, stepped)
-        if network.lost():
-            return
         if network.late():
             self._clock.after(network.chance() * LATE_SECONDS, self._late, (link, link.session, event))
-            return
-        self._feed(event, link.worker.index, load.running << 32 | load.kv_blocks_used)
+        elif not network.lost():
+            self._late((link, link.session, event))
 
     def _late(self, message: tuple[Link, int, m.LoadReported]) -> None:
         link, session, event = message
@@ -193,9 +195,9 @@ class Gateway(Carrier):
     def _feed(self, event: m.Event, subject: int, about: int) -> None:
         now = self._clock.now
         commands = self.brain.step(event, now)
-        desk = self._desk
-        desk.digest.add(now, self.index, event, subject, about, commands)
-        for command in commands:
-            self._carry_out[type(command)](command)
-        if desk.audit.deep:
+        self._note(now, self.index, event, subject, about, commands)
+        if commands:
+            for command in commands:
+                self._carry_out[type(command)](command)
+        if self._deep:
             self.brain.check()

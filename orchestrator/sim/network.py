@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from heapq import heappush
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.sim.clock import Clock
@@ -26,11 +27,12 @@ class Link:
     ``up``: it carries messages. ``known``: the gateway believes so; it hears of a break later than the worker.
     """
 
-    __slots__ = ("arrives_down", "arrives_up", "gateway", "held_until", "known", "session", "up", "worker")
+    __slots__ = ("arrives_down", "arrives_up", "framed", "gateway", "held_until", "known", "session", "up", "worker")
 
     def __init__(self, gateway: Gateway, worker: Worker) -> None:
         self.gateway = gateway
         self.worker = worker
+        self.framed = gateway.framed
         self.up = False
         self.known = False
         self.session = 0
@@ -56,6 +58,7 @@ class Network:
 
     def __init__(self, clock: Clock, rng: Random, weather: Weather) -> None:
         self.weather = weather
+        self.fair = not (weather.lost or weather.late)
         self._clock = clock
         self._delay = weather.delay
         self._jitter = weather.jitter
@@ -68,7 +71,8 @@ class Network:
             at = link.arrives_up
         else:
             link.arrives_up = at
-        self._clock.at(at, deliver, (link, link.session, what))
+        clock = self._clock
+        heappush(clock.heap, (at, next(clock.sequence), deliver, (link, link.session, what)))
 
     def to_worker(self, link: Link, deliver: Delivery, what: Any) -> None:
         """Delivers (link, session, what); the receiver has to see that the session is still the link's."""
@@ -77,7 +81,8 @@ class Network:
             at = link.arrives_down
         else:
             link.arrives_down = at
-        self._clock.at(at, deliver, (link, link.session, what))
+        clock = self._clock
+        heappush(clock.heap, (at, next(clock.sequence), deliver, (link, link.session, what)))
 
     def hold(self, link: Link, seconds: float) -> None:
         """Nothing gets through for so long; what is sent arrives afterwards, in order."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from orchestrator.core.messages import Refusal
@@ -20,20 +21,23 @@ HEARTBEAT_SECONDS = 1.0
 
 
 class Frame:
-    """What a worker has to say at the end of a step. ``firsts`` and ``ended`` are all gateways' halves."""
+    """What a worker has to say at the end of a step. ``firsts`` and ``ended`` are all gateways' halves.
 
-    __slots__ = ("draining", "ended", "firsts", "load", "own", "refused", "removed", "stepped", "stored")
+    ``own``: how many of the requests in ``load`` are whose, by gateway.
+    """
 
-    def __init__(self, load: Load) -> None:
+    # Most frames have few of these, and a class's attributes cost a frame nothing.
+    firsts: Sequence[Half] = ()
+    ended: Sequence[Half] = ()
+    refused: Sequence[tuple[Half, Refusal, str]] = ()
+    removed: Sequence[int] = ()
+    stored: Sequence[int] = ()
+    stepped = False
+    draining = False
+
+    def __init__(self, load: Load, own: Sequence[int]) -> None:
         self.load = load
-        self.own: list[int] | None = None  # requests at the worker, by gateway; None where there is only one
-        self.firsts: list[Half] = []
-        self.ended: list[Half] = []
-        self.refused: list[tuple[Half, Refusal, str]] = []
-        self.removed: list[int] = []
-        self.stored: list[int] = []
-        self.stepped = False
-        self.draining = False
+        self.own = own
 
 
 class Worker:
@@ -148,8 +152,8 @@ class Worker:
         refusal = self._refusal(half)
         if refusal is not None:
             frame = self._frame()
-            frame.refused.append((half, *refusal))
-            self._network.to_gateway(link, link.gateway.framed, frame)
+            frame.refused = ((half, *refusal),)
+            self._network.to_gateway(link, link.framed, frame)
             return
         self.live[half] = None
         self._own[link.gateway.index] += 1
@@ -247,10 +251,9 @@ class Worker:
             self._send(self._frame())
 
     def _frame(self) -> Frame:
-        frame = Frame(self.engine.load)
-        if len(self.links) > 1:
-            frame.own = self._own.copy()
-        frame.draining = self.draining
+        frame = Frame(self.engine.load, self._own.copy())
+        if self.draining:
+            frame.draining = True
         return frame
 
     def _send(self, frame: Frame) -> None:
@@ -258,15 +261,13 @@ class Worker:
         if cache.stored or cache.removed:
             frame.removed, frame.stored = cache.take_changes()
         self._heard_at = self._clock.now
-        for link in self.links:
-            if link.up:
-                self._send_over(link, frame)
-
-    def _send_over(self, link: Link, frame: Frame) -> None:
         network = self._network
-        if network.weather.lost and (frame.stored or frame.removed) and network.lost():
-            # A stream loses nothing in its middle: it breaks, and opens again with a snapshot.
-            self.broken(link)
-            link.gateway.lose(link, "the stream broke", RECONNECT_SECONDS)
-        else:
-            network.to_gateway(link, link.gateway.framed, frame)
+        for link in self.links:
+            if not link.up:
+                continue
+            if (frame.stored or frame.removed) and network.lost():
+                # A stream loses nothing in its middle: it breaks, and opens again with a snapshot.
+                self.broken(link)
+                link.gateway.lose(link, "the stream broke", RECONNECT_SECONDS)
+            else:
+                network.to_gateway(link, link.framed, frame)
