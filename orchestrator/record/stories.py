@@ -27,7 +27,7 @@ class _Request:
     arrived: float
     said: list[Said] = field(default_factory=list)
     running: dict[str, str] = field(default_factory=dict)  # wire id -> worker
-    wires: list[str] = field(default_factory=list)
+    wires: set[str] = field(default_factory=set)  # a worker that was full leaves its wire id to the next one
     left_out: int = 0
     end: m.End | None = None
 
@@ -161,7 +161,7 @@ class Stories:
     def _sent(self, now: float, command: m.StartPrefill | m.StartDecode) -> None:
         if request := self._live.get(command.request_id):
             request.running[command.wire_id] = command.worker_id
-            request.wires.append(command.wire_id)
+            request.wires.add(command.wire_id)
             self._wires[command.wire_id] = request
             request.say(now, command)
 

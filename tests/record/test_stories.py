@@ -124,6 +124,17 @@ def test_memory_has_a_bound_in_requests_and_in_moments() -> None:
     assert (story.moments[0].what, story.moments[-1].seconds) == ("arrived", 100.0)
 
 
+def test_a_request_that_a_full_worker_turned_away_ends_like_any_other() -> None:
+    gateway = Gateway("s0")
+    gateway.step(m.Arrived("r", "m", 8), 1.0)
+    gateway.step(m.Refused("r~d1", m.Refusal.BUSY, "full"), 1.5)
+    gateway.step(m.LoadReported("s0", gateway.brain.fleet.get("s0").load, 0), 2.0)
+    gateway.step(m.DecodeEnded("r~d1", 1), 3.0)
+    (story,) = gateway.find("r").stories
+    assert whats(story) == ["arrived", "decode sent", "refused", "decode sent", "decode ended", "ended"]
+    assert not gateway.journal.stories._wires
+
+
 def test_nothing_is_kept_of_requests_that_are_over_but_their_story() -> None:
     gateway = Gateway("s0")
     gateway.journal.known_as("r", "outside")
