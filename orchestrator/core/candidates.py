@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from random import Random
 
 SMALL_POOL = 16  # workers; up to here all are looked at
-MOST_HOLDERS = 6  # of a large pool, with the longest matches
-SAMPLE = 8  # others
+MOST_HOLDERS = 4  # of a large pool, with the longest matches
+SAMPLE = 4  # others
 SECOND_LOOK = 64  # workers that are looked at where none of the first few takes the request
 
 LEASE_SECONDS = 3.0  # a worker speaks every second
