@@ -39,6 +39,7 @@ class Halves:
     def begin(self, session: Session, decision: Decision, now: float) -> m.Command:
         """Places a session; returns the command that starts its first half."""
         session.decision = decision
+        session.placements += 1
         session.decode_worker = decision.decode
         if decision.prefill is None:
             self._take(session, decision.decode, decision.on_decode, computes=True, decodes=True)
@@ -48,7 +49,7 @@ class Halves:
         self._take(session, decision.prefill, decision.on_prefill, computes=True, decodes=False)
         session.advance(Signal.PLACED_APART, now)
         session.prefill_worker = decision.prefill
-        session.prefill_wire = f"{session.request_id}~p{session.attempts}"
+        session.prefill_wire = f"{session.request_id}~p{session.placements}"
         self._by_wire[session.prefill_wire] = session
         return m.StartPrefill(session.request_id, session.prefill_wire, decision.prefill, decision)
 
@@ -57,12 +58,13 @@ class Halves:
         collect = session.prefill_wire
         session.advance(Signal.PREFILL_DONE, now)
         if decision.rule is Rule.RESERVED_LOST:
+            self._fleet.left(session.decode_worker, session.request_id)
             session.decode_worker = decision.decode
             self._take(session, decision.decode, decision.on_decode, computes=False, decodes=True)
         return self._start_decode(session, collect, decision)
 
     def _start_decode(self, session: Session, collect: str | None, decision: Decision) -> m.Command:
-        session.decode_wire = f"{session.request_id}~d{session.attempts}"
+        session.decode_wire = f"{session.request_id}~d{session.placements}"
         self._by_wire[session.decode_wire] = session
         return m.StartDecode(session.request_id, session.decode_wire, session.decode_worker, collect, decision)
 

@@ -14,7 +14,7 @@ out before, by wire id.
 Four rules carry the rest:
 
 - A session may end from any state: cancelled, expired, failed.
-- Each placement is an *attempt* with wire ids of its own, so what an older attempt still says is known to be stale.
+- Each placement has wire ids of its own, so what an older one still says is known to be stale.
 - A half that is lost costs an attempt and a part of the gateway's retry budget (``retries``); the last attempt
   computes the prompt where it decodes. A worker that is merely full costs neither: the request waits for another.
 - Once a token has been sent the request can't start again from its prompt: a decode lost in STREAMING ends it.
@@ -91,7 +91,8 @@ class Session:
     adapter: str = ""
     output_limit: int = 0
     state: State = State.WAITING
-    attempts: int = 0
+    placements: int = 0  # names its wires: never the same number twice
+    attempts: int = 0  # placements less those that a full worker turned away
     last_attempt: bool = False
     turned_away: bool = False  # a worker was too full for it
     waited: Wait | None = None  # why it could not be sent at once

@@ -42,6 +42,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.draining: set[str] = set()
         self.heard: dict[str, float] = {}
         self.model_of: dict[str, str] = {}
+        self.used: set[str] = set()
         self.asked: set[str] = set()
         self.ended: Counter[str] = Counter()
         self.starts: Counter[str] = Counter()
@@ -64,7 +65,8 @@ class AnyOrder(RuleBasedStateMachine):
                     assert self.heard[command.worker_id] + LEASE_SECONDS >= self.now, "a silent worker"
                 for choice in (command.decision.on_decode, command.decision.on_prefill):
                     assert choice is None or 0.0 <= choice.score <= 1.0
-                assert command.wire_id not in self.wire_of
+                assert command.wire_id not in self.used, "a wire id names one half of one placement"
+                self.used.add(command.wire_id)
                 self.wire_of[command.wire_id] = command
                 if command.request_id not in self.turned_away:
                     self.starts[command.request_id] += isinstance(command, m.StartPrefill) or command.collect is None
