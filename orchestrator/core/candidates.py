@@ -104,6 +104,7 @@ def computes(view: WorkerView, cached: int) -> bool:
     return view.wait_seconds <= BACKLOG_SECONDS + (view.cost.prefill_seconds(cached) if cached else 0.0)
 
 
-def held_up(view: WorkerView, work: float) -> float:
-    """What ``work`` seconds of a prompt's computing cost those that decode there, and one that may come meanwhile."""
-    return INTERFERENCE * work * (1 + view.depth)
+def in_place_weight(view: WorkerView) -> float:
+    """How much a second counts that a prompt is computed there: it holds up those that decode, and one that may come
+    meanwhile."""
+    return 1.0 + INTERFERENCE * (1 + view.depth)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from orchestrator.core import policies
-from orchestrator.core.candidates import SECOND_LOOK, cached_tokens, computes, held_up, listens, sample, takes
+from orchestrator.core.candidates import SECOND_LOOK, cached_tokens, computes, in_place_weight, listens, sample, takes
 from orchestrator.core.decision import CachedBy, Choice, Decision, Rule, Wait
 from orchestrator.core.fleet import Fleet, Pool, WorkerView
 from orchestrator.core.policies import Ask
@@ -137,7 +137,8 @@ class Router:
         wait_here, wait_there = here.view.wait_seconds, there.view.wait_seconds
         fetch = here.view.cost.transfer_seconds(session.prompt_tokens - here.cached)
         in_place, apart = wait_here + work_here, wait_there + work_there + fetch
-        if not forced and in_place + held_up(here.view, work_here) < apart and computes(here.view, here.cached):
+        weighed = wait_here + in_place_weight(here.view) * work_here
+        if not forced and weighed < apart and computes(here.view, here.cached):
             choice = here.choice(session, wait_here, work_here)
             return Decision(choice.worker_id, None, Rule.CHEAPER_IN_PLACE, self._name, choice, None, apart, in_place)
         rule = Rule.CONFIGURED_APART if forced else Rule.CHEAPER_APART if apart <= in_place else Rule.SPARES_DECODE

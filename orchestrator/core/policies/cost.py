@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from orchestrator.core.candidates import computes, held_up
+from orchestrator.core.candidates import computes, in_place_weight
 from orchestrator.core.fleet import WorkerView
 from orchestrator.core.policies.base import Ask, Options, Policy, number
 from orchestrator.core.spec import Role
@@ -47,20 +47,13 @@ class Cost(Policy):
         for view, held in zip(views, cached, strict=True):
             cost, depth = view.cost, view.depth
             later = output * cost.slowdown_seconds(depth) if depth and decodes else 0.0
-            more = 1.0 + balance * view.busy
-            if ahead is None:
-                seconds = more * (
-                    GRAIN_SECONDS + later + cost.ready_seconds(view.prefill_tokens, prompt - held, held, work)
-                )
-            else:
-                seconds = ahead + more * (GRAIN_SECONDS + later + cost.transfer_seconds(prompt - held))
-                if computes(view, held):
-                    seconds = min(seconds, more * (GRAIN_SECONDS + later + _here(view, prompt - held, held)))
+            more, besides = 1.0 + balance * view.busy, GRAIN_SECONDS + later
+            weight = work if ahead is None else in_place_weight(view)
+            seconds = more * (besides + cost.ready_seconds(view.prefill_tokens, prompt - held, held, weight))
+            if ahead is not None:
+                apart = ahead + more * (besides + cost.transfer_seconds(prompt - held))
+                if apart < seconds or not computes(view, held):
+                    seconds = apart
             costs.append(seconds)
         best = min(costs)
         return [best / seconds for seconds in costs]
-
-
-def _here(view: WorkerView, tokens: int, held: int) -> float:
-    own = view.cost.prefill_seconds(tokens, held)
-    return view.wait_seconds + own + held_up(view, own)
