@@ -140,6 +140,31 @@ async def test_what_the_prefix_cache_holds_is_told_in_hashes_that_a_gateway_make
         assert not set(prompt_blocks(prompt, size, root_of(MODEL, None, "another"))) & set(peer.held)
 
 
+async def test_a_gateway_knows_what_an_engine_will_find_in_its_cache(pair: Pair) -> None:
+    """Prompts that share heads, more of them than the cache has room for: it evicts and stores again all the time."""
+    dice = random.Random(3)
+    first = [fresh_prompt(480) for _ in range(20)]
+    prompts = first + [[*dice.choice(first)[: dice.randrange(480)], *fresh_prompt(480)][:480] for _ in range(40)]
+    found = []
+    async with gateway(pair.prefill) as peer:
+        size = peer.welcome.facts.block_size
+        await peer.until(lambda g: g.steps)
+        for prompt in [*prompts, *dice.sample(prompts, 30)]:
+            mine = list(prompt_blocks(prompt, size, root_of(MODEL)))
+            held = [block in peer.held for block in mine]
+            wire_id = fresh_id("p")
+            await peer.generate(wire_id, prompt, max_tokens=1)
+            stats = peer.outputs[wire_id][0].prefill_stats
+            assert stats is not None
+            # An engine always computes the last token.
+            assert stats.num_local_cached_tokens == min(held.count(True), (len(prompt) - 1) // size) * size
+            found.append(stats.num_local_cached_tokens)
+            await peer.until(lambda g, last=mine[-1]: last in g.held)
+        assert len(peer.held) <= peer.welcome.facts.kv_blocks_total
+    assert 0 in found[60:], "the cache never overflowed"
+    assert any(found[60:])
+
+
 async def test_a_gateway_that_comes_late_is_told_all_that_is_there(pair: Pair) -> None:
     prompt = fresh_prompt(70)
     async with gateway(pair.prefill) as first:
