@@ -210,8 +210,9 @@ class Brain:
         self._place_waiting(session.model, now, out)
 
     def _hand_over_to(self, session: Session, now: float) -> Decision | Wait:
-        """The reserved decode worker, or, if that is gone, another."""
-        if session.decode_worker in self.fleet:
+        """The reserved decode worker, or, if that is gone or drains, another."""
+        view = self.fleet.get(session.decode_worker)
+        if view is not None and not view.draining:
             return Decision(session.decode_worker, session.prefill_worker, Rule.RESERVED)
         return self._router(session.model).hand_over(session, self.fleet, self._rng, now)
 

@@ -223,7 +223,7 @@ class Worker:
 
     def _fetched(self, what: tuple[Engine, Half, Engine]) -> None:
         engine, half, source = what
-        if engine is not self.engine or not half.collecting:
+        if engine is not self.engine or not self.alive or not half.collecting:
             return
         prefill = half.collect
         assert prefill is not None  # noqa: S101

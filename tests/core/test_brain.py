@@ -144,6 +144,16 @@ class TestLoss:
         assert (decode.worker_id, decode.collect) == ("d1", prefill.wire_id)
         brain.check()
 
+    def test_reserved_decode_worker_that_drains_is_replaced_at_the_hand_over(self) -> None:
+        brain = brain_with(*APART)
+        prefill = started(brain.step(m.Arrived("r", "m", 40), 1.0), m.StartPrefill)
+        brain.step(m.WorkerUp(worker("d1", Role.DECODE)), 1.4)
+        brain.step(m.WorkerDraining("d0"), 1.5)
+        decode = started(brain.step(m.PrefillEnded(prefill.wire_id, True), 2.0), m.StartDecode)
+        assert (decode.worker_id, decode.collect) == ("d1", prefill.wire_id)
+        assert not brain.fleet.get("d0").claims
+        brain.check()
+
     def test_decode_lost_before_a_token_starts_again(self) -> None:
         brain = brain_with(*APART, worker("d1", Role.DECODE))
         prefill = started(brain.step(m.Arrived("r", "m", 40), 1.0), m.StartPrefill)

@@ -47,7 +47,7 @@ FAULTS = st.lists(
 )
 
 
-@settings(max_examples=30)
+@settings(max_examples=80)
 @given(
     engine=ENGINES,
     roles=st.sampled_from([("serve",), ("prefill", "decode")]),
@@ -76,7 +76,7 @@ def test_every_request_has_one_outcome_and_nothing_is_left_whatever_goes_wrong(
     seed: int,
 ) -> None:
     spec = cluster(*roles, engine=engine, queue_seconds=queue_seconds)
-    asked = requests(spec, trace, seed=seed, requests=40)
+    asked = requests(spec, trace, seed=seed, requests=60)
     result = play(
         spec, asked, policy=policy, gateways=gateways, disturbed=",".join(disturbed), deadline=deadline, seed=seed
     )
