@@ -116,7 +116,7 @@ def test_memory_has_a_bound_in_requests_and_in_moments() -> None:
     assert [bool(stories.find(f"r-{n}").stories) for n in range(10)] == [False] * 7 + [True] * 3
     assert stories.find("stays").stories  # what is under way is never forgotten
     for n in range(100):
-        gateway.step(m.Refused("stays~d1", m.Refusal.BUSY, "full"), 1.0 + n)
+        gateway.step(m.Refused(f"stays~d{n + 1}", m.Refusal.BUSY, "full"), 1.0 + n)
         gateway.step(m.LoadReported("s0", gateway.brain.fleet.get("s0").load, 0), 1.5 + n)
     (story,) = stories.find("stays").stories
     assert len(story.moments) + story.left_out == 202
@@ -129,7 +129,7 @@ def test_a_request_that_a_full_worker_turned_away_ends_like_any_other() -> None:
     gateway.step(m.Arrived("r", "m", 8), 1.0)
     gateway.step(m.Refused("r~d1", m.Refusal.BUSY, "full"), 1.5)
     gateway.step(m.LoadReported("s0", gateway.brain.fleet.get("s0").load, 0), 2.0)
-    gateway.step(m.DecodeEnded("r~d1", 1), 3.0)
+    gateway.step(m.DecodeEnded("r~d2", 1), 3.0)
     (story,) = gateway.find("r").stories
     assert whats(story) == ["arrived", "decode sent", "refused", "decode sent", "decode ended", "ended"]
     assert not gateway.journal.stories._wires
