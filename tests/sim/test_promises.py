@@ -102,7 +102,8 @@ def test_nothing_fails_and_no_lease_expires_while_nothing_goes_wrong() -> None:
 )
 def test_faults_show(disturbed: str, expected: str) -> None:
     spec = cluster("serve")
-    result = play(spec, requests(spec, "generate:poisson,rate=20,prompt=1500", requests=150), disturbed=disturbed)
+    always_busy = requests(spec, "generate:poisson,rate=25,prompt=1500,prompt_cv=0,shared=0", requests=150)
+    result = play(spec, always_busy, disturbed=disturbed)
     measure = result.measure
     seen = {"retried": measure.retried, "cancelled": measure.outcomes["cancelled"], **measure.errors}
     assert seen.get(expected, 0) > 0, seen
