@@ -9,7 +9,7 @@ to be taken back block by block when it has arrived.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import islice
 
 MOST = 8  # workers that are looked at a mark, and prompts of each: the newest, as what was sent first is there first
@@ -29,13 +29,19 @@ class InFlight:
         """A request with these blocks was sent there."""
         if not blocks:
             return
-        same = self._prompts.setdefault(slot, {}).setdefault(id(blocks), [])
+        name, marks = id(blocks), self._marks
+        same = self._prompts.setdefault(slot, {}).setdefault(name, [])
         same.append(blocks)  # kept, so that its id stays its own
-        if len(same) == 1:
-            for mark in _marks(len(blocks)):
-                slots = self._marks.setdefault(blocks[mark - 1], {})
+        if len(same) > 1:
+            return
+        for mark in _marks(len(blocks)):
+            block = blocks[mark - 1]
+            slots = marks.get(block)
+            if slots is None:
+                marks[block] = {slot: {name: blocks}}
+            else:
                 prompts = slots.pop(slot, {})
-                prompts[id(blocks)] = blocks
+                prompts[name] = blocks
                 slots[slot] = prompts  # the newest last
 
     def remove(self, slot: int, blocks: Sequence[int]) -> None:
@@ -58,27 +64,33 @@ class InFlight:
         """Slots that a prompt is on its way to which shares more than ``than`` leading blocks with this one, and how
         many. A few slots where there are many."""
         found: dict[int, int] = {}
-        if not self._marks:
+        marks, length = self._marks, len(blocks)
+        if not marks or than >= length:
             return found
-        mark = 1 << len(blocks).bit_length() - 1 if blocks else 0
+        beyond = blocks[than]  # whoever shares more has this one too
+        mark = 1 << length.bit_length() - 1
         while mark and 2 * mark > than:
-            if slots := self._marks.get(blocks[mark - 1]):
+            if slots := marks.get(blocks[mark - 1]):
                 for slot, prompts in islice(reversed(slots.items()), MOST):
-                    shared = max(_shared(blocks, other, mark) for other in islice(reversed(prompts.values()), MOST))
-                    if shared > than and shared > found.get(slot, 0):
-                        found[slot] = shared
+                    for other in islice(reversed(prompts.values()), MOST):
+                        if len(other) > than and other[than] == beyond:
+                            shared = _shared(blocks, other, mark)
+                            if shared > found.get(slot, 0):
+                                found[slot] = shared
             mark >>= 1
         return found
 
     def _unmark(self, slot: int, blocks: Sequence[int]) -> None:
+        name, marks = id(blocks), self._marks
         for mark in _marks(len(blocks)):
             block = blocks[mark - 1]
-            slots = self._marks[block]
-            del slots[slot][id(blocks)]
-            if not slots[slot]:
+            slots = marks[block]
+            prompts = slots[slot]
+            del prompts[name]
+            if not prompts:
                 del slots[slot]
-            if not slots:
-                del self._marks[block]
+                if not slots:
+                    del marks[block]
 
     def check(self) -> None:
         """Raises AssertionError where marks are not those of the prompts; for tests."""
@@ -92,11 +104,11 @@ class InFlight:
         assert expected == marked  # noqa: S101
 
 
-def _marks(length: int) -> Iterator[int]:
-    mark = 1
-    while mark <= length:
-        yield mark
-        mark <<= 1
+_DOUBLES = tuple(1 << power for power in range(40))
+
+
+def _marks(length: int) -> Sequence[int]:
+    return _DOUBLES[: length.bit_length()]
 
 
 def _shared(blocks: Sequence[int], other: Sequence[int], mark: int) -> int:
