@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from orchestrator.core.cost import CostModel, Peers
 from orchestrator.core.fit import Line
-from orchestrator.core.fleet import Fleet
+from orchestrator.core.fleet import Claim, Fleet
 from orchestrator.core.spec import Device, Role
-from orchestrator.core.types import EngineFacts
+from orchestrator.core.types import EngineFacts, Load
 from tests.core.support import worker
 
 # Llama 3 8B in BF16: 16 GB of weights, 128 KiB of KV a token.
@@ -75,6 +75,15 @@ class TestLearning:
         assert model.step_seconds(1) == pytest.approx(0.021, rel=0.1)
         assert model.step_seconds(60) == pytest.approx(0.08, rel=0.1)
         assert model.slowdown_seconds(10) == pytest.approx(0.01, rel=0.15)
+
+    def test_noise_biases_nothing(self) -> None:
+        model, rng, offs = CostModel(), Random(7), []
+        for number in range(3_000):
+            seconds = noisy(0.2, rng, sigma=0.6)
+            if number > 500:
+                offs.append(math.log(model.prefill_seconds(1_000) / 0.2))
+            model.saw_prefill(1_000, seconds)
+        assert sum(offs) / len(offs) == pytest.approx(0.0, abs=0.06)
 
     def test_outliers_move_little(self) -> None:
         model, rng = CostModel(), Random(3)
@@ -140,6 +149,44 @@ class TestPeers:
         for _ in range(300):
             slow.idle(1.0)
         assert slow.prefill_seconds(1_000) < 1.5 * others[0].prefill_seconds(1_000)
+
+    def test_a_fleet_forgets_it_of_a_worker_that_reports_idle_and_only_then(self) -> None:
+        fleet = Fleet()
+        slow, *others = (fleet.up(worker(f"w{number}", Role.SERVE), 0.0) for number in range(8))
+        for _ in range(50):
+            slow.cost.saw_prefill(1_000, 0.5)
+            for other in others:
+                other.cost.saw_prefill(1_000, 0.1)
+        fleet.claim("w0", "r", Claim())
+        for second in range(100):
+            fleet.reported("w0", Load(running=1), 1, float(second))
+        assert slow.cost.prefill_seconds(1_000) > 3 * others[0].cost.prefill_seconds(1_000)
+        fleet.left("w0", "r")
+        for second in range(100, 400):
+            fleet.reported("w0", Load(), 0, float(second))
+        assert slow.cost.prefill_seconds(1_000) < 1.5 * others[0].cost.prefill_seconds(1_000)
+
+
+class TestBusy:
+    def test_is_the_share_of_the_newest_time_with_requests_whosever_they_are(self) -> None:
+        fleet = Fleet()
+        view = fleet.up(worker("w", Role.SERVE), 0.0)
+        shares = []
+        for second in range(1, 301):
+            fleet.reported("w", Load(running=1 if second < 200 else 0), 0, float(second))
+            shares.append(view.busy)
+        assert shares[0] == 0.0
+        assert shares[150] > 0.95
+        assert shares[-1] < 0.05
+        assert shares[:200] == sorted(shares[:200])
+
+    def test_begins_with_a_claim(self) -> None:
+        fleet = Fleet()
+        idle, busy = (fleet.up(worker(name, Role.SERVE), 0.0) for name in ("idle", "busy"))
+        fleet.claim("busy", "r", Claim())
+        for name in ("idle", "busy"):
+            fleet.reported(name, Load(), 0, 10.0)
+        assert idle.busy == 0.0 < busy.busy
 
 
 ANYTHING = st.one_of(

@@ -175,6 +175,15 @@ def test_ties_are_broken_evenly() -> None:
     assert all(60 < chosen.count(f"w{number}") < 140 for number in range(4))
 
 
+def test_turns_go_on_after_one_that_has_no_room() -> None:
+    fleet, router = Fleet(), Router(RoutingSpec("round_robin"))
+    for number in range(4):
+        join(fleet, f"w{number}", Role.SERVE)
+    fill(fleet, "w1", 10)
+    turns = [router.decide(session(), fleet, Random(0), NOW) for _ in range(6)]
+    assert [one.decode for one in turns if isinstance(one, Decision)] == ["w0", "w2", "w3", "w0", "w2", "w3"]
+
+
 # ---- what a decision says
 
 
@@ -256,6 +265,14 @@ class TestApartOrInPlace:
         for _ in range(50):
             pair.get("d").cost.saw_transfer(LONG, 2.0)  # type: ignore[union-attr]
         assert decided(pair, session(LONG)).rule is Rule.CHEAPER_IN_PLACE
+
+    def test_a_decode_worker_s_queue_has_its_bound_even_where_apart_takes_longer(self, pair: Fleet) -> None:
+        for _ in range(50):
+            pair.get("d").cost.saw_transfer(LONG, 90.0)  # type: ignore[union-attr]
+        fill(pair, "d", 1, BACKLOG_TOKENS)
+        assert decided(pair, session(LONG)).rule is Rule.CHEAPER_IN_PLACE
+        fill(pair, "d", 2, 10 * BACKLOG_TOKENS)
+        assert decided(pair, session(LONG)).prefill == "p"
 
     def test_both_times_are_told(self, pair: Fleet) -> None:
         decision = decided(pair, session(LONG))
