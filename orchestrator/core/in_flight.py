@@ -19,7 +19,7 @@ class InFlight:
     """The prompts of one model, by worker (a slot of the prefix index)."""
 
     def __init__(self) -> None:
-        self._marks: dict[int, dict[int, dict[int, Sequence[int]]]] = {}  # hash -> slot -> id -> the prompt's blocks
+        self._marks: dict[int, dict[tuple[int, int], Sequence[int]]] = {}  # hash -> (slot, id) -> the prompt's blocks
         self._prompts: dict[int, dict[int, list[Sequence[int]]]] = {}  # slot -> id -> the same, once for each request
 
     def __len__(self) -> int:
@@ -34,15 +34,14 @@ class InFlight:
         same.append(blocks)  # kept, so that its id stays its own
         if len(same) > 1:
             return
+        entry = (slot, name)
         for mark in _marks(len(blocks)):
             block = blocks[mark - 1]
-            slots = marks.get(block)
-            if slots is None:
-                marks[block] = {slot: {name: blocks}}
+            marked = marks.get(block)
+            if marked is None:
+                marks[block] = {entry: blocks}
             else:
-                prompts = slots.pop(slot, {})
-                prompts[name] = blocks
-                slots[slot] = prompts  # the newest last
+                marked[entry] = blocks
 
     def remove(self, slot: int, blocks: Sequence[int]) -> None:
         """The opposite, with the same object. One that is not there is no error: its worker may be gone."""
@@ -62,7 +61,7 @@ class InFlight:
 
     def longer(self, blocks: Sequence[int], than: int) -> dict[int, int]:
         """Slots that a prompt is on its way to which shares more than ``than`` leading blocks with this one, and how
-        many. A few slots where there are many."""
+        many. Of many such prompts the newest are looked at."""
         found: dict[int, int] = {}
         marks, length = self._marks, len(blocks)
         if not marks or than >= length:
@@ -70,27 +69,23 @@ class InFlight:
         beyond = blocks[than]  # whoever shares more has this one too
         mark = 1 << length.bit_length() - 1
         while mark and 2 * mark > than:
-            if slots := marks.get(blocks[mark - 1]):
-                for slot, prompts in islice(reversed(slots.items()), MOST):
-                    for other in islice(reversed(prompts.values()), MOST):
-                        if len(other) > than and other[than] == beyond:
-                            shared = _shared(blocks, other, mark)
-                            if shared > found.get(slot, 0):
-                                found[slot] = shared
+            if marked := marks.get(blocks[mark - 1]):
+                for (slot, _), other in islice(reversed(marked.items()), MOST):
+                    if len(other) > than and other[than] == beyond:
+                        shared = _shared(blocks, other, mark)
+                        if shared > found.get(slot, 0):
+                            found[slot] = shared
             mark >>= 1
         return found
 
     def _unmark(self, slot: int, blocks: Sequence[int]) -> None:
-        name, marks = id(blocks), self._marks
+        marks, entry = self._marks, (slot, id(blocks))
         for mark in _marks(len(blocks)):
             block = blocks[mark - 1]
-            slots = marks[block]
-            prompts = slots[slot]
-            del prompts[name]
-            if not prompts:
-                del slots[slot]
-                if not slots:
-                    del marks[block]
+            marked = marks[block]
+            del marked[entry]
+            if not marked:
+                del marks[block]
 
     def check(self) -> None:
         """Raises AssertionError where marks are not those of the prompts; for tests."""
@@ -100,7 +95,7 @@ class InFlight:
             for (blocks, *_) in prompts.values()
             for mark in _marks(len(blocks))
         }
-        marked = {(block, slot, each) for block, slots in self._marks.items() for slot in slots for each in slots[slot]}
+        marked = {(block, *entry) for block, entries in self._marks.items() for entry in entries}
         assert expected == marked  # noqa: S101
 
 

@@ -8,12 +8,12 @@ keeps it under the prefill's wire id.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 
 from orchestrator.core.decision import Decision
 from orchestrator.core.errors import SegueError
 from orchestrator.core.types import Load, RequestReport, WorkerInfo
+from orchestrator.core.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import StrEnum
 from typing import Any
 
 from orchestrator.core.decision import Wait
 from orchestrator.core.spec import Backend, Bind, Device, Role
+from orchestrator.core.values import dataclass
 
 
 class WorkerState(StrEnum):

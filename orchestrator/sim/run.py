@@ -30,7 +30,8 @@ from orchestrator.sim.worker import HEARTBEAT_SECONDS, Worker
 
 STUCK_SECONDS = 3600.0  # without an arrival or an end: something waits for ever
 _BEATS = 10  # heartbeats are looked at in so many groups
-_MOMENTS = 240  # looks at the queues in a run
+_MOMENTS = 240  # looks at the queues in a run, unless
+_LOOK_SECONDS = 1e-4  # for each worker lie between them, as each is looked at
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +141,7 @@ class Run:
         for group in range(_BEATS):
             clock.after(HEARTBEAT_SECONDS * (1 + group / _BEATS), self._beat, self.workers[group::_BEATS])
         last = self._offers[-1].at
-        self._step = max(0.25, last / _MOMENTS)
+        self._step = max(0.25, last / _MOMENTS, len(self.workers) * _LOOK_SECONDS)
         clock.after(self._step, self._moment)
         chance = Random(f"{options.seed} faults")
         disturber = Disturber(self, chance)

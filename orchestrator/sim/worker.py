@@ -265,7 +265,7 @@ class Worker:
         for link in self.links:
             if not link.up:
                 continue
-            if (frame.stored or frame.removed) and network.lost():
+            if network.weather.lost and (frame.stored or frame.removed) and network.lost():
                 # A stream loses nothing in its middle: it breaks, and opens again with a snapshot.
                 self.broken(link)
                 link.gateway.lose(link, "the stream broke", RECONNECT_SECONDS)
