@@ -3,12 +3,13 @@ blocks.
 
 A block's hash stands for its tokens and all tokens before them:
 
-    H_k = H_(k-1) + STEP^k * mix(START + sum over i of token_i * COEFFICIENT_i + what else it is made of)   mod 2^60
+    H_k = H_(k-1) + STEP^k * fold(START + sum over i of token_i * COEFFICIENT_i + what else it is made of)   mod 2^60
 
-with k counted from 1, and H_0 made of the model, the adapter and the salt. The sum over blocks needs no order, so a
-gateway computes all of a prompt's hashes in a few vector operations (``gateway.hashing``); 60 bits are what Python
-holds in an integer of 32 bytes. This is no cryptography: whoever looks for two prompts with one hash will find them,
-and gains a misjudged cache. Which KV an engine reuses is decided by the engine's own hashes.
+with fold(x) = x xor x / 2^32 on 64 bits, k counted from 1, and H_0 made of the model, the adapter and the salt. The sum
+over blocks needs no order, so a gateway computes all of a prompt's hashes in a few vector operations
+(``gateway.hashing``); 60 bits are what Python holds in an integer of 32 bytes. This is no cryptography: whoever looks
+for two prompts with one hash will find them, and gains a misjudged cache. Which KV an engine reuses is decided by the
+engine's own hashes.
 """
 
 from __future__ import annotations
@@ -35,15 +36,14 @@ def _splitmix(place: int) -> int:
     return z ^ z >> 31
 
 
-MIX = _splitmix(0) | 1
-STEP = _splitmix(1) & ~7 | 5  # 5 mod 8: its powers repeat only after 2^58
-START = _splitmix(2)  # so that a block of zeros is something too
+STEP = _splitmix(0) & ~7 | 5  # 5 mod 8: its powers repeat only after 2^58
+START = _splitmix(1)  # so that a block of zeros is something too
 
 
 @cache
 def coefficients(block_size: int) -> tuple[int, ...]:
     """One odd number of 64 bits for each place in a block, so that any single token that differs shows."""
-    return tuple(_splitmix(3 + place) | 1 for place in range(block_size))
+    return tuple(_splitmix(2 + place) | 1 for place in range(block_size))
 
 
 def root(model: str, adapter: str = "", salt: str = "") -> int:
@@ -82,8 +82,7 @@ def chain(before: int, depth: int, tokens: Sequence[int], block_size: int, extra
         if extras:
             x += extras[number]
         x &= WORD
-        x = ((x ^ x >> 32) * MIX) & WORD
         power = power * STEP & MASK
-        before = (before + (x ^ x >> 29) * power) & MASK
+        before = (before + (x ^ x >> 32) * power) & MASK
         hashes.append(before)
     return hashes

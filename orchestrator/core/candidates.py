@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from orchestrator.core.fleet import Pool, WorkerView
-from orchestrator.core.prefix import Matches
+from orchestrator.core.matches import Matches
 from orchestrator.core.session import Session
 
 if TYPE_CHECKING:

@@ -15,77 +15,18 @@ until later calls have swept it out, and what it says meanwhile waits.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from heapq import heappop, heappush
 
 from orchestrator.core.block_table import BlockTable
 from orchestrator.core.in_flight import InFlight
+from orchestrator.core.matches import NO_MATCHES, Matches, above
 from orchestrator.core.recent import Recent
 
 _SHARDS = 1024
 _SWEEP = 32_768  # blocks that one call looks at for those who left: about a millisecond
 _VISIT = 16  # what a visit to a shard costs, in blocks
-
-
-@lru_cache(512)  # the same sets come again and again
-def slots_of(mask: int) -> list[int]:
-    """The bits that are set, lowest first; not to be changed."""
-    bits = bin(mask)[:1:-1]
-    found = []
-    place = bits.find("1")
-    while place >= 0:
-        found.append(place)
-        place = bits.find("1", place + 1)
-    return found
-
-
-@dataclass(frozen=True, slots=True)
-class Matches:
-    """Which workers hold how many leading blocks of one prompt.
-
-    ``levels`` go from the longest match to the shortest: (blocks, slots whose match is exactly that long); a slot that
-    holds nothing is in none of them.
-    """
-
-    levels: Sequence[tuple[int, int]] = ()
-
-    def blocks(self, slot: int) -> int:
-        """Leading blocks that this slot's worker holds."""
-        bit = 1 << slot
-        for length, slots in self.levels:
-            if slots & bit:
-                return length
-        return 0
-
-    def holders(self, within: int, at_most: int, start: int = 0) -> list[int]:
-        """Up to ``at_most`` slots of the mask ``within`` that hold something, longest match first.
-
-        Among equals those from ``start`` on come first, so that a caller can let them take turns.
-        """
-        found: list[int] = []
-        for _, slots in self.levels:
-            here = slots & within
-            from_start = here >> start << start
-            for rest in (from_start, here ^ from_start):
-                while rest:
-                    if len(found) == at_most:
-                        return found
-                    lowest = rest & -rest
-                    found.append(lowest.bit_length() - 1)
-                    rest ^= lowest
-        return found
-
-    def scores(self) -> dict[int, int]:
-        """Every slot that holds something, and how many leading blocks."""
-        found: dict[int, int] = {}
-        for length, slots in self.levels:
-            found.update(dict.fromkeys(slots_of(slots), length))
-        return found
-
-
-NO_MATCHES = Matches()
 
 
 @dataclass(slots=True)
@@ -192,32 +133,35 @@ class PrefixIndex:
         """Who holds how many of the leading blocks."""
         if not blocks:
             return NO_MATCHES
-        shards, last, visible = self._table.shards, self._table.last, self._visible
+        shards, last = self._table.shards, self._table.last
+        visible, hidden = self._visible, bool(self._dirty)  # with none hidden, sets that are equal are one object
         block = blocks[0]
         here = shards[block & last].get(block, 0)
-        mask = here & visible
         levels: list[tuple[int, int]] = []
-        place, length = 0, len(blocks)
-        # Right ends of stretches to the right of ``place``, nearest last; a stretch with one set at both ends has it
-        # all along.
-        ends = [(length, 0)]
-        while mask:
-            end, there = ends[-1]
-            if there is here or (there and there & visible == mask):
+        place = 0
+        # Right ends of stretches to the right of ``place``, nearest last, and who has those; a stretch with one set at
+        # both ends has it all along.
+        ends, sets = [len(blocks)], [0]
+        while here:
+            end, there = ends[-1], sets[-1]
+            if there is here or (hidden and there and not (here ^ there) & visible):
                 place = end
-                ends.pop()
             elif end - place == 1:
-                levels.append((end, mask & ~there))
-                mask &= there
+                levels.append((end, here & ~there))
                 place, here = end, there
-                ends.pop()
             else:
-                middle = (place + end) >> 1
+                middle = place + end >> 1
                 block = blocks[middle]
-                ends.append((middle, shards[block & last].get(block, 0)))
+                ends.append(middle)
+                sets.append(shards[block & last].get(block, 0))
+                continue
+            ends.pop()
+            sets.pop()
+        if hidden:
+            levels = [(end, slots & visible) for end, slots in levels if slots & visible]
         levels.reverse()
         if on_their_way := self._in_flight.longer(blocks, levels[0][0] if levels else 0):
-            levels = _above(levels, on_their_way)
+            levels = above(levels, on_their_way)
         return Matches(levels) if levels else NO_MATCHES
 
     def _take(self, slot: int, removed: Sequence[int], stored: Sequence[int]) -> None:
@@ -292,14 +236,3 @@ class PrefixIndex:
                 assert not mask & ~self._used, block  # noqa: S101
         assert not self._visible & self._dirty_mask  # noqa: S101
         assert not set(self._free) & (self._workers.keys() | self._dirty.keys())  # noqa: S101
-
-
-def _above(levels: Sequence[tuple[int, int]], longer: Mapping[int, int]) -> list[tuple[int, int]]:
-    """The levels with some slots taken out of them and put on top, at longer matches."""
-    on_top: dict[int, int] = {}
-    moved = 0
-    for slot, length in longer.items():
-        on_top[length] = on_top.get(length, 0) | 1 << slot
-        moved |= 1 << slot
-    rest = [(length, slots & ~moved) for length, slots in levels if slots & ~moved]
-    return [*sorted(on_top.items(), reverse=True), *rest]

@@ -10,8 +10,8 @@ from orchestrator.core import policies
 from orchestrator.core.candidates import SECOND_LOOK, cached_tokens, computes, in_place_weight, listens, sample, takes
 from orchestrator.core.decision import CachedBy, Choice, Decision, Rule, Wait
 from orchestrator.core.fleet import Fleet, Pool, WorkerView
+from orchestrator.core.matches import NO_MATCHES
 from orchestrator.core.policies import Ask
-from orchestrator.core.prefix import NO_MATCHES
 from orchestrator.core.session import Session
 from orchestrator.core.spec import PrefillPlace, Role, RoutingSpec
 

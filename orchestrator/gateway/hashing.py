@@ -14,10 +14,9 @@ from orchestrator.core import blocks
 
 _Words = NDArray[np.uint64]
 _MASK = np.uint64(blocks.MASK)
-_MIX = np.uint64(blocks.MIX)
 _START = np.uint64(blocks.START)
 _WORD = "L" if array("L").itemsize == 8 else "Q"  # 64 bits; where there are both, the former is quicker to fill
-_HALF, _FOLD = np.uint64(32), np.uint64(29)
+_HALF = np.uint64(32)
 _NO_EXTRAS: Mapping[int, int] = {}
 
 
@@ -60,19 +59,17 @@ def prompt_blocks(
     # Of all ways from a list of integers to a machine's numbers this is the quickest, four times as quick as numpy's.
     words.fromlist(tokens if isinstance(tokens, list) else list(tokens))
     matrix = np.frombuffer(words, np.uint64, count * block_size).reshape(count, block_size)
-    mixed = matrix @ _coefficients(block_size)
+    terms = matrix @ _coefficients(block_size)
     for number, extra in extras.items():
         if number < count:
-            mixed[number : number + 1] += np.uint64(extra)  # arrays wrap around; single numbers warn
-    mixed += _START
-    mixed ^= mixed >> _HALF
-    mixed *= _MIX
-    mixed ^= mixed >> _FOLD
-    mixed *= _powers(count)
-    mixed[:1] += np.uint64(root)
-    np.cumsum(mixed, out=mixed)
-    mixed &= _MASK
-    hashes.frombytes(mixed.tobytes())  # as integers only those come to be that somebody looks at
+            terms[number : number + 1] += np.uint64(extra)  # arrays wrap around; single numbers warn
+    terms += _START
+    terms ^= terms >> _HALF
+    terms *= _powers(count)
+    terms[:1] += np.uint64(root)
+    np.add.accumulate(terms, out=terms)
+    terms &= _MASK
+    hashes.frombytes(terms.tobytes())  # as integers only those come to be that somebody looks at
     return hashes
 
 

@@ -16,8 +16,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from orchestrator.core.blocks import chain, root
 from orchestrator.core.in_flight import MOST
+from orchestrator.core.matches import NO_MATCHES, Matches, slots_of
 from orchestrator.core.mirror import BlocksRemoved, BlocksStored, CacheMirror, CacheNews, Cleared
-from orchestrator.core.prefix import NO_MATCHES, Matches, PrefixIndex, slots_of
+from orchestrator.core.prefix import PrefixIndex
 
 Prompt = tuple[int, ...]
 ROOT = root("m")
@@ -74,7 +75,6 @@ class IndexMachine(RuleBasedStateMachine):
         self.join(None)
         self.join(None)
 
-    @precondition(lambda self: len(self.workers) < MOST)
     @rule(capacity=st.sampled_from([None, None, 0, 3, 8]))
     def join(self, capacity: int | None) -> None:
         slot = self.index.join(capacity)
@@ -128,7 +128,7 @@ class IndexMachine(RuleBasedStateMachine):
     @rule(data=st.data(), prompt=SOME)
     def route(self, data: st.DataObject, prompt: Prompt) -> None:
         worker = self.any_worker(data)
-        if len(worker.under_way) == MOST:
+        if sum(len(each.under_way) for each in self.workers) == MOST:
             return  # of more than these the newest are looked at
         blocks = list(hashes(prompt))
         self.index.routed(worker.slot, blocks)
@@ -238,7 +238,8 @@ def test_holders_come_longest_first_and_take_turns() -> None:
     assert matches.holders(0b1111_1111, 10, start=7) == [1, 7, 4, 6, 0]
     assert matches.holders(0b0100_0001, 10) == [6, 0]
     assert NO_MATCHES.holders(1, 5) == matches.holders(0xFF, 0) == []
-    assert list(slots_of(0b1010)) == [1, 3]
+    for places in ([], [1, 3], [0, 70, 999], list(range(5, 90, 3))):
+        assert sorted(slots_of(sum(1 << place for place in places))) == places
 
 
 def test_a_worker_that_leaves_is_swept_out_in_slices() -> None:

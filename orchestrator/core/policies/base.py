@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from orchestrator.core.candidates import bounded
 from orchestrator.core.fleet import Pool, WorkerView
-from orchestrator.core.prefix import Matches
+from orchestrator.core.matches import Matches
 from orchestrator.core.session import Session
 from orchestrator.core.spec import Role
 
