@@ -2,6 +2,7 @@
 
 Answers with its addresses once all workers are linked. Orders: ``reset``, ``report``. ``metered``: what its decisions
 take is measured. ``blind``: no prompt gets block hashes, and what workers tell of their caches is not looked at.
+``seed``: of what its brain draws, as the simulator seeds its own.
 """
 
 from __future__ import annotations
@@ -55,6 +56,8 @@ async def main() -> None:
     linked = asyncio.run_coroutine_threadsafe(_linked(serving.gateway, given["workers"]), loop)
     await asyncio.wrap_future(linked)
     meter: Meter | None = None
+    if "seed" in given:
+        await run(lambda: serving.gateway.driver._brain._rng.seed(f"{given['seed']} brain 0"))
     if given.get("blind"):
         await run(lambda: _blind(serving.gateway.driver))
     if given.get("metered"):
