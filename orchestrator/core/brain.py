@@ -178,6 +178,8 @@ class Brain:
 
     def _place_waiting(self, model: str, now: float, out: list[m.Command]) -> None:
         """Sends those whose turn it is, until one of them finds no place."""
+        if not self.admission:  # mostly nobody waits
+            return
         while ticket := self.admission.next(model):
             session = self._sessions[ticket.request_id]
             decision = self._router(model).decide(session, self.fleet, self._rng, now)

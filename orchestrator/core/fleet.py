@@ -40,16 +40,12 @@ class WorkerView:
     adapters: frozenset[str] | None = None  # that it serves; None while it does not say
     claims: dict[str, Claim] = field(default_factory=dict)
     foreign: int = 0
+    depth: int = 0  # requests running, waiting or on their way: claims and foreign
     prefill_tokens: int = 0  # over all claims
     kv_blocks: int = 0  # over all claims
     busy: float = 0.0  # share of the newest BUSY_MEMORY seconds in which it had requests; exponentially weighted
     busy_at: float = 0.0  # the time up to which that was counted
     place: int = -1  # where it stands in its pool; -1 while it is in none
-
-    @property
-    def depth(self) -> int:
-        """Requests running, waiting or on their way."""
-        return len(self.claims) + self.foreign
 
     def count_busy(self, now: float) -> None:
         """To be called before ``depth`` changes."""
@@ -178,7 +174,9 @@ class Fleet:
                 view.cost.idle(now - view.heard_at)
             view.load = load
             view.heard_at = now
-            view.foreign = max(0, load.running + load.waiting - (len(view.claims) if own is None else own))
+            foreign = load.running + load.waiting - (len(view.claims) if own is None else own)
+            view.foreign = foreign if foreign > 0 else 0
+            view.depth = len(view.claims) + view.foreign
         return view
 
     def claim(self, worker_id: str, request_id: str, claim: Claim) -> None:
@@ -186,6 +184,7 @@ class Fleet:
         if view := self._workers.get(worker_id):
             view.count_busy(self._clock)
             view.claims[request_id] = claim
+            view.depth = len(view.claims) + view.foreign
             view.prefill_tokens += claim.prefill_tokens
             view.kv_blocks += claim.kv_blocks
 
@@ -205,6 +204,7 @@ class Fleet:
         if view is not None and (claim := view.claims.get(request_id)):
             view.count_busy(self._clock)
             del view.claims[request_id]
+            view.depth -= 1
             view.prefill_tokens -= claim.prefill_tokens
             view.kv_blocks -= claim.kv_blocks
 
@@ -215,6 +215,7 @@ class Fleet:
             assert view.prefill_tokens == sum(claim.prefill_tokens for claim in claims), view.info.worker_id  # noqa: S101
             assert view.kv_blocks == sum(claim.kv_blocks for claim in claims), view.info.worker_id  # noqa: S101
             assert view.foreign >= 0, view.info.worker_id  # noqa: S101
+            assert view.depth == len(claims) + view.foreign, view.info.worker_id  # noqa: S101
             pool = self.pool(view.info.model, view.info.role)
             assert view.draining == (view.place < 0), view.info.worker_id  # noqa: S101
             assert view.draining or pool.views[view.place] is view, view.info.worker_id  # noqa: S101
