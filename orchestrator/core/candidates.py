@@ -34,14 +34,12 @@ def bounded(pool: Pool, matches: Matches, rng: Random, extra: Sequence[WorkerVie
     views = pool.views
     if len(views) <= SMALL_POOL:
         return views
-    chosen = {view.slot: view for view in extra}
+    chosen = list(extra)
     if matches.levels:
         start = int(rng.random() * pool.slots.bit_length())  # among many equals it is not always the first
-        for slot in matches.holders(pool.slots, MOST_HOLDERS, start):
-            chosen[slot] = pool.by_slot[slot]
-    for view in sample(views, SAMPLE, rng):
-        chosen[view.slot] = view
-    return list(chosen.values())
+        holders = [pool.by_slot[slot] for slot in matches.holders(pool.slots, MOST_HOLDERS, start)]
+        chosen += [view for view in holders if view not in chosen] if extra else holders
+    return chosen + [view for view in sample(views, SAMPLE, rng) if view not in chosen]
 
 
 def sample(views: Sequence[WorkerView], count: int, rng: Random) -> Sequence[WorkerView]:
