@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 MAX_ATTEMPTS = 3
 BUSY_SECONDS = 0.1  # a worker that said it is full is not asked again for so long
+LEAST_DEADLINES = 1024  # fewer are not worth a look for those of requests that have ended
 HINT = "`segue status` shows the pools"
 
 
@@ -68,6 +69,7 @@ class Brain:
         self._retries = RetryBudget()
         self._sessions: dict[str, Session] = {}
         self._deadlines: list[tuple[float, str]] = []
+        self._most_deadlines = LEAST_DEADLINES
         self._handlers: Mapping[type, Callable[[Any, float, list[m.Command]], None]] = {
             m.WorkerUp: self._worker_up,
             m.WorkerDraining: self._worker_draining,
@@ -131,6 +133,8 @@ class Brain:
             return
         if event.stepped:
             self._learning.stepped(view, now)
+        else:
+            self._learning.silent(view)
         self._place_waiting(view.info.model, now, out)
 
     def _cache_changed(self, event: m.CacheChanged, now: float, out: list[m.Command]) -> None:
@@ -204,9 +208,9 @@ class Brain:
             self._computed(session, session.prefill_worker, event.cached_tokens, now, out)
         decision = self._hand_over_to(session, now)
         if isinstance(decision, Wait):
-            out.append(m.Forget(event.wire_id))
+            out.append(self._halves.release(event.wire_id, session.model))
             session.prefill_wire = ""
-            self._lost(session, "no decode worker was left at the hand-over", now, out)
+            self._lost(session, f"at the hand-over {decision}", now, out)
             return
         out.append(self._halves.hand_over(session, decision, now))
         self._place_waiting(session.model, now, out)
@@ -366,6 +370,10 @@ class Brain:
 
     def _look_again_at(self, at: float, session: Session) -> None:
         heapq.heappush(self._deadlines, (at, session.request_id))
+        if len(self._deadlines) > self._most_deadlines:  # most ended long before: those are forgotten
+            kept = {entry for entry in self._deadlines if entry[1] in self._sessions}
+            self._deadlines = sorted(kept)
+            self._most_deadlines = max(LEAST_DEADLINES, 2 * len(kept))
 
     def check(self) -> None:
         """Raises AssertionError where the books don't balance; for tests, after each step."""

@@ -59,7 +59,6 @@ class Halves:
         session.advance(Signal.PREFILL_DONE, now)
         if decision.rule is Rule.RESERVED_LOST:
             self._fleet.left(session.decode_worker, session.request_id)  # it may still be there, and drain
-            self._fleet.left(session.decode_worker, session.request_id)
             session.decode_worker = decision.decode
             self._take(session, decision.decode, decision.on_decode, computes=False, decodes=True)
         return self._start_decode(session, collect, decision)

@@ -52,6 +52,11 @@ class Learning:
             view.cost.saw_step(running, seconds)
         pace.stepped_at, pace.running = now, running if view.prefill_tokens == 0 else 0
 
+    def silent(self, view: WorkerView) -> None:
+        """It spoke, but not of a step with this gateway's requests in it: the next one begins nobody knows when."""
+        if pace := self._paces.get(view.info.worker_id):
+            pace.running = 0
+
     def transferred(self, view: WorkerView, session: Session, now: float) -> None:
         """The first token came after a hand-over: less the step that made it, that is what the KV took."""
         if session.prefilled_at is None or session.transferred_tokens <= 0:

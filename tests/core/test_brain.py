@@ -88,6 +88,18 @@ class TestOneRequest:
         assert kinds(commands) == ["Abort", "End"]
         assert isinstance(commands[-1].error, DeadlineExceeded)
 
+    def test_far_deadlines_of_what_has_ended_cost_no_memory(self) -> None:
+        brain = brain_with(worker("s0", Role.SERVE))
+        for number in range(10_000):
+            at = number * 0.01
+            decode = started(brain.step(m.Arrived(f"r{number}", "m", 40, deadline=at + 86_400), at), m.StartDecode)
+            brain.step(m.DecodeEnded(decode.wire_id, 1), at)
+            brain.step(m.LoadReported("s0", Load(), own=0), at)
+        assert len(brain._deadlines) < 5_000
+        brain.step(m.LoadReported("s0", Load(), own=0), 150.0)
+        brain.step(m.Arrived("last", "m", 40, deadline=200.0), 150.0)
+        assert kinds(brain.step(m.Tick(), 200.0)) == ["Abort", "End"]
+
     def test_far_deadline_does_not_stretch_the_wait_for_a_worker(self) -> None:
         brain = brain_with(queue_seconds=5.0)
         brain.step(m.Arrived("r", "m", 40, deadline=600.0), 1.0)
@@ -152,6 +164,17 @@ class TestLoss:
         decode = started(brain.step(m.PrefillEnded(prefill.wire_id, True), 2.0), m.StartDecode)
         assert (decode.worker_id, decode.collect) == ("d1", prefill.wire_id)
         assert not brain.fleet.get("d0").claims
+        brain.check()
+
+    def test_what_no_other_decode_worker_has_room_for_is_released_at_the_hand_over(self) -> None:
+        """The reserved one drains, the other is full: the KV is nobody's, but somebody is there to say so."""
+        brain = brain_with(*APART)
+        prefill = started(brain.step(m.Arrived("r", "m", 40), 1.0), m.StartPrefill)
+        brain.step(m.WorkerUp(worker("d1", Role.DECODE)), 1.4)
+        brain.step(m.LoadReported("d1", Load(running=20), own=0), 1.4)
+        brain.step(m.WorkerDraining("d0"), 1.5)
+        assert kinds(brain.step(m.PrefillEnded(prefill.wire_id, True), 2.0)) == ["Release"]
+        assert brain.live == 1
         brain.check()
 
     def test_decode_lost_before_a_token_starts_again(self) -> None:

@@ -77,6 +77,17 @@ def test_only_steps_without_prompts_in_them_are_decode_steps(view: WorkerView) -
     assert view.cost.steps == [(4, 0.02), (4, 0.02)]
 
 
+def test_a_pause_in_what_is_heard_is_no_step(view: WorkerView) -> None:
+    """Others' requests go on while this gateway has none there, and so hears of no steps."""
+    learning = Learning()
+    view.load = Load(running=4)
+    learning.stepped(view, 1.0)
+    learning.silent(view)
+    learning.stepped(view, 1.9)
+    learning.stepped(view, 1.92)
+    assert view.cost.steps == [(4, 0.02)]
+
+
 def test_transfer_is_what_came_before_the_first_step(view: WorkerView) -> None:
     session = Session("r", "m", 500, 0.0, place_by=30)
     session.advance(Signal.PLACED_APART, 0.0)
