@@ -70,10 +70,7 @@ class Matches:
 
     def scores(self) -> dict[int, int]:
         """Every slot that holds something, and how many leading blocks."""
-        found: dict[int, int] = {}
-        for length, slots in self.levels:
-            found.update(dict.fromkeys(slots_of(slots), length))
-        return found
+        return {slot: length for length, slots in self.levels for slot in slots_of(slots)}
 
 
 NO_MATCHES = Matches()

@@ -24,7 +24,7 @@ from orchestrator.core.in_flight import InFlight
 from orchestrator.core.matches import NO_MATCHES, Matches, above
 from orchestrator.core.recent import Recent
 
-_SHARDS = 1024
+_SHARDS = 64  # each with what describes it in a cache line or two; more would cost a look at memory
 _SWEEP = 32_768  # blocks that one call looks at for those who left: about a millisecond
 _VISIT = 16  # what a visit to a shard costs, in blocks
 
@@ -139,24 +139,22 @@ class PrefixIndex:
         here = shards[block & last].get(block, 0)
         levels: list[tuple[int, int]] = []
         place = 0
-        # Right ends of stretches to the right of ``place``, nearest last, and who has those; a stretch with one set at
-        # both ends has it all along.
+        # Right ends of stretches further right, nearest last, and who has those; a stretch with one set at both ends
+        # has it all along.
         ends, sets = [len(blocks)], [0]
         while here:
-            end, there = ends[-1], sets[-1]
-            if there is here or (hidden and there and not (here ^ there) & visible):
-                place = end
-            elif end - place == 1:
-                levels.append((end, here & ~there))
-                place, here = end, there
-            else:
-                middle = place + end >> 1
-                block = blocks[middle]
-                ends.append(middle)
-                sets.append(shards[block & last].get(block, 0))
-                continue
-            ends.pop()
-            sets.pop()
+            end, there = ends.pop(), sets.pop()
+            while there is not here and not (hidden and there and not (here ^ there) & visible):
+                if end - place == 1:
+                    levels.append((end, here & ~there))
+                    here = there
+                    break
+                ends.append(end)
+                sets.append(there)
+                end = place + end >> 1
+                block = blocks[end]
+                there = shards[block & last].get(block, 0)
+            place = end
         if hidden:
             levels = [(end, slots & visible) for end, slots in levels if slots & visible]
         levels.reverse()
