@@ -39,6 +39,7 @@ __all__ = [
     "for_prefill",
     "needs_local_prefill",
     "output_limit",
+    "prompt_origin",
     "prompt_tokens",
     "refuse_internal_names",
     "replacing_engine_core",
@@ -242,3 +243,16 @@ def encode_request(request: EngineCoreRequest) -> list[bytes]:
 def decode_outputs(parts: Sequence[bytes]) -> list[EngineCoreOutput]:
     """The outputs in a step frame."""
     return cast(EngineCoreOutputs, _decoder.decode(parts)).outputs
+
+
+def prompt_origin(output: EngineCoreOutput, prefix_cached: int | None) -> tuple[int, int]:
+    """Prompt tokens that a prefix cache saved, and those whose KV was moved.
+
+    To the decoding engine what was moved is cached too. The client is told of what nobody had to compute: where prefill
+    ran apart, that is what its prefix cache knew (``prefix_cached``).
+    """
+    stats = output.prefill_stats
+    if stats is None:
+        return 0, 0
+    stats.num_cached_tokens = stats.num_local_cached_tokens if prefix_cached is None else prefix_cached
+    return stats.num_cached_tokens, stats.num_external_cached_tokens

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from orchestrator.core import messages as m
 from orchestrator.core.brain import Brain
@@ -18,7 +16,8 @@ from orchestrator.core.spec import Role
 from orchestrator.core.types import Load, WorkerInfo
 from orchestrator.gateway import cluster_core as cc
 from orchestrator.gateway.context import CURRENT, RequestContext
-from orchestrator.gateway.flight import Flight
+from orchestrator.gateway.feed import Feed
+from orchestrator.gateway.flight import Flight, Flights
 from orchestrator.gateway.hashing import blocks_of
 from orchestrator.gateway.link import Link
 from orchestrator.proto import worker_pb2 as pb
@@ -50,30 +49,19 @@ class Driver:
     ) -> None:
         self._brain = brain
         self._journal = journal or Journal()
-        self._step = self._journal.around(brain.step)
+        self._feed = Feed(self._journal.around(brain.step), clock, self._try, self._broken)
         self._metrics = metrics
-        self._clock = clock
         self._links: dict[str, Link] = {}
         self._workers: dict[str, WorkerInfo] = {}
         self._loads: dict[str, Load] = {}
         self._block_sizes: dict[str, int] = {}
-        self._flights: dict[str, Flight] = {}
-        self._wires: dict[str, Flight] = {}
-        self._orphan_transfers: dict[str, Mapping[str, Any]] = {}
-        self._events: deque[m.Event] = deque()
-        self._feeding = False
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._flights = Flights()
         self.on_change: Callable[[], None] = lambda: None
         self.on_worker: Callable[[WorkerInfo], None] = lambda _: None
 
     async def idle(self, seconds: float) -> bool:
         """Waits until no request is without an outcome; False if some still are after ``seconds``."""
-        try:
-            await asyncio.wait_for(self._idle.wait(), seconds)
-        except TimeoutError:
-            return False
-        return True
+        return await self._flights.over(seconds)
 
     @property
     def workers(self) -> Mapping[str, WorkerInfo]:
@@ -92,7 +80,7 @@ class Driver:
         """Lets deadlines pass, for ever."""
         while True:
             await asyncio.sleep(TICK_SECONDS)
-            self._feed(m.Tick())
+            self._feed.put(m.Tick())
             for model, accuracy in self._brain.predictions.accuracy.items():
                 self._metrics.brain.prediction(model, accuracy.error, accuracy.bias)
 
@@ -101,12 +89,16 @@ class Driver:
     def submit(self, core: cc.ClusterCore, request: cc.EngineCoreRequest) -> None:
         """Takes a request; the brain may start it at once or let it wait for a worker."""
         context = CURRENT.get()
-        flight = Flight(request, core, context, request.request_id)
-        self._flights[request.request_id] = flight
-        self._idle.clear()
+        try:
+            arrival = self._arrival(core.model, request, context)
+        except Exception as error:
+            log.failure("request not understood", error)
+            core.fail(request.request_id, SegueError("the request could not be taken in"))
+            return
+        self._flights.begin(Flight(request, core, context, request.request_id))
         if context:
             self._journal.known_as(request.request_id, context.request_id)
-        self._feed(self._arrival(core.model, request, context))
+        self._feed.put(arrival)
 
     def _arrival(self, model: str, request: cc.EngineCoreRequest, context: RequestContext | None) -> m.Arrived:
         return m.Arrived(
@@ -131,7 +123,7 @@ class Driver:
     def cancel(self, request_id: str, *, complete: bool) -> None:
         """The front end needs no more of a request: the client is gone, or (``complete``) it has all it wanted."""
         if flight := self._flights.get(request_id):
-            self._feed(m.Cancelled(request_id, flight.output_tokens, complete))
+            self._feed.put(m.Cancelled(request_id, flight.output_tokens, complete))
 
     # ---- from the links
 
@@ -142,7 +134,7 @@ class Driver:
         if worker.facts is not None:
             self._block_sizes[worker.model] = worker.facts.block_size
         log.info("worker up", worker=worker.worker_id, model=worker.model, pool=worker.role)
-        self._feed(m.WorkerUp(worker))
+        self._feed.put(m.WorkerUp(worker))
         self.on_worker(worker)
         self.on_change()
 
@@ -153,27 +145,31 @@ class Driver:
         del self._links[worker_id]
         self._loads.pop(worker_id, None)
         worker = self._workers.pop(worker_id)
-        self._feed(m.WorkerDown(worker_id, reason))
+        self._feed.put(m.WorkerDown(worker_id, reason))
         self._metrics.worker_gone(worker.model, worker.role.value, worker_id)
         self.on_change()
 
     def stepped(self, worker_id: str, step: pb.Step) -> None:
+        with self._feed.at_one_time():
+            self._take_step(worker_id, step)
+
+    def _take_step(self, worker_id: str, step: pb.Step) -> None:
         worker = self._workers[worker_id]
         if step.HasField("cache"):
             self._take_cache(worker_id, step.cache)
         if step.outputs:
             self._take_outputs(worker, cc.decode_outputs(step.outputs))
         for rejected in step.rejected:
-            self._feed(m.Refused(rejected.wire_id, _REFUSALS[rejected.reason], rejected.detail))
+            self._feed.put(m.Refused(rejected.wire_id, _REFUSALS[rejected.reason], rejected.detail))
         if step.HasField("load"):  # after the outputs: it is the account of what is left when they are gone
             self._take_load(worker, step)
         if step.draining:
-            self._feed(m.WorkerDraining(worker_id))
+            self._feed.put(m.WorkerDraining(worker_id))
         if step.HasField("transfers"):
             self._take_transfers(worker, step.transfers)
 
     def _take_cache(self, worker_id: str, change: pb.CacheChange) -> None:
-        self._feed(m.CacheChanged(worker_id, tuple(change.stored), tuple(change.removed), change.cleared))
+        self._feed.put(m.CacheChanged(worker_id, tuple(change.stored), tuple(change.removed), change.cleared))
 
     def _take_load(self, worker: WorkerInfo, step: pb.Step) -> None:
         load = step.load
@@ -182,7 +178,7 @@ class Driver:
             self._loads[worker.worker_id] = account
             self._metrics.worker_load(worker.model, worker.role.value, worker.worker_id, account)
             self.on_change()
-        self._feed(m.LoadReported(worker.worker_id, account, step.own_requests, stepped=bool(step.outputs)))
+        self._feed.put(m.LoadReported(worker.worker_id, account, step.own_requests, stepped=bool(step.outputs)))
 
     def _take_transfers(self, worker: WorkerInfo, transfers: pb.Transfers) -> None:
         place = (worker.model, worker.role.value, worker.worker_id)
@@ -192,14 +188,14 @@ class Driver:
             self._metrics.transfers(*place, "recomputed", 0, transfers.failed)
 
     def _take_outputs(self, worker: WorkerInfo, outputs: list[cc.EngineCoreOutput]) -> None:
-        now = self._clock()
+        now = self._feed.now()
         onward: dict[cc.ClusterCore, list[cc.EngineCoreOutput]] = {}
         ended: list[m.Event] = []
         for output in outputs:
             wire_id = output.request_id
-            flight = self._wires.get(wire_id)
+            flight = self._flights.of_wire(wire_id)
             if flight is None or wire_id in flight.prefill_wires:
-                self._prefill_output(flight, output)
+                self._prefill_output(output)
             elif output.finish_reason in _LOST_OUTPUT:
                 detail = f"the engine ended it ({output.finish_reason})"
                 ended.append(m.DecodeEnded(wire_id, flight.output_tokens, failed=True, detail=detail))
@@ -211,25 +207,25 @@ class Driver:
         for core, batch in onward.items():
             core.push(batch)
         for event in ended:
-            self._feed(event)
+            self._feed.put(event)
 
-    def _prefill_output(self, flight: Flight | None, output: cc.EngineCoreOutput) -> None:
+    def _prefill_output(self, output: cc.EngineCoreOutput) -> None:
         """A prefill has ended, maybe one that was given up on and now has to be released; or something stale."""
         if not output.finished:
             return
         transfer = output.kv_transfer_params
         if transfer:
-            (self._orphan_transfers if flight is None else flight.transfers)[output.request_id] = transfer
+            self._flights.keep_transfer(output.request_id, transfer)
         detail = "" if transfer else f"no KV to collect ({output.finish_reason})"
         cached = transfer.get("remote_prefill_cached_tokens") if transfer else None
-        self._feed(m.PrefillEnded(output.request_id, bool(transfer), detail, cached))
+        self._feed.put(m.PrefillEnded(output.request_id, bool(transfer), detail, cached))
 
     def _decode_output(self, worker: WorkerInfo, flight: Flight, output: cc.EngineCoreOutput, now: float) -> None:
         count = len(output.new_token_ids)
         if count:
             first = flight.output_tokens == 0
             if first:
-                self._feed(m.FirstToken(output.request_id, *_prompt_origin(output, flight.prefix_cached)))
+                self._feed.put(m.FirstToken(output.request_id, *cc.prompt_origin(output, flight.prefix_cached)))
             gap = None if first else now - flight.last_token_at
             self._metrics.tokens(worker.model, worker.role.value, worker.worker_id, gap, count)
             flight.output_tokens += count
@@ -238,63 +234,69 @@ class Driver:
 
     # ---- commands
 
-    def _feed(self, event: m.Event) -> None:
-        """Carrying out a command may bring the next event: it waits until all commands of this one are done."""
-        self._events.append(event)
-        if self._feeding:
-            return
-        self._feeding = True
-        try:
-            while self._events:
-                for command in self._step(self._events.popleft(), self._clock()):
-                    self._try(command)
-        finally:
-            self._feeding = False
-
     def _try(self, command: m.Command) -> None:
         """A command that can't be carried out costs its own request, nobody else's."""
         try:
             self._carry_out(command)
         except Exception as error:
             log.error("command failed", error, command=type(command).__name__)
-            if isinstance(command, m.StartPrefill | m.StartDecode) and (
-                flight := self._flights.get(command.request_id)
-            ):
-                self._events.append(m.Cancelled(command.request_id, flight.output_tokens))
+            if not isinstance(command, m.StartPrefill | m.StartDecode):
+                return
+            if flight := self._flights.get(command.request_id):
+                self._feed.put(m.Cancelled(command.request_id, flight.output_tokens))
                 flight.core.fail(command.request_id, SegueError("the request could not be sent to a worker"))
+
+    def _broken(self, event: m.Event) -> None:
+        """A defect costs the request that the event was about, nobody else's."""
+        flight = None
+        if isinstance(event, m.Arrived | m.Cancelled):
+            flight = self._flights.get(event.request_id)
+        elif isinstance(event, m.PrefillEnded | m.FirstToken | m.DecodeEnded | m.Refused):
+            flight = self._flights.of_wire(event.wire_id)
+        if flight is None:
+            return
+        if not isinstance(event, m.Cancelled):
+            self._feed.put_now(m.Cancelled(flight.request_id, flight.output_tokens))
+        self._flights.end(flight.request_id)  # if the brain did not come that far
+        flight.core.fail(flight.request_id, SegueError("the request met a defect of the gateway"))
 
     def _carry_out(self, command: m.Command) -> None:
         match command:
-            case m.StartPrefill():
-                self._start_prefill(command)
-            case m.StartDecode():
-                self._start_decode(command)
+            case m.StartPrefill() | m.StartDecode():
+                self._start(command)
             case m.Abort(wire_id, worker_id):
-                self._wires.pop(wire_id, None)
+                self._flights.aborted(wire_id)
                 if link := self._links.get(worker_id):
                     link.abort(wire_id)
             case m.Release(prefill_wire_id, worker_id):
                 self._release(prefill_wire_id, worker_id)
             case m.Forget(prefill_wire_id):
-                self._transfer(prefill_wire_id)
+                self._flights.take_transfer(prefill_wire_id)
             case m.Alert():
                 self._alert(command)
-            case m.End(report, error):
-                self._end(report.request_id, command, error)
+            case m.End():
+                self._end(command)
 
     def _alert(self, alert: m.Alert) -> None:
         say = log.info if alert.over else log.warning
         say("alert over" if alert.over else "alert", kind=alert.kind, model=alert.model, text=Words(alert.text))
         self._metrics.brain.alert(alert.kind, alert.model, not alert.over)
 
-    def _start_prefill(self, command: m.StartPrefill) -> None:
-        flight = self._flights[command.request_id]
+    def _start(self, command: m.StartPrefill | m.StartDecode) -> None:
+        flight = self._flights.get(command.request_id)
+        if flight is None:
+            raise SegueError("a request was to be sent that is not under way")
+        if isinstance(command, m.StartPrefill):
+            self._start_prefill(command, flight)
+        else:
+            self._start_decode(command, flight)
+
+    def _start_prefill(self, command: m.StartPrefill, flight: Flight) -> None:
         flight.prefill_wires.add(command.wire_id)
         trace = flight.begin_half("segue.prefill", command.decision)
         self._send(flight, command.wire_id, command.worker_id, cc.for_prefill(flight.request, command.wire_id), trace)
 
-    def _start_decode(self, command: m.StartDecode) -> None:
-        flight = self._flights[command.request_id]
+    def _start_decode(self, command: m.StartDecode, flight: Flight) -> None:
         trace = flight.begin_half("segue.decode", command.decision)
         transfer = flight.transfers[command.collect] if command.collect else None
         flight.prefix_cached = transfer.get("remote_prefill_cached_tokens") if transfer else None
@@ -304,45 +306,20 @@ class Driver:
     def _send(
         self, flight: Flight, wire_id: str, worker_id: str, request: cc.EngineCoreRequest, trace: Mapping[str, str]
     ) -> None:
-        flight.wires.append(wire_id)
-        self._wires[wire_id] = flight
+        self._flights.sent(flight, wire_id)
         self._links[worker_id].submit(wire_id, cc.encode_request(request), trace)
 
     def _release(self, prefill_wire_id: str, worker_id: str) -> None:
-        transfer = self._transfer(prefill_wire_id)
+        transfer = self._flights.take_transfer(prefill_wire_id)
         link = self._links.get(worker_id)
         if transfer is None or link is None:
             log.warning("KV not released: its lease will free it", wire=prefill_wire_id)
             return
         link.release(f"{prefill_wire_id}~r", transfer)
 
-    def _transfer(self, prefill_wire_id: str) -> Mapping[str, Any] | None:
-        """Takes a transfer out of the books."""
-        if orphan := self._orphan_transfers.pop(prefill_wire_id, None):
-            return orphan
-        flight = self._wires.get(prefill_wire_id)
-        return flight.transfers.pop(prefill_wire_id, None) if flight else None
-
-    def _end(self, request_id: str, command: m.End, error: SegueError | None) -> None:
-        flight = self._flights.pop(request_id)
-        for wire_id in flight.wires:
-            self._wires.pop(wire_id, None)
-        if not self._flights:
-            self._idle.set()
-        flight.ended(command.report, error)
-        self._metrics.request_finished(command.report)
-        if error is not None:
-            flight.core.fail(request_id, error)
-
-
-def _prompt_origin(output: cc.EngineCoreOutput, prefix_cached: int | None) -> tuple[int, int]:
-    """Prompt tokens that a prefix cache saved, and those whose KV was moved.
-
-    To the decoding engine what was moved is cached too. The client is told of what nobody had to compute: where prefill
-    ran apart, that is what its prefix cache knew (``prefix_cached``).
-    """
-    stats = output.prefill_stats
-    if stats is None:
-        return 0, 0
-    stats.num_cached_tokens = stats.num_local_cached_tokens if prefix_cached is None else prefix_cached
-    return stats.num_cached_tokens, stats.num_external_cached_tokens
+    def _end(self, command: m.End) -> None:
+        if flight := self._flights.end(command.report.request_id):
+            flight.ended(command.report, command.error)
+            self._metrics.request_finished(command.report)
+            if command.error is not None:
+                flight.core.fail(flight.request_id, command.error)

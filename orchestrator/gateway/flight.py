@@ -1,7 +1,8 @@
-"""What the driver keeps of a request that is under way: its payload, its halves' wire ids, and its spans."""
+"""What the driver keeps of requests that are under way: payload, wire ids, transfers, spans."""
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -81,3 +82,64 @@ class Flight:
         if self.context is not None:
             self.context.reports.append(report)
             self.context.error = self.context.error or error
+
+
+class Flights:
+    """All that are under way, by request and by wire id, and the transfers of prefills that were given up on."""
+
+    def __init__(self) -> None:
+        self._by_request: dict[str, Flight] = {}
+        self._by_wire: dict[str, Flight] = {}
+        self._orphans: dict[str, Mapping[str, Any]] = {}
+        self._none = asyncio.Event()
+        self._none.set()
+
+    def __bool__(self) -> bool:
+        return bool(self._by_request or self._by_wire or self._orphans)
+
+    def get(self, request_id: str) -> Flight | None:
+        return self._by_request.get(request_id)
+
+    def of_wire(self, wire_id: str) -> Flight | None:
+        """None for what was aborted, or has ended."""
+        return self._by_wire.get(wire_id)
+
+    async def over(self, seconds: float) -> bool:
+        """Waits until there are none; False if some are left after ``seconds``."""
+        try:
+            await asyncio.wait_for(self._none.wait(), seconds)
+        except TimeoutError:
+            return False
+        return True
+
+    def begin(self, flight: Flight) -> None:
+        self._by_request[flight.request_id] = flight
+        self._none.clear()
+
+    def sent(self, flight: Flight, wire_id: str) -> None:
+        flight.wires.append(wire_id)
+        self._by_wire[wire_id] = flight
+
+    def aborted(self, wire_id: str) -> None:
+        self._by_wire.pop(wire_id, None)
+
+    def end(self, request_id: str) -> Flight | None:
+        """Takes it out of the books; None if it is not there."""
+        flight = self._by_request.pop(request_id, None)
+        for wire_id in flight.wires if flight else ():
+            self._by_wire.pop(wire_id, None)
+        if not self._by_request:
+            self._none.set()
+        return flight
+
+    def keep_transfer(self, prefill_wire_id: str, transfer: Mapping[str, Any]) -> None:
+        """Where a prefill that has ended left its KV."""
+        flight = self._by_wire.get(prefill_wire_id)
+        (self._orphans if flight is None else flight.transfers)[prefill_wire_id] = transfer
+
+    def take_transfer(self, prefill_wire_id: str) -> Mapping[str, Any] | None:
+        """Takes a transfer out of the books."""
+        if orphan := self._orphans.pop(prefill_wire_id, None):
+            return orphan
+        flight = self._by_wire.get(prefill_wire_id)
+        return flight.transfers.pop(prefill_wire_id, None) if flight else None

@@ -117,8 +117,7 @@ class Stack:
             while any(self._busy(worker_id) for worker_id in self.workers):
                 await self.gateway.status_changed(0.2)
         self.gateway.driver._brain.check()
-        assert not self.gateway.driver._wires
-        assert not self.gateway.driver._orphan_transfers
+        assert not self.gateway.driver._flights
         for front in self.gateway.fronts():
             processor = front.llm.output_processor
             assert not processor.request_states, "requests that vLLM's front end never let go"

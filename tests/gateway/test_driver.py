@@ -1,0 +1,185 @@
+"""The shell around the brain without a network: frames in, calls on links out, time by hand."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from random import Random
+from typing import Any
+
+import pytest
+from vllm.sampling_params import SamplingParams
+from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest, FinishReason
+
+from orchestrator.core import messages as m
+from orchestrator.core.brain import Brain
+from orchestrator.core.errors import SegueError
+from orchestrator.core.spec import GatewaySpec, ModelSpec, PrefillPlace, Role, RoutingSpec
+from orchestrator.core.types import WorkerInfo
+from orchestrator.gateway import driver as driver_module
+from orchestrator.gateway.driver import Driver
+from orchestrator.proto import worker_pb2 as pb
+from orchestrator.telemetry.metrics import GatewayMetrics
+from tests.core.support import worker
+from workers import wire
+
+TRANSFER = {"remote_engine_id": "e", "remote_prefill_cached_tokens": 0}
+
+
+class FakeLink:
+    """Keeps what was sent."""
+
+    def __init__(self, info: WorkerInfo) -> None:
+        self.worker = info
+        self.submitted: list[str] = []
+        self.aborted: list[str] = []
+
+    def submit(self, wire_id: str, request: Sequence[bytes], trace: Mapping[str, str]) -> None:
+        self.submitted.append(wire_id)
+
+    def abort(self, wire_id: str) -> None:
+        self.aborted.append(wire_id)
+
+
+class FakeCore:
+    """A front end that keeps what it is told."""
+
+    model = "m"
+
+    def __init__(self) -> None:
+        self.failed: dict[str, SegueError] = {}
+        self.outputs: list[EngineCoreOutput] = []
+
+    def push(self, outputs: list[EngineCoreOutput]) -> None:
+        self.outputs.extend(outputs)
+
+    def fail(self, request_id: str, error: SegueError) -> None:
+        self.failed[request_id] = error
+
+
+class World:
+    """A driver over fake links. Each look at the clock finds it a little later."""
+
+    def __init__(self, *workers: WorkerInfo) -> None:
+        self.now = 100.0
+        spec = ModelSpec("m", "x", {}, routing=RoutingSpec("least_load", prefill=PrefillPlace.APART))
+        self.brain = Brain(Random(0), GatewaySpec(), [spec])
+        self.driver = Driver(self.brain, GatewayMetrics("gw"), clock=self.clock)
+        self.links = {info.worker_id: FakeLink(info) for info in workers}
+        self.core = FakeCore()
+        for link in self.links.values():
+            self.driver.opened(link, link.worker)
+
+    def clock(self) -> float:
+        self.now += 0.0005
+        return self.now
+
+    def ask(self, request_id: str, tokens: Sequence[int] = tuple(range(64))) -> None:
+        params = SamplingParams(max_tokens=4)
+        request = EngineCoreRequest(request_id, list(tokens), None, params, None, 0.0, None, None, None)
+        self.driver.submit(self.core, request)
+
+    def outputs(self, worker_id: str, *outputs: EngineCoreOutput) -> None:
+        frame = wire.encode_outputs(outputs, 0.0)
+        self.driver.stepped(worker_id, pb.Step(outputs=frame, load=pb.Load(kv_blocks_total=100)))
+
+
+def prefilled(wire_id: str) -> EngineCoreOutput:
+    return EngineCoreOutput(wire_id, [1], finish_reason=FinishReason.LENGTH, kv_transfer_params=TRANSFER)
+
+
+@pytest.fixture
+async def world() -> World:
+    return World(worker("p", Role.PREFILL), worker("d", Role.DECODE))
+
+
+async def test_what_one_frame_brings_happens_at_one_time(world: World) -> None:
+    """Two prompts that one step computed: the time that the gateway takes for the first is not what the second took."""
+    seen: list[tuple[int, float]] = []
+    view = world.brain.fleet.get("p")
+    view.cost = _Heard(seen)
+    world.ask("a")
+    world.ask("b")
+    world.now += 1.0
+    world.outputs("p", *map(prefilled, world.links["p"].submitted))
+    world.ask("c")
+    world.now += 1.0
+    world.outputs("p", prefilled(world.links["p"].submitted[-1]))
+    assert [(tokens, round(seconds, 1)) for tokens, seconds in seen] == [(128, 1.0)]
+
+
+class _Heard:
+    def __init__(self, seen: list[tuple[int, float]]) -> None:
+        self._seen = seen
+
+    def saw_prefill(self, tokens: int, seconds: float) -> None:
+        self._seen.append((tokens, seconds))
+
+    def prefill_seconds(self, *_: Any) -> float:
+        return 1.0
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_: 0.0
+
+
+async def test_a_prompt_that_can_not_be_hashed_costs_its_own_request(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(driver_module, "blocks_of", _raise)
+        world.ask("bad")
+    assert set(world.core.failed) == {"bad"}
+    assert await world.driver.idle(0.1), "a request that never arrived is waited for"
+    world.ask("good")
+    assert world.links["p"].submitted == ["good~p1"]
+
+
+async def test_a_defect_of_the_brain_costs_the_request_it_met(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.ask("bad")
+    world.ask("good")
+    bad, good = world.links["p"].submitted
+    handler = world.brain._handlers[m.PrefillEnded]
+    broken = {**world.brain._handlers, m.PrefillEnded: lambda e, *a: _raise() if e.wire_id == bad else handler(e, *a)}
+    monkeypatch.setattr(world.brain, "_handlers", broken)
+    world.outputs("p", prefilled(bad), prefilled(good))
+    assert set(world.core.failed) == {"bad"}
+    assert world.links["d"].submitted == ["good~d1"]
+    world.outputs("d", EngineCoreOutput("good~d1", [1, 2], finish_reason=FinishReason.LENGTH))
+    assert [output.request_id for output in world.core.outputs] == ["good"]
+    assert await world.driver.idle(0.1)
+    assert not world.brain.live
+    world.brain.check()
+
+
+@pytest.mark.parametrize("at", [[m.Arrived], [m.Cancelled], [m.PrefillEnded, m.Cancelled]])
+async def test_no_defect_leaves_a_request_without_an_end(
+    world: World, monkeypatch: pytest.MonkeyPatch, at: list[type]
+) -> None:
+    monkeypatch.setattr(world.brain, "_handlers", {**world.brain._handlers, **dict.fromkeys(at, _raise)})
+    world.ask("bad")
+    if world.links["p"].submitted:
+        world.outputs("p", prefilled("bad~p1"))
+        world.driver.cancel("bad", complete=False)
+    assert await world.driver.idle(0.1)
+    assert set(world.core.failed) == {"bad"}
+
+
+async def test_a_defect_does_not_stop_the_clock(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    third = asyncio.Event()
+    ticks: list[float] = []
+
+    def tick(event: m.Tick, now: float, out: list[m.Command]) -> None:
+        ticks.append(now)
+        if len(ticks) == 3:
+            third.set()
+        _raise()
+
+    monkeypatch.setattr(driver_module, "TICK_SECONDS", 0.001)
+    monkeypatch.setattr(world.brain, "_handlers", {**world.brain._handlers, m.Tick: tick})
+    clock = asyncio.create_task(world.driver.tick())
+    await asyncio.wait_for(third.wait(), 5)
+    clock.cancel()
+
+
+def _raise(*_: Any) -> None:
+    raise RuntimeError("a defect")
