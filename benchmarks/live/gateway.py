@@ -16,12 +16,14 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks.live.children import answer, answers, orders
-from benchmarks.live.meter import Meter
 
 READY_SECONDS = 60.0
 
 
-def _blind(driver: Any) -> None:
+def _blind() -> None:
+    from orchestrator.gateway.driver import Driver
+
+    driver: Any = Driver
     driver._blocks = lambda *_: ()
     driver._take_cache = lambda *_: None
 
@@ -36,6 +38,14 @@ async def main() -> None:
     out = answers()
     given = json.loads(sys.argv[1])
     os.environ["VLLM_ALLOW_LONG_MAX_MODEL_LEN"] = "1"  # a mock engine's context is not its tokenizer's model's
+    meter: Any = None
+    if given.get("blind"):
+        _blind()
+    if given.get("metered"):
+        from benchmarks.live.meter import Meter  # imports vLLM
+
+        meter = Meter()
+        meter.attach()
     from orchestrator.core.types import GatewayAssignment
     from orchestrator.gateway.process import GatewayProcess
 
@@ -55,14 +65,8 @@ async def main() -> None:
 
     linked = asyncio.run_coroutine_threadsafe(_linked(serving.gateway, given["workers"]), loop)
     await asyncio.wrap_future(linked)
-    meter: Meter | None = None
     if "seed" in given:
         await run(lambda: serving.gateway.driver._brain._rng.seed(f"{given['seed']} brain 0"))
-    if given.get("blind"):
-        await run(lambda: _blind(serving.gateway.driver))
-    if given.get("metered"):
-        meter = await run(Meter)
-        await run(lambda: meter.attach(serving.gateway.driver))
     snapshot = await actor.snapshot()
     answer(out, {"http": snapshot.address, "grpc": snapshot.grpc_address, "pid": os.getpid()})
     thread_began = 0.0
@@ -74,7 +78,9 @@ async def main() -> None:
             answer(out, {})
         elif order == "report":
             seconds = await run(time.thread_time) - thread_began
-            answer(out, {"thread_seconds": seconds, "parts": await run(meter.report) if meter is not None else {}})
+            parts = await run(meter.report) if meter is not None else {}
+            warm = await run(meter.warm_microseconds) if meter is not None else 0.0
+            answer(out, {"thread_seconds": seconds, "parts": parts, "warm_microseconds": warm})
     await actor.stop()
 
 
