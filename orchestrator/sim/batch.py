@@ -58,7 +58,7 @@ class Batch:
             half = waiting[0]
             match = cache.match(half.blocks, (half.prompt - 1) // size)  # the last token is always computed
             fresh = -(-half.prompt // size) - match.blocks
-            if fresh + match.idle > cache.free:
+            if fresh + match.idle > cache.total - cache.private - cache.shared:
                 return
             waiting.popleft()
             seats -= 1
@@ -119,10 +119,15 @@ class Batch:
         self._order += 1
         heappush(self._finishing, (half.finish_step, self._order, half))
         if half.place == step % size:
-            self.cache.private += 1
-            self.cache.make_room()
+            self._grow(1)
 
     # ---- steps
+
+    def _grow(self, blocks: int) -> None:
+        cache = self.cache
+        cache.private += blocks
+        if cache.private + cache.shared + cache.idle_blocks > cache.total:
+            cache.make_room()
 
     def growth(self, steps: int) -> int:
         """Blocks that the decoding sequences need anew in so many steps."""
@@ -155,7 +160,7 @@ class Batch:
         if not self.decoding:
             self.step += steps
             return []
-        growth = self.growth(steps)
+        growth = self.growth(steps) if steps > 1 else self._boundaries[(self.step + 1) % self._block_size]
         self.step = step = self.step + steps
         finishing = self._finishing
         ended: list[Half] = []
@@ -166,8 +171,7 @@ class Batch:
                 if half.place == step % self._block_size:
                     growth -= 1  # no block for a token that nothing follows
         if growth:
-            self.cache.private += growth
-            self.cache.make_room()
+            self._grow(growth)
         for half in ended:
             self._finish(half)
         return ended

@@ -99,7 +99,8 @@ class BlockCache:
             above.users += 1
             above = above.parent
         self.private += fresh
-        self.make_room()
+        if self.private + self.shared + self.idle_blocks > self.total:
+            self.make_room()
         return run
 
     def seal(self, run: Run | None, blocks: Sequence[int], start: int) -> Run | None:

@@ -14,10 +14,8 @@ that is under way. What lies in between (tokens, their gaps, blocks that fill up
 from __future__ import annotations
 
 from collections.abc import Callable
-from heapq import heappush
 from typing import TYPE_CHECKING
 
-from orchestrator.core.types import Load
 from orchestrator.sim.batch import Batch
 from orchestrator.sim.clock import Clock
 from orchestrator.sim.half import Half
@@ -70,11 +68,6 @@ class Engine(Batch):
         self._mixed = False  # one step, with prompts in it
         self._stretches = 0
         self._version = 0  # of the plan: an event for an older one is void
-
-    @property
-    def load(self) -> Load:
-        cache = self.cache
-        return Load(len(self.running), len(self.waiting) + self.fetching, cache.private + cache.shared, cache.total)
 
     @property
     def idle(self) -> bool:
@@ -187,7 +180,7 @@ class Engine(Batch):
         ends = self._since + steps * self._pace
         if ends < clock.now:
             ends = clock.now  # by the rounding of sums
-        heappush(clock.heap, (ends, next(clock.sequence), self._wake, self._version))
+        clock.at(ends, self._wake, self._version)
 
     def _wake(self, version: int) -> None:
         if version != self._version:
@@ -201,7 +194,8 @@ class Engine(Batch):
                     self._gaps.add(now - half.pushed_at)
                     half.pushed_at = None
             firsts = self.begin_decoding(ended)
-        if self.cache.free < 0:
+        cache = self.cache
+        if cache.private + cache.shared > cache.total:
             for half in self.push_back():
                 half.pushed_at = now if half.started else None
         self._report(firsts, ended)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from heapq import heappush
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.sim.clock import Clock
@@ -60,6 +59,7 @@ class Network:
         self.weather = weather
         self.fair = not (weather.lost or weather.late)
         self._clock = clock
+        self._at = clock.at
         self._delay = weather.delay
         self._jitter = weather.jitter
         self.chance = rng.random
@@ -71,8 +71,7 @@ class Network:
             at = link.arrives_up
         else:
             link.arrives_up = at
-        clock = self._clock
-        heappush(clock.heap, (at, next(clock.sequence), deliver, (link, link.session, what)))
+        self._at(at, deliver, (link, link.session, what))
 
     def to_worker(self, link: Link, deliver: Delivery, what: Any) -> None:
         """Delivers (link, session, what); the receiver has to see that the session is still the link's."""
@@ -81,8 +80,7 @@ class Network:
             at = link.arrives_down
         else:
             link.arrives_down = at
-        clock = self._clock
-        heappush(clock.heap, (at, next(clock.sequence), deliver, (link, link.session, what)))
+        self._at(at, deliver, (link, link.session, what))
 
     def hold(self, link: Link, seconds: float) -> None:
         """Nothing gets through for so long; what is sent arrives afterwards, in order."""

@@ -251,7 +251,12 @@ class Worker:
             self._send(self._frame())
 
     def _frame(self) -> Frame:
-        frame = Frame(self.engine.load, self._own.copy())
+        engine = self.engine
+        cache = engine.cache
+        load = Load(
+            len(engine.running), len(engine.waiting) + engine.fetching, cache.private + cache.shared, cache.total
+        )
+        frame = Frame(load, self._own.copy())
         if self.draining:
             frame.draining = True
         return frame
