@@ -12,7 +12,7 @@ the best of them; prompts and the order of the two take turns in one process. Wh
 neither index is made for.
 
 Dynamo's package asks for an older pydantic than Segue, hence an environment of its own: this program needs no more of
-Segue than its source. Takes about two minutes. Ends with 1 if a bar is missed.
+Segue than its source. Takes less than a minute. Ends with 1 if a bar is missed.
 """
 
 from __future__ import annotations
