@@ -92,7 +92,7 @@ class Driver:
         try:
             arrival = self._arrival(core.model, request, context)
         except Exception as error:
-            log.failure("request not understood", error)
+            log.error("request_not_understood", error)
             core.fail(request.request_id, SegueError("the request could not be taken in"))
             return
         self._flights.begin(Flight(request, core, context, request.request_id))
@@ -279,7 +279,7 @@ class Driver:
 
     def _alert(self, alert: m.Alert) -> None:
         say = log.info if alert.over else log.warning
-        say("alert over" if alert.over else "alert", kind=alert.kind, model=alert.model, text=Words(alert.text))
+        say("alert over" if alert.over else "alert", kind=alert.kind, model=alert.model, what=Words(alert.text))
         self._metrics.brain.alert(alert.kind, alert.model, not alert.over)
 
     def _start(self, command: m.StartPrefill | m.StartDecode) -> None:

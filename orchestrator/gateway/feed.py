@@ -66,7 +66,7 @@ class Feed:
         try:
             commands = self._step(event, self.now())
         except Exception as error:
-            log.failure("the brain failed", error, at=type(event).__name__)
+            log.error("brain_failed", error, at_event=type(event).__name__)
             self._broken(event)
             return
         for command in commands:
