@@ -118,7 +118,7 @@ def test_the_plot_is_one_file_with_five_charts(
     [
         (("--replicas", "1"), "too few"),
         (("--replicas", "serve=2"), "--replicas"),
-        (("--policy", "best"), "--policy: found 'best'"),
+        (("--policy", "best"), "--policy: found the policy 'best'"),
         (("--model", "other"), "--model"),
         (("--faults", "flood"), "--faults flood"),
         (("--trace", "none.jsonl"), "none.jsonl"),
