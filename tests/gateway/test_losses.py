@@ -157,7 +157,7 @@ async def test_worker_that_sends_rubbish_loses_its_session_and_nothing_else(stac
 
 
 async def test_a_failing_sibling_costs_no_other_request(stack: Stack) -> None:
-    """Two decode workers; the one that dies has a sibling in mid-stream and another waiting. Strangers wait for both."""
+    """Of two decode workers the one that dies has a sibling in mid-stream and another waiting; strangers wait, too."""
     one_at_a_time = {"block_size": 16, "max_model_len": 512, "step_seconds": 0.05, "max_num_seqs": 1}
     spec = cluster(model("m", "tiny:llama", Role.PREFILL, Role.DECODE), queue_seconds=20.0)
     async with (

@@ -1,4 +1,4 @@
-"""Both formats of traces are read to the letter, a bad line is told by its number, made-up loads keep to their shape."""
+"""Both formats of traces are read to the letter, bad lines are told by number, made-up loads keep to their shape."""
 
 from __future__ import annotations
 
