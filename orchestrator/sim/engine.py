@@ -50,6 +50,8 @@ class Engine(Batch):
         "_version",
         "busy",
         "speed",
+        "told_always",
+        "told_step",
     )
 
     def __init__(
@@ -58,6 +60,8 @@ class Engine(Batch):
         super().__init__(settings)
         self.speed = speed
         self.busy = 0.0
+        self.told_always = False  # report every change of plan, not only what a half has to know of
+        self.told_step = -1  # the newest one that somebody takes the time from: the one after it is reported too
         self._clock = clock
         self._chance = rng.random
         self._gaps = gaps
@@ -185,21 +189,22 @@ class Engine(Batch):
     def _wake(self, version: int) -> None:
         if version != self._version:
             return
-        now = self._clock.now
         ended = self._count(self._planned)
-        firsts: list[Half] = []
-        if self.prompts:
-            for half in self.prompts:
-                if half.pushed_at is not None and not half.left:
-                    self._gaps.add(now - half.pushed_at)
-                    half.pushed_at = None
-            firsts = self.begin_decoding(ended)
+        firsts = self._begin_decoding(ended) if self.prompts else []
         cache = self.cache
         if cache.private + cache.shared > cache.total:
             for half in self.push_back():
-                half.pushed_at = now if half.started else None
-        self._report(firsts, ended)
+                half.pushed_at = self._clock.now if half.started else None
+        if firsts or ended or self.told_always or self.step == self.told_step + 1:
+            self._report(firsts, ended)
         self._plan()
+
+    def _begin_decoding(self, ended: list[Half]) -> list[Half]:
+        for half in self.prompts:
+            if half.pushed_at is not None and not half.left:
+                self._gaps.add(self._clock.now - half.pushed_at)
+                half.pushed_at = None
+        return self.begin_decoding(ended)
 
     def _count(self, steps: int) -> list[Half]:
         """So many steps have ended; returns the halves that ended with the last of them."""

@@ -122,7 +122,7 @@ class Run:
         for gateway in self.gateways:
             for worker in self.workers:
                 link = Link(gateway, worker)
-                worker.links.append(link)
+                worker.connect(link)
                 gateway.links[worker.info.worker_id] = link
 
     # ---- the run

@@ -51,7 +51,6 @@ class Worker:
         "_max_live",
         "_network",
         "_own",
-        "_stepped",
         "_stepped_running",
         "alive",
         "busy_before",
@@ -100,6 +99,12 @@ class Worker:
         """Seconds spent in engine steps."""
         return self.busy_before + self.engine.busy
 
+    def connect(self, link: Link) -> None:
+        """A gateway may open sessions over this link."""
+        self.links.append(link)
+        self._own.append(0)
+        self.engine.told_always = len(self.links) > 1
+
     # ---- life
 
     def start(self) -> None:
@@ -107,7 +112,8 @@ class Worker:
         self.engine = Engine(self.settings, self.speed, self._clock, self._chance, self._gaps, self._stepped_to)
         self.alive = True
         self.draining = False
-        self._stepped, self._stepped_running = -1, -1
+        self.engine.told_always = len(self.links) > 1
+        self._stepped_running = -1
 
     def end(self) -> None:
         """The engine and all sessions are gone."""
@@ -126,8 +132,6 @@ class Worker:
 
     def snapshot(self, link: Link) -> Frame:
         """The first frame of a session: all that is in the cache."""
-        if len(self._own) < len(self.links):
-            self._own = [0] * len(self.links)
         frame = self._frame()
         self._own[link.gateway.index] = 0
         frame.stored = self.engine.cache.contents()
@@ -202,14 +206,11 @@ class Worker:
                 self._clock.after(self.settings.lease_seconds, self._lease_ends, (self.engine, half))
         engine = self.engine
         running = len(engine.running)
-        adjacent = engine.step == self._stepped + 1
-        if not (firsts or ended or adjacent or len(self.links) > 1):
-            return
         frame = self._frame()
         frame.firsts, frame.ended = firsts, ended
-        if adjacent or running != self._stepped_running:
+        if engine.step == engine.told_step + 1 or running != self._stepped_running:
             frame.stepped = True
-            self._stepped, self._stepped_running = engine.step, running
+            engine.told_step, self._stepped_running = engine.step, running
         self._send(frame)
 
     def fetch(self, half: Half) -> None:
