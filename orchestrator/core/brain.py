@@ -298,15 +298,16 @@ class Brain:
                 error: SegueError = DeadlineExceeded("the request's deadline passed", where=f"request {request_id}")
                 self._fail(session, "failed", error, now, out)
             elif session.state is State.WAITING and session.place_by <= now:
-                self._fail(session, "rejected", self._nobody(session, now), now, out)
+                self._fail(session, "rejected", self._nobody(session), now, out)
         for model in list(self._routers):
             self._place_waiting(model, now, out)
         self._halves.tick(now)
 
-    def _nobody(self, session: Session, now: float) -> SegueError:
-        """Why nobody took a request for as long as it may wait."""
+    def _nobody(self, session: Session) -> SegueError:
+        """Why nobody took a request for as long as it may wait: what kept whoever's turn it was."""
         where = f"request {session.request_id}"
-        why = self._router(session.model).decide(session, self.fleet, self._rng, now)
+        first = self.admission.next(session.model)
+        why = self._sessions[first.request_id].waited if first else session.waited
         if why is Wait.NO_WORKER and not session.turned_away:
             what = f"no worker of {session.model} took requests within {self._queue_seconds:g} s"
             return NotReady(what, where=where, hint=HINT, retry_after=5.0)

@@ -100,6 +100,18 @@ class TestOneRequest:
         brain.step(m.Arrived("last", "m", 40, deadline=200.0), 150.0)
         assert kinds(brain.step(m.Tick(), 200.0)) == ["Abort", "End"]
 
+    def test_who_gives_up_waiting_takes_nobodys_turn(self) -> None:
+        brain = brain_with(*(worker(f"s{n}", Role.SERVE) for n in range(4)), routing=RoutingSpec("round_robin"))
+        went = [started(brain.step(m.Arrived("a", "m", 40), 0.0), m.StartDecode).worker_id]
+        brain.step(m.Arrived("late", "m", 40), 5.0)  # nobody was heard of for long
+        brain.fleet.get("s1").heard_at = 35.0  # there is room at the very moment when it gives up
+        (end,) = brain.step(m.Tick(), 35.0)
+        assert isinstance(end.error, NotReady)
+        for n in range(4):
+            brain.step(m.LoadReported(f"s{n}", Load(), 0), 35.0)
+        went.append(started(brain.step(m.Arrived("b", "m", 40), 35.0), m.StartDecode).worker_id)
+        assert went == ["s0", "s1"]
+
     def test_far_deadline_does_not_stretch_the_wait_for_a_worker(self) -> None:
         brain = brain_with(queue_seconds=5.0)
         brain.step(m.Arrived("r", "m", 40, deadline=600.0), 1.0)
