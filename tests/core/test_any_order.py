@@ -12,7 +12,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 from orchestrator.core import messages as m
 from orchestrator.core import policies
 from orchestrator.core.brain import Brain
-from orchestrator.core.candidates import LEASE_SECONDS
+from orchestrator.core.candidates import LEASE_SECONDS, computes, takes
 from orchestrator.core.spec import AdmissionSpec, GatewaySpec, ModelSpec, PrefillPlace, Role, RoutingSpec
 from orchestrator.core.types import Load
 from tests.core.support import worker
@@ -87,13 +87,16 @@ class AnyOrder(RuleBasedStateMachine):
     @rule(
         target=workers,
         n=st.integers(0, 5),
-        role=st.sampled_from([Role.PREFILL, Role.DECODE]),
+        role=st.sampled_from([Role.PREFILL, Role.DECODE, Role.SERVE]),
         model=st.sampled_from(MODELS),
         tells=st.booleans(),
+        polite=st.booleans(),
     )
-    def worker_up(self, n: int, role: Role, model: str, tells: bool) -> str:
-        worker_id = f"{model}-{role}{n}"
-        if worker_id in self.up:  # its session was opened again: what ran there is lost first
+    def worker_up(self, n: int, role: Role, model: str, tells: bool, polite: bool) -> str:
+        """Under a name that another may have had, or still has: as another kind, or for another model."""
+        worker_id = f"w{n}"
+        if worker_id in self.up and polite:
+            del self.up[worker_id]
             self.feed(m.WorkerDown(worker_id, "gone"))
         self.up[worker_id] = model
         self.draining.discard(worker_id)
@@ -224,13 +227,28 @@ class AnyOrder(RuleBasedStateMachine):
             assert all(count <= 3 for count in self.starts.values())
             assert self.brain.live == len(self.asked) - len(self.ended)
 
+    def a_worker_with_room_leaves_nobody_waiting(self, model: str) -> None:
+        worker_id = f"fresh-{model}"
+        self.up[worker_id], self.heard[worker_id] = model, self.now
+        self.feed(m.WorkerUp(worker(worker_id, Role.SERVE, model)))
+        view, first = self.brain.fleet.get(worker_id), self.brain.admission.next(model)
+        if first is not None:
+            prompt = self.brain._sessions[first.request_id].prompt_tokens
+            assert not takes(view, prompt, self.now) or not computes(view, 0), "there is room, and somebody waits"
+
     def teardown(self) -> None:
         if not hasattr(self, "ended"):
             return
+        for model in MODELS:
+            self.a_worker_with_room_leaves_nobody_waiting(model)
         for request_id in sorted(self.asked):
             self.feed(m.Cancelled(request_id))
         assert set(self.ended) == self.asked
         assert self.brain.live == 0
+        for model in MODELS:
+            self.brain.fleet.index(model).check()
+            assert not len(self.brain.fleet.index(model)._in_flight), "a prompt is on its way for ever"
+        assert set(self.brain._learning._paces) <= set(self.up), "what was learned of a worker outlives it"
         assert all(not view.claims and not view.prefill_tokens and not view.kv_blocks for view in self.brain.fleet)
 
 
