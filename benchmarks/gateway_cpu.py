@@ -95,11 +95,12 @@ async def measured(gateway: Gateway, name: str, asked: list[Asked], salt: int) -
     for part, spent in parts.items():
         row[PARTS.get(part, "other")] += spent["microseconds"] / requests
     row["total"] = sum(row[part] for part in SUMMED)
-    row["warm"] = report["warm_microseconds"] / requests
+    row["warm"] = sum(report["warm"].values()) / requests
     return {
         "microseconds": {part: round(spent, 1) for part, spent in row.items()},
         "calls": {part: round(spent["calls"] / requests, 2) for part, spent in parts.items()},
         "each": {part: round(spent["microseconds"] / spent["calls"], 2) for part, spent in parts.items()},
+        "warm": {part: round(spent / requests, 1) for part, spent in report["warm"].items()},
         "gateway_thread_microseconds": round(report["thread_seconds"] * 1e6 / requests),
         "prefix_hit_ratio": round(summary.prefix_hit_ratio, 3),
         "apart": round(summary.apart, 3),

@@ -79,8 +79,8 @@ async def main() -> None:
         elif order == "report":
             seconds = await run(time.thread_time) - thread_began
             parts = await run(meter.report) if meter is not None else {}
-            warm = await run(meter.warm_microseconds) if meter is not None else 0.0
-            answer(out, {"thread_seconds": seconds, "parts": parts, "warm_microseconds": warm})
+            warm = await run(meter.warm) if meter is not None else {}
+            answer(out, {"thread_seconds": seconds, "parts": parts, "warm": warm})
     await actor.stop()
 
 

@@ -97,16 +97,20 @@ class Meter:
             if tally.calls
         }
 
-    def warm_microseconds(self) -> float:
-        """CPU that all steps and hashes since ``reset`` take back to back."""
-        steps, hashed = list(self._steps), list(self._hashed)
-        assert self._before is not None
-        began = time.thread_time_ns()
-        for event, now in steps:
-            self._plain_step(self._before, event, now)
-        for args in hashed:
+    def warm(self) -> dict[str, float]:
+        """CPU microseconds that all steps and hashes since ``reset`` take back to back, by name."""
+        brain, clock = self._before, time.thread_time_ns
+        assert brain is not None
+        spent = dict.fromkeys([HASHING, *(kind.__name__ for kind in m.Event.__args__)], 0.0)
+        for event, now in list(self._steps):
+            began = clock()
+            self._plain_step(brain, event, now)
+            spent[type(event).__name__] += clock() - began - self._seen
+        for args in list(self._hashed):
+            began = clock()
             self._plain_hash(*args)
-        return (time.thread_time_ns() - began) / 1000
+            spent[HASHING] += clock() - began - self._seen
+        return {name: nanoseconds / 1000 for name, nanoseconds in spent.items() if nanoseconds}
 
     def _by_event(self, step: Callable[..., Any]) -> Callable[..., Any]:
         by_type = {kind: self.measured(kind.__name__, step) for kind in m.Event.__args__}
