@@ -1,7 +1,4 @@
-"""The live shell around the brain: turns frames and front-end calls into events, and carries out the commands.
-
-The path of a token does not touch the brain: only what changes a request's state (first token, end) does.
-"""
+"""The live shell around the brain: turns frames and front-end calls into events, and carries out the commands."""
 
 from __future__ import annotations
 
@@ -20,6 +17,7 @@ from orchestrator.gateway.feed import Feed
 from orchestrator.gateway.flight import Flight, Flights
 from orchestrator.gateway.hashing import blocks_of
 from orchestrator.gateway.link import Link
+from orchestrator.gateway.outputs import Outputs
 from orchestrator.proto import worker_pb2 as pb
 from orchestrator.record.journal import Journal
 from orchestrator.telemetry import logs
@@ -32,7 +30,6 @@ _REFUSALS = {
     pb.Rejected.BUSY: m.Refusal.BUSY,
     pb.Rejected.INVALID: m.Refusal.INVALID,
 }
-_LOST_OUTPUT = (cc.FinishReason.ERROR, cc.FinishReason.ABORT)  # not the request's own end: the engine gave it up
 
 log = logs.events("gateway.driver")
 
@@ -56,6 +53,7 @@ class Driver:
         self._loads: dict[str, Load] = {}
         self._block_sizes: dict[str, int] = {}
         self._flights = Flights()
+        self._outputs = Outputs(self._flights, self._feed, metrics)
         self.on_change: Callable[[], None] = lambda: None
         self.on_worker: Callable[[WorkerInfo], None] = lambda _: None
 
@@ -158,7 +156,7 @@ class Driver:
         if step.HasField("cache"):
             self._take_cache(worker_id, step.cache)
         if step.outputs:
-            self._take_outputs(worker, cc.decode_outputs(step.outputs))
+            self._outputs.take(worker, cc.decode_outputs(step.outputs))
         for rejected in step.rejected:
             self._feed.put(m.Refused(rejected.wire_id, _REFUSALS[rejected.reason], rejected.detail))
         if step.HasField("load"):  # after the outputs: it is the account of what is left when they are gone
@@ -186,51 +184,6 @@ class Driver:
             self._metrics.transfers(*place, "moved", transfers.bytes, transfers.count)
         if transfers.failed:
             self._metrics.transfers(*place, "recomputed", 0, transfers.failed)
-
-    def _take_outputs(self, worker: WorkerInfo, outputs: list[cc.EngineCoreOutput]) -> None:
-        now = self._feed.now()
-        onward: dict[cc.ClusterCore, list[cc.EngineCoreOutput]] = {}
-        ended: list[m.Event] = []
-        for output in outputs:
-            wire_id = output.request_id
-            flight = self._flights.of_wire(wire_id)
-            if flight is None or wire_id in flight.prefill_wires:
-                self._prefill_output(output)
-            elif output.finish_reason in _LOST_OUTPUT:
-                detail = f"the engine ended it ({output.finish_reason})"
-                ended.append(m.DecodeEnded(wire_id, flight.output_tokens, failed=True, detail=detail))
-            else:
-                self._decode_output(worker, flight, output, now)
-                onward.setdefault(flight.core, []).append(output)
-                if output.finished:
-                    ended.append(m.DecodeEnded(wire_id, flight.output_tokens))
-        for core, batch in onward.items():
-            core.push(batch)
-        for event in ended:
-            self._feed.put(event)
-
-    def _prefill_output(self, output: cc.EngineCoreOutput) -> None:
-        """A prefill has ended, maybe one that was given up on and now has to be released; or something stale."""
-        if not output.finished:
-            return
-        transfer = output.kv_transfer_params
-        if transfer:
-            self._flights.keep_transfer(output.request_id, transfer)
-        detail = "" if transfer else f"no KV to collect ({output.finish_reason})"
-        cached = transfer.get("remote_prefill_cached_tokens") if transfer else None
-        self._feed.put(m.PrefillEnded(output.request_id, bool(transfer), detail, cached))
-
-    def _decode_output(self, worker: WorkerInfo, flight: Flight, output: cc.EngineCoreOutput, now: float) -> None:
-        count = len(output.new_token_ids)
-        if count:
-            first = flight.output_tokens == 0
-            if first:
-                self._feed.put(m.FirstToken(output.request_id, *cc.prompt_origin(output, flight.prefix_cached)))
-            gap = None if first else now - flight.last_token_at
-            self._metrics.tokens(worker.model, worker.role.value, worker.worker_id, gap, count)
-            flight.output_tokens += count
-            flight.last_token_at = now
-        output.request_id = flight.request_id
 
     # ---- commands
 
