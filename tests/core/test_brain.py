@@ -95,7 +95,7 @@ class TestOneRequest:
             decode = started(brain.step(m.Arrived(f"r{number}", "m", 40, deadline=at + 86_400), at), m.StartDecode)
             brain.step(m.DecodeEnded(decode.wire_id, 1), at)
             brain.step(m.LoadReported("s0", Load(), own=0), at)
-        assert len(brain._deadlines) < 5_000
+        assert len(brain._sessions._deadlines) < 5_000
         brain.step(m.LoadReported("s0", Load(), own=0), 150.0)
         brain.step(m.Arrived("last", "m", 40, deadline=200.0), 150.0)
         assert kinds(brain.step(m.Tick(), 200.0)) == ["Abort", "End"]

@@ -1,0 +1,223 @@
+"""All requests that have no outcome yet: placed, placed again when something of them is lost, and ended, once each."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Mapping, ValuesView
+from typing import TYPE_CHECKING
+
+from orchestrator.core import messages as m
+from orchestrator.core.admission import Admission, Ticket
+from orchestrator.core.decision import Decision, Wait
+from orchestrator.core.errors import ClusterFull, DeadlineExceeded, NotReady, SegueError, WorkerLost
+from orchestrator.core.fleet import Fleet
+from orchestrator.core.halves import Halves
+from orchestrator.core.retries import RetryBudget
+from orchestrator.core.routing import Router
+from orchestrator.core.session import Session, Signal, State
+from orchestrator.core.spec import RoutingSpec
+
+if TYPE_CHECKING:
+    from random import Random
+
+LEAST_DEADLINES = 1024  # fewer are not worth a look for those of requests that have ended
+HINT = "`segue status` shows the pools"
+
+
+class Sessions:
+    """The sessions of one gateway. What they bring about is appended to ``out``.
+
+    Args:
+        routers: by model; one that isn't there yet is routed by default.
+        queue_seconds: how long a request may wait for a worker.
+        max_attempts: placements a request gets; the last one computes the prompt where it decodes.
+    """
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        admission: Admission,
+        halves: Halves,
+        routers: Mapping[str, Router],
+        rng: Random,
+        queue_seconds: float,
+        max_attempts: int,
+    ) -> None:
+        self._fleet = fleet
+        self._admission = admission
+        self._halves = halves
+        self._routers = dict(routers)
+        self._rng = rng
+        self._queue_seconds = queue_seconds
+        self._max_attempts = max_attempts
+        self._retries = RetryBudget()
+        self._open: dict[str, Session] = {}
+        self._deadlines: list[tuple[float, str]] = []
+        self._most_deadlines = LEAST_DEADLINES
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def __getitem__(self, request_id: str) -> Session:
+        return self._open[request_id]
+
+    def get(self, request_id: str) -> Session | None:
+        return self._open.get(request_id)
+
+    def values(self) -> ValuesView[Session]:
+        """All of them, in order of arrival."""
+        return self._open.values()
+
+    def arrive(self, event: m.Arrived, now: float, out: list[m.Command]) -> None:
+        """Sends a new request to a worker, or has it wait its turn, or turns somebody away."""
+        if event.request_id in self._open:
+            raise ValueError(f"request {event.request_id} arrived twice")
+        session = self._open[event.request_id] = self._session(event, now)
+        self._retries.arrived()
+        if event.deadline is not None:
+            self._look_again_at(event.deadline, session)
+        if self._admission.waiting(event.model):
+            session.waited = Wait.OTHERS_FIRST
+        else:
+            decision = self.router(event.model).decide(session, self._fleet, self._rng, now)
+            if isinstance(decision, Decision):
+                self._admission.passed(session.tenant, session.model, session.tokens)
+                out.append(self._halves.begin(session, decision, now))
+                return
+            session.waited = decision
+        self._look_again_at(session.place_by, session)
+        for turned in self._admission.join(_ticket(session), now):
+            self.fail(self._open[turned.request_id], "rejected", turned.error, now, out)
+
+    def _session(self, event: m.Arrived, now: float) -> Session:
+        return Session(
+            event.request_id,
+            event.model,
+            event.prompt_tokens,
+            now,
+            now + self._queue_seconds,
+            event.deadline,
+            event.local_only,
+            event.blocks,
+            event.tenant,
+            event.priority,
+            event.affinity,
+            event.adapter,
+            event.output_limit,
+        )
+
+    def place_waiting(self, model: str, now: float, out: list[m.Command]) -> None:
+        """Sends those whose turn it is, until one of them finds no place."""
+        if not self._admission:  # mostly nobody waits
+            return
+        while ticket := self._admission.next(model):
+            session = self._open[ticket.request_id]
+            decision = self.router(model).decide(session, self._fleet, self._rng, now)
+            if isinstance(decision, Wait):
+                session.waited = decision
+                return
+            self._admission.admitted(session.request_id)
+            out.append(self._halves.begin(session, decision, now))
+
+    def lost(self, session: Session, why: str, now: float, out: list[m.Command]) -> None:
+        """A half is lost: again from the prompt, unless tokens were sent already or there are no attempts left."""
+        final = session.state is State.STREAMING or session.attempts >= self._max_attempts
+        if final or not self._retries.spend():
+            where, hint = f"request {session.request_id}", "send the request again"
+            self.fail(session, "failed", WorkerLost(why, where=where, hint=hint, retry_after=1.0), now, out)
+            return
+        self._halves.stop(session, now, out)
+        session.advance(Signal.LOST, now)
+        session.last_attempt = session.attempts == self._max_attempts - 1
+        session.place_by = now + self._queue_seconds
+        self._rejoin(session, now, out)
+
+    def wait_again(self, session: Session, now: float, out: list[m.Command]) -> None:
+        """A full worker costs no attempt: the request is placed again as soon as one has room, within its wait."""
+        self._halves.stop(session, now, out)
+        session.advance(Signal.LOST, now)
+        session.attempts -= 1
+        session.turned_away = True
+        self._rejoin(session, now, out)
+
+    def _rejoin(self, session: Session, now: float, out: list[m.Command]) -> None:
+        self._look_again_at(session.place_by, session)  # it may have passed while the worker made up its mind
+        self._admission.rejoin(_ticket(session))
+        self.place_waiting(session.model, now, out)
+
+    def fail(self, session: Session, outcome: str, error: SegueError, now: float, out: list[m.Command]) -> None:
+        """Ends a request with an error for its client, wherever it is."""
+        self._halves.stop(session, now, out)
+        session.advance(Signal.ENDED_EARLY, now)
+        self.end(session, outcome, now, out, detail=error.what, error=error)
+
+    def end(
+        self,
+        session: Session,
+        outcome: str,
+        now: float,
+        out: list[m.Command],
+        *,
+        output_tokens: int = 0,
+        detail: str = "",
+        error: SegueError | None = None,
+    ) -> None:
+        """The one outcome of a request that is at no worker any more, or is about to leave the one that is done."""
+        kv_bytes = self._halves.kv_bytes(session)
+        self._halves.leave(session)
+        self._admission.drop(session.request_id)
+        del self._open[session.request_id]
+        report = session.report(outcome, now, output_tokens=output_tokens, kv_bytes=kv_bytes, detail=detail)
+        out.append(m.End(report, error))
+
+    def tick(self, now: float, out: list[m.Command]) -> None:
+        """Ends what is out of time, and looks for room for those that wait."""
+        while self._deadlines and self._deadlines[0][0] <= now:
+            session = self._open.get(heapq.heappop(self._deadlines)[1])
+            if session is None:
+                continue
+            if session.deadline is not None and session.deadline <= now:
+                where = f"request {session.request_id}"
+                self.fail(session, "failed", DeadlineExceeded("the request's deadline passed", where=where), now, out)
+            elif session.state is State.WAITING and session.place_by <= now:
+                self.fail(session, "rejected", self._nobody(session), now, out)
+        for model in list(self._routers):
+            self.place_waiting(model, now, out)
+
+    def _nobody(self, session: Session) -> SegueError:
+        """Why nobody took a request for as long as it may wait: what kept whoever's turn it was."""
+        where = f"request {session.request_id}"
+        first = self._admission.next(session.model)
+        why = self._open[first.request_id].waited if first else session.waited
+        if why is Wait.NO_WORKER and not session.turned_away:
+            what = f"no worker of {session.model} took requests within {self._queue_seconds:g} s"
+            return NotReady(what, where=where, hint=HINT, retry_after=5.0)
+        what = f"the workers of {session.model} were full for {self._queue_seconds:g} s"
+        return ClusterFull(what, where=where, hint=HINT, retry_after=5.0)
+
+    def router(self, model: str) -> Router:
+        """The model's router."""
+        router = self._routers.get(model)
+        if router is None:
+            router = self._routers[model] = Router(RoutingSpec())
+        return router
+
+    def _look_again_at(self, at: float, session: Session) -> None:
+        heapq.heappush(self._deadlines, (at, session.request_id))
+        if len(self._deadlines) > self._most_deadlines:  # most ended long before: those are forgotten
+            kept = {entry for entry in self._deadlines if entry[1] in self._open}
+            self._deadlines = sorted(kept)
+            self._most_deadlines = max(LEAST_DEADLINES, 2 * len(kept))
+
+    def check(self) -> None:
+        """Raises AssertionError where the books don't balance; for tests."""
+        self._halves.check(self._open)
+        self._admission.check()
+        waiting = sum(session.state is State.WAITING for session in self._open.values())
+        assert waiting == len(self._admission), (waiting, len(self._admission))  # noqa: S101
+
+
+def _ticket(session: Session) -> Ticket:
+    return Ticket(
+        session.request_id, session.model, session.tenant, session.priority, session.tokens, session.arrived_at
+    )
