@@ -19,6 +19,7 @@ from orchestrator.sim.engine import Engine
 from orchestrator.sim.half import Half
 from orchestrator.sim.histogram import Histogram
 from orchestrator.sim.settings import EngineSettings, engine_settings
+from tests.workers.clock import StepClock
 from tests.workers.support import make_request
 from workers.mock import MockEngine
 
@@ -84,21 +85,8 @@ class Modelled:
         return self.seen
 
 
-class LeapClock:
-    """Jumps to the next sleeper's time when nothing else is ready."""
-
-    def __init__(self) -> None:
-        self._now = 0.0
-        self._sleepers: list[tuple[float, int, asyncio.Future[None]]] = []
-        self._order = itertools.count()
-
-    def monotonic(self) -> float:
-        return self._now
-
-    async def sleep(self, seconds: float) -> None:
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        heapq.heappush(self._sleepers, (self._now + max(0.0, seconds), next(self._order), future))
-        await future
+class LeapClock(StepClock):
+    """Jumps to the next sleeper's time when nothing else is ready; without sockets there is nothing to wait for."""
 
     async def leap(self) -> None:
         for _ in range(20):
