@@ -11,11 +11,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import anthropic
-import httpx
 import openai
 import pytest
 import yaml
@@ -97,17 +97,21 @@ class RealCluster:
         (entry,) = [m for m in self.status()["models"] if m["name"] == model]
         return {pool["role"]: pool["workers"][0] for pool in entry["pools"]}
 
-    @property
+    # One client each, closed at the end: one that is only let go closes its sockets whenever it is collected.
+
+    @cached_property
     def openai(self) -> openai.OpenAI:
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", timeout=120, max_retries=0)
 
-    @property
+    @cached_property
     def anthropic(self) -> anthropic.Anthropic:
         return anthropic.Anthropic(base_url=self.url, api_key="none", timeout=120, max_retries=0)
 
-    @property
-    def http(self) -> httpx.Client:
-        return httpx.Client(base_url=self.url, timeout=120)
+    def close(self) -> None:
+        """Closes the clients that were made."""
+        for name in ("openai", "anthropic"):
+            if client := self.__dict__.get(name):
+                client.close()
 
 
 @contextmanager
@@ -125,6 +129,7 @@ def running(config: dict[str, Any], home: Path) -> Iterator[RealCluster]:
     try:
         yield real
     finally:
+        real.close()
         down = real.segue("down", timeout=DOWN_SECONDS)
         if down.returncode != 0:
             os.kill(owner, signal.SIGKILL)
