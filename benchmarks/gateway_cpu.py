@@ -9,7 +9,7 @@ those of idle workers included, divided by the requests.
 
 "null" is the same gateway in the same run with round robin, no hashes, and cache changes ignored. "added" is the total
 less what the null gateway's books of a request take: its arrival's event and step, and the steps at its first token and
-its ends. "warm" is the total of the same steps and hashes taken once more, right after one another: what they cost
+its ends. "added warm" is that of the same steps and hashes taken once more, right after one another: what they cost
 where the processor's caches were not used for other things before. The journal, which keeps what was decided for those
 who ask, is beside it all.
 
@@ -63,7 +63,7 @@ PARTS = {
 }
 SUMMED = ("hashing", "arrival", "decision", "load reports", "cache changes", "other")
 BOOKS = ("arrival", "decision", "other")  # what a request's books take, where nothing is decided
-SHOWN = (*SUMMED, "total", "added", "warm", "journal")
+SHOWN = (*SUMMED, "total", "added", "added warm", "journal")
 
 
 def cluster(pools: Mapping[Role, float], count: int, routing: RoutingSpec | None = None) -> ClusterSpec:
@@ -99,7 +99,6 @@ async def measured(gateway: Gateway, name: str, asked: list[Asked], salt: int) -
     for part, spent in parts.items():
         row[PARTS.get(part, "other")] += spent["microseconds"] / requests
     row["total"] = sum(row[part] for part in SUMMED)
-    row["warm"] = sum(report["warm"].values()) / requests
     return {
         "microseconds": {part: round(spent, 1) for part, spent in row.items()},
         "calls": {part: round(spent["calls"] / requests, 2) for part, spent in parts.items()},
@@ -135,15 +134,22 @@ async def run(asked: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
         async with workers(cluster(shares, asked.workers), logs) as running:
             rows += await variants(running, pools, asked)
     for row in rows:
-        row["microseconds"]["added"] = round(row["microseconds"]["total"] - books(rows, row), 1)
+        spent, null = row["microseconds"], null_of(rows, row)
+        spent["added"] = round(spent["total"] - sum(null["microseconds"][part] for part in BOOKS), 1)
+        spent["added warm"] = round(sum(row["warm"].values()) - warm_books(null), 1)
     return rows
 
 
-def books(rows: list[dict[str, Any]], like: dict[str, Any]) -> float:
-    """Microseconds that the null gateway's books of the same requests took."""
+def null_of(rows: list[dict[str, Any]], like: dict[str, Any]) -> dict[str, Any]:
+    """The null gateway's row of the same requests."""
     same = ("pools", "prompt_tokens")
-    (null,) = [row for row in rows if row["variant"] == "null" and all(row[key] == like[key] for key in same)]
-    return float(sum(null["microseconds"][part] for part in BOOKS))
+    return next(row for row in rows if row["variant"] == "null" and all(row[key] == like[key] for key in same))
+
+
+def warm_books(null: dict[str, Any]) -> float:
+    """Microseconds of its books, taken back to back."""
+    warm: dict[str, float] = null["warm"]
+    return sum(spent for event, spent in warm.items() if event not in ("LoadReported", meter.HASHING))
 
 
 def show(rows: list[dict[str, Any]]) -> None:
