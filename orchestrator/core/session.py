@@ -27,6 +27,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from orchestrator.core.decision import CachedBy, Choice, Decision, Wait
+from orchestrator.core.defects import InvalidTransition
 from orchestrator.core.types import RequestReport
 
 
@@ -62,15 +63,6 @@ TABLE: Mapping[tuple[State, Signal], State] = {
     (State.STREAMING, Signal.FINISHED): State.ENDED,
     (State.STREAMING, Signal.ENDED_EARLY): State.ENDED,
 }
-
-
-class InvalidTransition(RuntimeError):  # noqa: N818
-    """A signal that the state does not know, with the story that led there."""
-
-    def __init__(self, session: Session, signal: Signal) -> None:
-        super().__init__(
-            f"request {session.request_id}: no way from {session.state} by '{signal}' (story: {session.story()})"
-        )
 
 
 @dataclass(slots=True, eq=False)

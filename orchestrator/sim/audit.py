@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from orchestrator.core.brain import Brain
+from orchestrator.sim.promise import PromiseBroken
 from orchestrator.sim.worker import Worker
 
 _MOST = 20  # broken promises that are kept in words
-
-
-class PromiseBroken(RuntimeError):  # noqa: N818
-    """A defect in the brain or in the simulation, never weather."""
 
 
 class Audit:

@@ -9,8 +9,9 @@ import pytest
 
 from orchestrator.core import messages as m
 from orchestrator.core.brain import Brain
+from orchestrator.core.defects import InvalidTransition
 from orchestrator.core.errors import ClusterFull, DeadlineExceeded, NotReady, WorkerLost
-from orchestrator.core.session import InvalidTransition, Session, Signal
+from orchestrator.core.session import Session, Signal
 from orchestrator.core.spec import GatewaySpec, ModelSpec, PrefillPlace, Role, RoutingSpec
 from orchestrator.core.types import Load, WorkerInfo
 from tests.core.support import worker

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from orchestrator.core.fleet import Fleet
 from orchestrator.core.policies import POLICIES
 from orchestrator.core.spec import Role
-from orchestrator.sim.audit import PromiseBroken
 from orchestrator.sim.half import Half
+from orchestrator.sim.promise import PromiseBroken
 from orchestrator.sim.worker import Worker
 from tests.sim.support import SMALL, cluster, play, requests
 
