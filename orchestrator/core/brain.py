@@ -6,16 +6,16 @@ in order. Nothing here waits, reads a clock or touches a socket. A handler appen
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, assert_never
 
+from orchestrator.core import learning
 from orchestrator.core import messages as m
 from orchestrator.core.admission import Admission
 from orchestrator.core.decision import Decision, Rule, Wait
 from orchestrator.core.errors import InvalidRequest
 from orchestrator.core.fleet import Fleet
 from orchestrator.core.halves import Halves
-from orchestrator.core.learning import Learning
 from orchestrator.core.prediction import Predictions
 from orchestrator.core.routing import Router
 from orchestrator.core.session import Session, Signal, State
@@ -52,25 +52,10 @@ class Brain:
         self.predictions = Predictions()
         self._rng = rng
         self._halves = Halves(self.fleet, rng)
-        self._learning = Learning()
         routers = {model.name: Router(model.routing) for model in models}
         self._sessions = Sessions(
             self.fleet, self.admission, self._halves, routers, rng, gateway.queue_seconds, max_attempts
         )
-        self._handlers: Mapping[type, Callable[[Any, float, list[m.Command]], None]] = {
-            m.WorkerUp: self._worker_up,
-            m.WorkerDraining: self._worker_draining,
-            m.WorkerDown: self._worker_down,
-            m.LoadReported: self._load_reported,
-            m.CacheChanged: self._cache_changed,
-            m.Arrived: self._arrived,
-            m.PrefillEnded: self._prefill_ended,
-            m.FirstToken: self._first_token,
-            m.DecodeEnded: self._decode_ended,
-            m.Refused: self._refused,
-            m.Cancelled: self._cancelled,
-            m.Tick: self._tick,
-        }
 
     @classmethod
     def of(cls, spec: ClusterSpec, rng: Random) -> Brain:
@@ -80,8 +65,38 @@ class Brain:
     def step(self, event: m.Event, now: float) -> list[m.Command]:
         """Takes in what happened at ``now`` (seconds, never going back); returns what to do, in order."""
         out: list[m.Command] = []
-        self._handlers[type(event)](event, now, out)
+        if isinstance(event, m.LoadReported):  # the most frequent first: a gateway sees thousands a second
+            self._load_reported(event, now, out)
+        elif isinstance(event, m.CacheChanged):
+            self._cache_changed(event)
+        elif isinstance(event, m.Arrived):
+            self._sessions.arrive(event, now, out)
+        elif isinstance(event, m.FirstToken):
+            self._first_token(event, now, out)
+        elif isinstance(event, m.DecodeEnded):
+            self._decode_ended(event, now, out)
+        elif isinstance(event, m.PrefillEnded):
+            self._prefill_ended(event, now, out)
+        else:
+            self._seldom(event, now, out)
         return out
+
+    def _seldom(self, event: m.Seldom, now: float, out: list[m.Command]) -> None:
+        match event:
+            case m.Tick():
+                self._tick(now, out)
+            case m.Refused():
+                self._refused(event, now, out)
+            case m.Cancelled():
+                self._cancelled(event, now, out)
+            case m.WorkerUp():
+                self._worker_up(event, now, out)
+            case m.WorkerDraining():
+                self.fleet.drain(event.worker_id)
+            case m.WorkerDown():
+                self._worker_down(event, now, out)
+            case _ as unknown:
+                assert_never(unknown)
 
     @property
     def live(self) -> int:
@@ -102,11 +117,7 @@ class Brain:
         self.fleet.up(worker, now)
         self._sessions.place_waiting(worker.model, now, out)
 
-    def _worker_draining(self, event: m.WorkerDraining, now: float, out: list[m.Command]) -> None:
-        self.fleet.drain(event.worker_id)
-
     def _worker_down(self, event: m.WorkerDown, now: float, out: list[m.Command]) -> None:
-        self._learning.forget(event.worker_id)
         for request_id in self.fleet.down(event.worker_id):
             session = self._sessions[request_id]
             if session.state is State.PREFILLING and session.decode_worker == event.worker_id:
@@ -119,21 +130,18 @@ class Brain:
         if view is None:
             return
         if event.stepped:
-            self._learning.stepped(view, now)
+            learning.stepped(view, now)
         else:
-            self._learning.silent(view)
+            learning.silent(view)
         self._sessions.place_waiting(view.info.model, now, out)
 
-    def _cache_changed(self, event: m.CacheChanged, now: float, out: list[m.Command]) -> None:
+    def _cache_changed(self, event: m.CacheChanged) -> None:
         if view := self.fleet.get(event.worker_id):
             self.fleet.index(view.info.model).changed(
                 view.slot, stored=event.stored, removed=event.removed, cleared=event.cleared
             )
 
     # ---- a request's way
-
-    def _arrived(self, event: m.Arrived, now: float, out: list[m.Command]) -> None:
-        self._sessions.arrive(event, now, out)
 
     def _prefill_ended(self, event: m.PrefillEnded, now: float, out: list[m.Command]) -> None:
         session = self._halves.of_wire(event.wire_id)
@@ -174,13 +182,13 @@ class Brain:
         if not session.prefill_worker:
             self._computed(session, session.decode_worker, event.cached_tokens, now, out)
         elif view := self.fleet.get(session.decode_worker):
-            self._learning.transferred(view, session, now)
+            learning.transferred(view, session, now)
 
     def _computed(self, session: Session, worker_id: str, cached: int, now: float, out: list[m.Command]) -> None:
         """A worker has computed the prompt, but for ``cached`` tokens of it."""
         self.fleet.computed(worker_id, session.request_id)
         if view := self.fleet.get(worker_id):
-            self._learning.prefilled(view, session, cached, now)
+            learning.prefilled(view, session, cached, now)
         if choice := session.computing:
             out.extend(
                 self.predictions.saw(
@@ -230,7 +238,7 @@ class Brain:
         self._sessions.end(session, outcome, now, out, output_tokens=event.output_tokens)
         self._sessions.place_waiting(session.model, now, out)
 
-    def _tick(self, event: m.Tick, now: float, out: list[m.Command]) -> None:
+    def _tick(self, now: float, out: list[m.Command]) -> None:
         self._sessions.tick(now, out)
         self._halves.tick(now)
 

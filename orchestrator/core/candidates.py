@@ -53,25 +53,12 @@ def sample(views: Sequence[WorkerView], count: int, rng: Random) -> Sequence[Wor
 
 def cached_tokens(views: Sequence[WorkerView], session: Session, matches: Matches) -> list[int]:
     """Prompt tokens that each view has in its prefix cache. The last token is always computed, to get logits."""
-    levels = matches.levels
     facts = views[0].info.facts
-    if not levels or facts is None:
+    if not matches.levels or facts is None:
         return [0] * len(views)
     size = facts.block_size
     most = max(0, session.prompt_tokens - 1) // size
-    anywhere = 0
-    for _, slots in levels:
-        anywhere |= slots
-    tokens = []
-    for view in views:
-        slot = view.slot
-        length = 0
-        if anywhere >> slot & 1:  # of a large fleet most have nothing
-            for length, slots in levels:  # noqa: B007
-                if slots >> slot & 1:
-                    break
-        tokens.append(size * (length if length < most else most))
-    return tokens
+    return [size * min(matches.blocks(view.slot), most) for view in views]
 
 
 def listens(view: WorkerView, adapter: str, now: float) -> bool:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from orchestrator.core.cost import CostModel, Peers
 from orchestrator.core.prefix import PrefixIndex
 from orchestrator.core.spec import Role
+from orchestrator.core.timing import Timing
 from orchestrator.core.types import Load, WorkerInfo
 
 BUSY_MEMORY = 30.0  # seconds that a worker's share of busy time looks back
@@ -33,6 +34,7 @@ class WorkerView:
     info: WorkerInfo
     slot: int = 0  # its bit in the model's prefix index
     cost: CostModel = field(default_factory=CostModel)
+    timing: Timing = field(default_factory=Timing)
     load: Load = field(default_factory=Load)
     draining: bool = False
     heard_at: float = 0.0

@@ -1,7 +1,7 @@
 """Prompts on their way to workers: of two requests with the same prompt the second finds the first one's worker,
 though that worker has not said yet that it has any of it.
 
-A prompt is found by its *marks*, the blocks that end its first 1, 2, 4, 8 ... blocks. Two prompts that share their
+A prompt is found by its *marks*, the blocks that end its first 1, 4, 16, 64 ... blocks. Two prompts that share their
 first n blocks share the largest mark up to n, and as a block's hash stands for all before it, how much they share
 beyond that mark is found by bisection. So a prompt costs a few dictionary entries, however long it is, and nothing has
 to be taken back block by block when it has arrived.
@@ -9,55 +9,75 @@ to be taken back block by block when it has arrived.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 
-MOST = 8  # workers that are looked at a mark, and prompts of each: the newest, as what was sent first is there first
+MOST = 8  # prompts that are looked at a mark: the newest, as what was sent first is there first
+_APART = 2  # bits from one mark to the next
+
+
+class _Prompt:
+    """What is on its way to one worker, ``times`` requests with it."""
+
+    __slots__ = ("blocks", "slot", "times")
+
+    def __init__(self, slot: int, blocks: Sequence[int]) -> None:
+        self.slot = slot
+        self.blocks = blocks  # kept, so that its id stays its own
+        self.times = 1
 
 
 class InFlight:
     """The prompts of one model, by worker (a slot of the prefix index)."""
 
     def __init__(self) -> None:
-        self._marks: dict[int, dict[tuple[int, int], Sequence[int]]] = {}  # hash -> (slot, id) -> the prompt's blocks
-        self._prompts: dict[int, dict[int, list[Sequence[int]]]] = {}  # slot -> id -> the same, once for each request
+        self._marks: dict[int, _Prompt | dict[_Prompt, None]] = {}  # by hash; most marks have one, which needs no dict
+        self._prompts: dict[int, dict[int, _Prompt]] = {}  # slot -> id of the blocks -> prompt
 
     def __len__(self) -> int:
-        return sum(len(same) for prompts in self._prompts.values() for same in prompts.values())
+        return sum(prompt.times for prompts in self._prompts.values() for prompt in prompts.values())
 
     def add(self, slot: int, blocks: Sequence[int]) -> None:
         """A request with these blocks was sent there."""
-        if not blocks:
+        length = len(blocks)
+        if not length:
             return
-        name, marks = id(blocks), self._marks
-        same = self._prompts.setdefault(slot, {}).setdefault(name, [])
-        same.append(blocks)  # kept, so that its id stays its own
-        if len(same) > 1:
+        prompts = self._prompts.get(slot)
+        if prompts is None:
+            prompts = self._prompts[slot] = {}
+        prompt = prompts.get(id(blocks))
+        if prompt is not None:
+            prompt.times += 1
             return
-        entry = (slot, name)
-        for mark in _marks(len(blocks)):
+        prompt = prompts[id(blocks)] = _Prompt(slot, blocks)
+        marks = self._marks
+        mark = 1
+        while mark <= length:
             block = blocks[mark - 1]
             marked = marks.get(block)
             if marked is None:
-                marks[block] = {entry: blocks}
+                marks[block] = prompt
+            elif isinstance(marked, _Prompt):
+                marks[block] = {marked: None, prompt: None}
             else:
-                marked[entry] = blocks
+                marked[prompt] = None
+            mark <<= _APART
 
     def remove(self, slot: int, blocks: Sequence[int]) -> None:
         """The opposite, with the same object. One that is not there is no error: its worker may be gone."""
         prompts = self._prompts.get(slot)
-        same = prompts.get(id(blocks)) if prompts else None
-        if prompts is None or not same:
+        prompt = prompts.get(id(blocks)) if prompts else None
+        if prompts is None or prompt is None:
             return
-        same.pop()
-        if not same:
+        prompt.times -= 1
+        if not prompt.times:
             del prompts[id(blocks)]
-            self._unmark(slot, blocks)
+            self._unmark(prompt)
 
     def leave(self, slot: int) -> None:
         """The worker is gone, and what was on its way to it."""
-        for same in self._prompts.pop(slot, {}).values():
-            self._unmark(slot, same[0])
+        for prompt in self._prompts.pop(slot, {}).values():
+            self._unmark(prompt)
 
     def longer(self, blocks: Sequence[int], than: int) -> dict[int, int]:
         """Slots that a prompt is on its way to which shares more than ``than`` leading blocks with this one, and how
@@ -67,50 +87,61 @@ class InFlight:
         if not marks or than >= length:
             return found
         beyond = blocks[than]  # whoever shares more has this one too
-        mark = 1 << length.bit_length() - 1
-        while mark and 2 * mark > than:
-            if marked := marks.get(blocks[mark - 1]):
-                for (slot, _), other in islice(reversed(marked.items()), MOST):
+        mark = 1 << (length.bit_length() - 1) // _APART * _APART
+        while mark and mark << _APART > than:
+            marked = marks.get(blocks[mark - 1])
+            if marked is not None:
+                for prompt in (marked,) if isinstance(marked, _Prompt) else islice(reversed(marked), MOST):
+                    other = prompt.blocks
                     if len(other) > than and other[than] == beyond:
                         shared = _shared(blocks, other, mark)
-                        if shared > found.get(slot, 0):
-                            found[slot] = shared
-            mark >>= 1
+                        if shared > found.get(prompt.slot, 0):
+                            found[prompt.slot] = shared
+            mark >>= _APART
         return found
 
-    def _unmark(self, slot: int, blocks: Sequence[int]) -> None:
-        marks, entry = self._marks, (slot, id(blocks))
-        for mark in _marks(len(blocks)):
+    def _unmark(self, prompt: _Prompt) -> None:
+        marks, blocks = self._marks, prompt.blocks
+        length = len(blocks)
+        mark = 1
+        while mark <= length:
             block = blocks[mark - 1]
             marked = marks[block]
-            del marked[entry]
-            if not marked:
+            if isinstance(marked, _Prompt):
                 del marks[block]
+            else:
+                del marked[prompt]
+                if not marked:
+                    del marks[block]
+            mark <<= _APART
 
     def check(self) -> None:
         """Raises AssertionError where marks are not those of the prompts; for tests."""
         expected = {
-            (blocks[mark - 1], slot, id(blocks))
-            for slot, prompts in self._prompts.items()
-            for (blocks, *_) in prompts.values()
-            for mark in _marks(len(blocks))
+            (prompt.blocks[mark - 1], prompt)
+            for prompts in self._prompts.values()
+            for prompt in prompts.values()
+            for mark in _marks(len(prompt.blocks))
         }
-        marked = {(block, *entry) for block, entries in self._marks.items() for entry in entries}
+        marked = {
+            (block, prompt)
+            for block, at in self._marks.items()
+            for prompt in ((at,) if isinstance(at, _Prompt) else at)
+        }
         assert expected == marked  # noqa: S101
+        assert all(prompt.times > 0 for _, prompt in expected)  # noqa: S101
 
 
-_DOUBLES = tuple(1 << power for power in range(40))
-
-
-def _marks(length: int) -> Sequence[int]:
-    return _DOUBLES[: length.bit_length()]
+def _marks(length: int) -> Iterator[int]:
+    mark = 1
+    while mark <= length:
+        yield mark
+        mark <<= _APART
 
 
 def _shared(blocks: Sequence[int], other: Sequence[int], mark: int) -> int:
-    """Leading blocks that two prompts share, at least ``mark`` and less than twice that unless one ends there."""
-    low, high = mark, min(len(blocks), len(other))
-    if high > 2 * mark:
-        high = 2 * mark
+    """Leading blocks that two prompts share, at least ``mark`` and less than the next mark unless one ends there."""
+    low, high = mark, min(len(blocks), len(other), mark << _APART)
     while low < high:
         middle = (low + high + 1) >> 1
         if blocks[middle - 1] == other[middle - 1]:

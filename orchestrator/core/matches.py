@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 
 _FEW = 4  # bits that are quicker found one by one
+_WINDOW_BITS = 960
+_WINDOW = (1 << _WINDOW_BITS) - 1
 
 
 def slots_of(mask: int) -> Sequence[int]:
@@ -32,7 +33,6 @@ def _many_slots(mask: int) -> Sequence[int]:
     return found
 
 
-@dataclass(frozen=True, slots=True)
 class Matches:
     """Which workers hold how many leading blocks of one prompt.
 
@@ -40,13 +40,18 @@ class Matches:
     holds nothing is in none of them.
     """
 
-    levels: Sequence[tuple[int, int]] = ()
+    __slots__ = ("_seen", "levels")
+
+    def __init__(self, levels: Sequence[tuple[int, int]] = ()) -> None:
+        self.levels = levels
+        self._seen: dict[int, int] = {}  # slot -> blocks, of those that ``holders`` came across
 
     def blocks(self, slot: int) -> int:
         """Leading blocks that this slot's worker holds."""
-        bit = 1 << slot
+        if slot in self._seen:
+            return self._seen[slot]
         for length, slots in self.levels:
-            if slots & bit:
+            if slots >> slot & 1:
                 return length
         return 0
 
@@ -56,16 +61,16 @@ class Matches:
         Among equals those from ``start`` on come first, so that a caller can let them take turns.
         """
         found: list[int] = []
-        for _, slots in self.levels:
+        for length, slots in self.levels:
             here = slots & within
-            from_start = here >> start << start
-            for rest in (from_start, here ^ from_start):
-                while rest:
-                    if len(found) == at_most:
-                        return found
-                    lowest = rest & -rest
-                    found.append(lowest.bit_length() - 1)
-                    rest ^= lowest
+            first = len(found)
+            _lowest(here >> start, start, at_most, found)
+            if len(found) < at_most and start:
+                _lowest(here & (1 << start) - 1, 0, at_most, found)
+            for slot in found[first:]:
+                self._seen[slot] = length
+            if len(found) == at_most:
+                break
         return found
 
     def scores(self) -> dict[int, int]:
@@ -76,6 +81,23 @@ class Matches:
 NO_MATCHES = Matches()
 
 
+def _lowest(mask: int, base: int, at_most: int, found: list[int]) -> None:
+    """Appends ``base`` and the place of each bit that is set, lowest first, until there are ``at_most``.
+
+    With thousands of workers each look at the whole mask costs, so most are at a window of it.
+    """
+    while mask:
+        window = mask & _WINDOW
+        while window:
+            if len(found) == at_most:
+                return
+            lowest = window & -window
+            found.append(base + lowest.bit_length() - 1)
+            window ^= lowest
+        mask >>= _WINDOW_BITS
+        base += _WINDOW_BITS
+
+
 def above(levels: Sequence[tuple[int, int]], longer: Mapping[int, int]) -> list[tuple[int, int]]:
     """The levels with some slots taken out of them and put on top, at longer matches."""
     on_top: dict[int, int] = {}
@@ -83,5 +105,5 @@ def above(levels: Sequence[tuple[int, int]], longer: Mapping[int, int]) -> list[
     for slot, length in longer.items():
         on_top[length] = on_top.get(length, 0) | 1 << slot
         moved |= 1 << slot
-    rest = [(length, slots & ~moved) for length, slots in levels if slots & ~moved]
+    rest = [(length, left) for length, slots in levels if (left := slots & ~moved)]
     return [*sorted(on_top.items(), reverse=True), *rest]

@@ -142,20 +142,8 @@ class Tick:
     """Time passed: deadlines are looked at."""
 
 
-Event = (
-    WorkerUp
-    | WorkerDraining
-    | WorkerDown
-    | LoadReported
-    | CacheChanged
-    | Arrived
-    | PrefillEnded
-    | FirstToken
-    | DecodeEnded
-    | Refused
-    | Cancelled
-    | Tick
-)
+Seldom = WorkerUp | WorkerDraining | WorkerDown | Refused | Cancelled | Tick
+Event = LoadReported | CacheChanged | Arrived | PrefillEnded | FirstToken | DecodeEnded | Seldom
 
 
 @dataclass(frozen=True, slots=True)

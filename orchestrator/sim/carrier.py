@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
-
 from orchestrator.core import messages as m
 from orchestrator.core.spec import Role
 from orchestrator.sim.flight import Desk, Flight
@@ -26,15 +23,23 @@ class Carrier:
         self._clock = desk.clock
         self._network = desk.network
         self._draining: set[str] = set()
-        self._carry_out: Mapping[type, Callable[[Any], None]] = {
-            m.StartDecode: self._start_decode,
-            m.StartPrefill: self._start_prefill,
-            m.Abort: self._abort,
-            m.Release: self._release,
-            m.Forget: self._forget,
-            m.End: self._end,
-            m.Alert: self._alert,
-        }
+
+    def carry_out(self, command: m.Command) -> None:
+        """What the brain wants done."""
+        if isinstance(command, m.StartDecode):
+            self._start_decode(command)
+        elif isinstance(command, m.End):
+            self._end(command)
+        elif isinstance(command, m.StartPrefill):
+            self._start_prefill(command)
+        elif isinstance(command, m.Abort):
+            self._abort(command)
+        elif isinstance(command, m.Release):
+            self._release(command)
+        elif isinstance(command, m.Forget):
+            self._transfer(command.prefill_wire_id)
+        elif isinstance(command, m.Alert):
+            self.alerts += not command.over
 
     def _start_prefill(self, command: m.StartPrefill) -> None:
         flight = self.flights[command.request_id]
@@ -92,9 +97,6 @@ class Carrier:
         if half is not None:
             self._network.to_worker(link, link.worker.take_release, half)
 
-    def _forget(self, command: m.Forget) -> None:
-        self._transfer(command.prefill_wire_id)
-
     def _transfer(self, wire_id: str) -> Half | None:
         """Takes an ended prefill out of the books."""
         if orphan := self.orphans.pop(wire_id, None):
@@ -124,6 +126,3 @@ class Carrier:
             audit.say(f"{report.request_id}: ended {now - flight.arrived_at - deadline:.1f} s after its deadline")
         flight.half = None
         self._desk.ended(flight, command)
-
-    def _alert(self, command: m.Alert) -> None:
-        self.alerts += not command.over

@@ -1,7 +1,6 @@
 """A hash over all that a run's brains were told and what they answered: (time, event, commands), in order.
 
-Python's own hash of numbers is the same in every process (that of text is not), so an event is taken in as the hash of
-its numbers.
+What is taken in is numbers and a few words, so that it is the same in every process.
 """
 
 from __future__ import annotations
@@ -13,8 +12,7 @@ from hashlib import blake2b
 from orchestrator.core import messages as m
 from orchestrator.core.decision import Choice
 
-_CHUNK = 4096
-_STARTS = (m.StartDecode, m.StartPrefill)
+_CHUNK = 8192
 _KINDS = (
     m.WorkerUp,
     m.WorkerDraining,
@@ -35,10 +33,11 @@ CODES = {kind: code for code, kind in enumerate(_KINDS)}
 class Digest:
     """Collects numbers and words and hashes them in large pieces."""
 
-    __slots__ = ("_hash", "_numbers", "_words")
+    __slots__ = ("_hash", "_numbers", "_times", "_words")
 
     def __init__(self) -> None:
         self._hash = blake2b(digest_size=16)
+        self._times: list[float] = []
         self._numbers: list[int] = []
         self._words: list[str] = []
 
@@ -47,7 +46,10 @@ class Digest:
     ) -> None:
         """One step of a brain; ``subject`` and ``about`` are the event's own numbers."""
         numbers = self._numbers
-        numbers.append(hash((now, gateway, CODES[type(event)], subject, about, len(commands))))
+        self._times.append(now)
+        numbers.append((CODES[type(event)] << 40) + (gateway << 20) + len(commands))
+        numbers.append(subject)
+        numbers.append(about)
         if commands:
             for command in commands:
                 self._command(command)
@@ -55,22 +57,32 @@ class Digest:
                 self._flush()
 
     def _command(self, command: m.Command) -> None:
-        if isinstance(command, _STARTS):
+        if isinstance(command, (m.StartDecode, m.StartPrefill)):
             self._words.append(f"{command.wire_id} {command.worker_id}")
             decision = command.decision
             if decision.on_decode is not None:
-                self._numbers.append(_numbers_of(decision.on_decode))
+                self._choice(decision.on_decode)
             if decision.on_prefill is not None:
-                self._numbers.append(_numbers_of(decision.on_prefill))
+                self._choice(decision.on_prefill)
         elif isinstance(command, m.End):
             report = command.report
             self._words.append(f"{report.request_id} {report.outcome} {report.output_tokens} {report.attempts}")
         else:
             self._words.append(repr(command))
 
+    def _choice(self, choice: Choice) -> None:
+        times, numbers = self._times, self._numbers
+        times.append(choice.score)
+        times.append(choice.wait_seconds)
+        times.append(choice.work_seconds)
+        numbers.append(choice.cached_tokens)
+        numbers.append(choice.depth)
+
     def _flush(self) -> None:
+        self._hash.update(array("d", self._times).tobytes())
         self._hash.update(array("q", self._numbers).tobytes())
         self._hash.update("\n".join(self._words).encode())
+        self._times.clear()
         self._numbers.clear()
         self._words.clear()
 
@@ -78,7 +90,3 @@ class Digest:
         """The hash over all steps so far."""
         self._flush()
         return self._hash.hexdigest()
-
-
-def _numbers_of(choice: Choice) -> int:
-    return hash((choice.score, choice.cached_tokens, choice.wait_seconds, choice.work_seconds, choice.depth))

@@ -23,7 +23,7 @@ class Gateway(Carrier):
         super().__init__(desk)
         self.index = index
         self.brain = brain
-        self._note = desk.digest.add
+        self._digest = desk.digest
         self._deep = desk.audit.deep
 
     @property
@@ -195,9 +195,9 @@ class Gateway(Carrier):
     def _feed(self, event: m.Event, subject: int, about: int) -> None:
         now = self._clock.now
         commands = self.brain.step(event, now)
-        self._note(now, self.index, event, subject, about, commands)
+        self._digest.add(now, self.index, event, subject, about, commands)
         if commands:
             for command in commands:
-                self._carry_out[type(command)](command)
+                self.carry_out(command)
         if self._deep:
             self.brain.check()

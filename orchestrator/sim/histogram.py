@@ -9,46 +9,65 @@ _LEAST = 1e-6
 _REMEMBERED = 4096
 
 
-class Histogram:
-    """Values in seconds; those below a microsecond count as one. A step stands for the mean of what is in it."""
-
-    __slots__ = ("_counts", "_places", "_sums", "count")
+class _Bin:
+    __slots__ = ("count", "sum")
 
     def __init__(self) -> None:
         self.count = 0
-        self._counts: dict[int, int] = {}
-        self._sums: dict[int, float] = {}
-        self._places: dict[float, int] = {}  # of values seen lately: few differ
+        self.sum = 0.0
+
+
+class Histogram:
+    """Values in seconds; those below a microsecond count as one. A step stands for the mean of what is in it."""
+
+    __slots__ = ("_bins", "_last", "_places", "_value", "count")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._bins: dict[int, _Bin] = {}
+        self._places: dict[float, _Bin] = {}  # of values seen lately: few differ
+        self._value = 0.0  # the last one, which mostly comes again
+        self._last = self._bin(0.0)
 
     def add(self, value: float, count: int = 1) -> None:
         """``count`` values of that size."""
-        place = self._places.get(value)
-        if place is None:
+        if value != self._value:
+            self._value, self._last = value, self._bin(value)
+        last = self._last
+        last.count += count
+        last.sum += count * value
+        self.count += count
+
+    def _bin(self, value: float) -> _Bin:
+        found = self._places.get(value)
+        if found is None:
             if len(self._places) > _REMEMBERED:
                 self._places.clear()
-            place = self._places[value] = round(log(value / _LEAST) / _STEP) if value > _LEAST else 0
-        if place in self._counts:
-            self._counts[place] += count
-            self._sums[place] += count * value
-        else:
-            self._counts[place] = count
-            self._sums[place] = count * value
-        self.count += count
+            place = round(log(value / _LEAST) / _STEP) if value > _LEAST else 0
+            found = self._bins.get(place)
+            if found is None:
+                found = self._bins[place] = _Bin()
+            self._places[value] = found
+        return found
 
     def curve(self) -> list[tuple[float, float]]:
         """(value, share of values that are not above it), rising."""
         points, seen = [], 0
-        for place in sorted(self._counts):
-            seen += self._counts[place]
-            points.append((self._sums[place] / self._counts[place], seen / self.count))
+        for each in self._rising():
+            seen += each.count
+            points.append((each.sum / each.count, seen / self.count))
         return points
 
     def percentile(self, percent: float) -> float | None:
         """The value that so many percent are not above; None if there are no values."""
         wanted = ceil(self.count * percent / 100)
         seen = 0
-        for place in sorted(self._counts):
-            seen += self._counts[place]
+        for each in self._rising():
+            seen += each.count
             if seen >= wanted:
-                return self._sums[place] / self._counts[place]
+                return each.sum / each.count
         return None
+
+    def _rising(self) -> list[_Bin]:
+        """Those that have anything, smallest values first."""
+        return [self._bins[place] for place in sorted(self._bins) if self._bins[place].count]

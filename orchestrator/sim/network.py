@@ -59,7 +59,6 @@ class Network:
         self.weather = weather
         self.fair = not (weather.lost or weather.late)
         self._clock = clock
-        self._at = clock.at
         self._delay = weather.delay
         self._jitter = weather.jitter
         self.chance = rng.random
@@ -71,7 +70,7 @@ class Network:
             at = link.arrives_up
         else:
             link.arrives_up = at
-        self._at(at, deliver, (link, link.session, what))
+        self._clock.at(at, deliver, (link, link.session, what))
 
     def to_worker(self, link: Link, deliver: Delivery, what: Any) -> None:
         """Delivers (link, session, what); the receiver has to see that the session is still the link's."""
@@ -80,7 +79,7 @@ class Network:
             at = link.arrives_down
         else:
             link.arrives_down = at
-        self._at(at, deliver, (link, link.session, what))
+        self._clock.at(at, deliver, (link, link.session, what))
 
     def hold(self, link: Link, seconds: float) -> None:
         """Nothing gets through for so long; what is sent arrives afterwards, in order."""

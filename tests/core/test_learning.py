@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from orchestrator.core import learning
 from orchestrator.core.cost import CostModel
 from orchestrator.core.fleet import Claim, Fleet, WorkerView
-from orchestrator.core.learning import Learning
 from orchestrator.core.session import Session, Signal
 from orchestrator.core.spec import Role
 from orchestrator.core.types import Load
@@ -46,7 +46,6 @@ def placed(at: float, tokens: int) -> Session:
 
 
 def test_a_queue_is_not_slowness(view: WorkerView) -> None:
-    learning = Learning()
     for ended in (1.0, 2.0, 3.0):  # all sent at once, computed one after the other
         learning.prefilled(view, placed(0.0, 500), 0, ended)
     learning.prefilled(view, placed(9.0, 500), 100, 9.5)
@@ -55,7 +54,6 @@ def test_a_queue_is_not_slowness(view: WorkerView) -> None:
 
 
 def test_prompts_that_one_step_computed_are_one_observation(view: WorkerView) -> None:
-    learning = Learning()
     for _ in range(3):
         learning.prefilled(view, placed(1.0, 100), 0, 2.0)
     learning.prefilled(view, placed(5.0, 100), 0, 6.0)
@@ -63,7 +61,6 @@ def test_prompts_that_one_step_computed_are_one_observation(view: WorkerView) ->
 
 
 def test_only_steps_without_prompts_in_them_are_decode_steps(view: WorkerView) -> None:
-    learning = Learning()
     view.load = Load(running=4)
     for at in (1.0, 1.02, 1.04):
         learning.stepped(view, at)
@@ -79,7 +76,6 @@ def test_only_steps_without_prompts_in_them_are_decode_steps(view: WorkerView) -
 
 def test_a_pause_in_what_is_heard_is_no_step(view: WorkerView) -> None:
     """Others' requests go on while this gateway has none there, and so hears of no steps."""
-    learning = Learning()
     view.load = Load(running=4)
     learning.stepped(view, 1.0)
     learning.silent(view)
@@ -94,5 +90,5 @@ def test_transfer_is_what_came_before_the_first_step(view: WorkerView) -> None:
     session.advance(Signal.PREFILL_DONE, 1.0)
     session.transferred_tokens = 500
     step = view.cost.step_seconds(1)
-    Learning().transferred(view, session, 1.25 + step)
+    learning.transferred(view, session, 1.25 + step)
     assert view.cost.transfers == [(500, 0.25)]

@@ -41,11 +41,14 @@ class Cost(Policy):
     def score(self, views: Sequence[WorkerView], cached: Sequence[int], ask: Ask) -> list[float]:
         prompt, limit = ask.session.prompt_tokens, ask.session.output_limit
         options, ahead = self.options, ask.ahead
-        output = options.decode * (min(limit, USUAL_OUTPUT) if limit else USUAL_OUTPUT)
-        work, balance, decodes = options.work, options.balance, ask.role is not Role.PREFILL
-        costs = []
-        for view, held in zip(views, cached, strict=True):
-            cost, depth = view.cost, view.depth
+        work: float = options.work  # said, as compiled arithmetic needs to know what it is about
+        balance: float = options.balance
+        weight_of_decode: float = options.decode
+        output = weight_of_decode * (min(limit, USUAL_OUTPUT) if limit else USUAL_OUTPUT)
+        decodes = ask.role is not Role.PREFILL
+        costs: list[float] = []
+        for place, view in enumerate(views):
+            cost, depth, held = view.cost, view.depth, cached[place]
             later = output * cost.slowdown_seconds(depth) if depth and decodes else 0.0
             more, besides = 1.0 + balance * view.busy, GRAIN_SECONDS + later
             weight = work if ahead is None else in_place_weight(view)
