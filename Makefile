@@ -1,5 +1,6 @@
 # make serve   set everything up and serve $(CONFIG)
 # make test    set everything up and run what CI runs
+# make compile make what decides about twice as fast: native modules beside the sources     make clean   without them again
 # CONFIG=FILE  the configuration to serve        TORCH_INDEX=URL  where torch alone comes from (an index with CPU builds)
 # ARGS=...     for pytest: make test ARGS=tests/config
 
@@ -13,7 +14,7 @@ SETUP := $(PYTHON) scripts/setup.py --torch-index "$(TORCH_INDEX)"
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev serve test lint format proto clean
+.PHONY: help setup setup-dev serve test lint format proto compile clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -43,7 +44,12 @@ format: setup-dev
 proto: setup-dev
 	@$(BIN)/python hatch_build.py
 
+compile: setup-dev
+	@$(BIN)/python scripts/compile.py
+
 clean:
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find orchestrator -name '*_pb2*.py*' -delete
+	find orchestrator -name '*.so' -delete
+	rm -f segue__mypyc*.so orchestrator/compiled.json
 	find orchestrator workers tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +

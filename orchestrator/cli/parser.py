@@ -29,7 +29,10 @@ class _Version(argparse.Action):
     """Looks the version up only when asked for it."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        parser.exit(message=f"segue {metadata.version('segue')}\n")
+        from orchestrator.compiled import is_compiled
+
+        core = "compiled" if is_compiled() else "not compiled"
+        parser.exit(message=f"segue {metadata.version('segue')} (core {core})\n")
 
 
 def _command(commands: _Commands[argparse.ArgumentParser], name: str, text: str) -> argparse.ArgumentParser:
