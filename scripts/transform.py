@@ -2,7 +2,8 @@
 
 mypyc leaves what ``@dataclass`` generates interpreted, and a call of a generated ``__init__`` costs more than all that
 compiling saves. So each dataclass gets its ``__init__`` written out, on the first blank line after it, and its way
-through pickle, which native classes lack, on the second. No line moves: a traceback names the source as it is.
+through pickle, which native classes lack, on the second; its annotations, which native classes know by half, are told
+again at the end. No line moves: a traceback names the source as it is.
 What is not understood is refused, never guessed at.
 """
 
@@ -57,6 +58,7 @@ class _Module:
         self.tree = ast.parse(text, file)
         self.lines = text.split("\n")
         self.known: dict[str, Dataclass] = {}
+        self.last: list[str] = []  # lines for the end
 
     def transformed(self) -> str:
         self._imports()
@@ -68,8 +70,7 @@ class _Module:
                     self._refuse(node, "a dataclass inside of something: move it to the top of the module")
                 names |= self._dataclass(node)
         self._import_for_annotations(names)
-        text = "\n".join(self.lines)
-        return text if text.endswith("\n") else text + "\n"
+        return "\n".join([*self.lines, *self.last, ""] if self.lines[-1] else [*self.lines[:-1], *self.last, ""])
 
     def _refuse(self, node: ast.stmt | ast.expr | int, what: str) -> None:
         raise Refused(self.file, node if isinstance(node, int) else node.lineno, what)
@@ -107,6 +108,12 @@ class _Module:
                 after.append(self._init(every))
             after.append(self._reduce(every))
         self._put_after(node, after)
+        told = {
+            each.target.id: ast.unparse(each.annotation)
+            for each in node.body
+            if isinstance(each, ast.AnnAssign) and isinstance(each.target, ast.Name)
+        }
+        self.last.append(f'setattr({node.name}, "__annotations__", {told!r})')
         annotations = [entry.annotation for entry in fields.values()]
         return {each.id for kind in annotations for each in ast.walk(kind) if isinstance(each, ast.Name)}
 

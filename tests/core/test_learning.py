@@ -12,6 +12,8 @@ from orchestrator.core.spec import Role
 from orchestrator.core.types import Load
 from tests.core.support import worker
 
+pytestmark = pytest.mark.source
+
 
 class Heard(CostModel):
     """Keeps what it is told."""

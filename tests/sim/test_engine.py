@@ -8,7 +8,6 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,14 +15,19 @@ import pytest
 from orchestrator.core.spec import Backend, ModelSpec, PoolSpec, Role
 from orchestrator.sim.clock import Clock
 from orchestrator.sim.engine import Engine
+from orchestrator.sim.flight import Flight
 from orchestrator.sim.half import Half
 from orchestrator.sim.histogram import Histogram
+from orchestrator.sim.offer import Offer
+from orchestrator.sim.run import Options, Run
 from orchestrator.sim.settings import EngineSettings, engine_settings
+from tests.sim.support import cluster
 from tests.workers.clock import StepClock
 from tests.workers.support import make_request
 from workers.mock import MockEngine
 
-LINK: Any = SimpleNamespace(gateway=None, worker=None)
+SPEC = cluster()
+LINK = next(iter(Run(SPEC, SPEC.models[0], [], Options()).gateways[0].links.values()))  # engines never look at it
 
 
 def settings_of(**engine: Any) -> EngineSettings:
@@ -72,7 +76,7 @@ class Modelled:
 
     def half(self, wire_id: str, asked: Asked) -> Half:
         blocks = asked.blocks(self._size)
-        flight: Any = None
+        flight = Flight(0, wire_id, Offer(asked.at, len(asked.prompt), asked.output, blocks), asked.at)
         return Half(wire_id, LINK, flight, next(self._numbers), len(asked.prompt), asked.output, blocks)
 
     def run(self, asked: Sequence[Asked]) -> dict[str, Seen]:

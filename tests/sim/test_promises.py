@@ -165,6 +165,7 @@ def test_a_request_without_an_outcome_is_seen(monkeypatch: pytest.MonkeyPatch) -
         play(spec, requests(spec, requests=5), deep=False)
 
 
+@pytest.mark.source
 def test_a_request_for_a_worker_that_drains_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Fleet, "drain", lambda self, worker_id: None)
     spec = cluster("serve")

@@ -28,7 +28,7 @@ class Ask:
     now: float
 
 
-def number(default: float, least: float, most: float, about: str) -> Any:
+def number(default: int | float, least: float, most: float, about: str) -> Any:
     """A parameter of a policy, as a field of its options; whole numbers only if the default is an ``int``."""
     return field(default=default, metadata={"least": least, "most": most, "about": about})
 
