@@ -93,6 +93,7 @@ async def world() -> World:
     return World(worker("p", Role.PREFILL), worker("d", Role.DECODE))
 
 
+@pytest.mark.source
 async def test_what_one_frame_brings_happens_at_one_time(world: World) -> None:
     """Two prompts that one step computed: the time that the gateway takes for the first is not what the second took."""
     seen: list[tuple[int, float]] = []
