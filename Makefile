@@ -1,8 +1,8 @@
-# make serve   set everything up and serve $(CONFIG)
-# make test    set everything up and run what CI runs
-# make compile make what decides about twice as fast: native modules beside the sources     make clean   without them again
-# CONFIG=FILE  the configuration to serve        TORCH_INDEX=URL  where torch alone comes from (an index with CPU builds)
-# ARGS=...     for pytest: make test ARGS=tests/config
+# make serve    set everything up and serve $(CONFIG)
+# make test     set everything up and run what CI runs
+# make compile  native modules of what decides, which is then about twice as fast; make clean removes them
+# CONFIG=FILE   the configuration to serve        TORCH_INDEX=URL  where torch alone comes from (an index with CPU builds)
+# ARGS=...      for pytest: make test ARGS=tests/config
 
 CONFIG ?= configs/local.yaml
 TORCH_INDEX ?=

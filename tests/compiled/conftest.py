@@ -11,7 +11,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PARTS = ("orchestrator", "workers", "tests", "scripts", "configs", "docs", "pyproject.toml", "Makefile")
+PARTS = (
+    "orchestrator",
+    "workers",
+    "tests",
+    "scripts",
+    "configs",
+    "docs",
+    "pyproject.toml",
+    "hatch_build.py",
+    "Makefile",
+)
+PARTS += ("README.md", "LICENSE")  # packed into wheels
 NO_TOOLS = 3
 
 
