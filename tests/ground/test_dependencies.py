@@ -55,11 +55,18 @@ def imports() -> Iterator[tuple[str, str]]:
         for file in (ROOT / folder).rglob("*.py"):
             if "_pb2" in file.name:
                 continue
-            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-                for name in _modules(node):
+            tree = ast.parse(file.read_text(encoding="utf-8"))
+            unseen = {id(each) for node in ast.walk(tree) if _for_types(node) for each in ast.walk(node)}
+            for node in ast.walk(tree):
+                for name in _modules(node) if id(node) not in unseen else ():
                     top = name.split(".")[0]
                     if top not in sys.stdlib_module_names and top not in ("orchestrator", "workers"):
                         yield ".".join(name.split(".")[:3]), str(file.relative_to(ROOT))
+
+
+def _for_types(node: ast.AST) -> bool:
+    """A block that nobody runs: what it imports may be there for those who check or compile it only."""
+    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
 
 
 def _modules(node: ast.AST) -> list[str]:

@@ -157,6 +157,7 @@ def test_a_token_sent_twice_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
         play(spec, requests(spec, requests=5), deep=False)
 
 
+@pytest.mark.source
 def test_a_request_without_an_outcome_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("orchestrator.sim.run.STUCK_SECONDS", 60.0)
     monkeypatch.setattr(Worker, "_stepped_to", lambda self, firsts, ended: None)
