@@ -35,7 +35,7 @@ SOURCE_ONLY = {
         "orchestrator/sim/promise.py",
     },
     "stands in for dataclasses, which compiled modules use themselves": {"orchestrator/core/values.py"},
-    "made once, of a configuration": {"orchestrator/core/spec.py", "orchestrator/sim/settings.py"},
+    "made once, of a configuration": {"orchestrator/core/spec.py"},
     "the controller's, once a second": {
         "orchestrator/core/readiness.py",
         "orchestrator/core/reconcile.py",

@@ -59,9 +59,11 @@ class _Module:
         self.lines = text.split("\n")
         self.known: dict[str, Dataclass] = {}
         self.last: list[str] = []  # lines for the end
+        self.finals = False
 
     def transformed(self) -> str:
         self._imports()
+        self._constants()
         top = set(self.tree.body)
         names: set[str] = set()
         for node in ast.walk(self.tree):
@@ -92,6 +94,30 @@ class _Module:
                 if [each.name for each in node.names] != ["dataclass"]:
                     self._refuse(node, f"of {VALUES} only dataclass is known")
                 self._replace(node, "from dataclasses import dataclass")
+
+    def _constants(self) -> None:
+        """Numbers in capitals are Final: mypyc then puts them where they are used, and looks up no name."""
+        for node in self.tree.body:
+            if isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
+                name = node.targets[0].id
+                if name.isupper() and self._is_number(node.value):
+                    self._replace(node.targets[0], f"{name}: Final")
+                    self.finals = True
+        if self.finals:
+            future = next(
+                (n for n in self.tree.body if isinstance(n, ast.ImportFrom) and n.module == "__future__"), None
+            )
+            if future is None:
+                self._refuse(1, "it has to begin with `from __future__ import annotations`")
+            self._replace(future, f"{ast.unparse(future)}; from typing import Final")
+
+    def _is_number(self, value: ast.expr) -> bool:
+        """A literal, or what is worked out of literals: nothing that another module or test could have changed."""
+        if isinstance(value, ast.Constant):
+            return type(value.value) in (int, float)
+        if isinstance(value, ast.BinOp):
+            return self._is_number(value.left) and self._is_number(value.right)
+        return isinstance(value, ast.UnaryOp) and isinstance(value.op, ast.USub) and self._is_number(value.operand)
 
     def _dataclass(self, node: ast.ClassDef) -> set[str]:
         """Rewrites one class; the names that its fields' annotations need at run time."""

@@ -9,45 +9,51 @@ million entries are moved.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 _ROOM = 64  # bytes of dict a block; a key takes 32 more. Freshly grown it takes 60 at most, after much churn 120
 _ALWAYS = 1 << 62
+
+Slots = Any
+"""A set of slots: an ``int``. It isn't said to be one, as compiled ints are no objects that could be the same."""
 
 
 class BlockTable:
     """Slots are small numbers; a hash has 60 bits. ``shards`` is a power of two."""
 
     def __init__(self, shards: int) -> None:
-        self.shards: list[dict[int, int]] = [{} for _ in range(shards)]
+        self.shards: list[dict[int, Slots]] = [{} for _ in range(shards)]
         self.last = shards - 1
-        self._sets: dict[int, list[int]] = {}  # the object that stands for all equal ones, and how many blocks have it
-        self._single: list[int] = []
+        # The object that stands for all equal ones, and how many blocks have it.
+        self._sets: dict[Slots, list[Any]] = {}
+        self._single: list[Slots] = []
         self._tidied = 0
 
     def __len__(self) -> int:
         return sum(map(len, self.shards))
 
-    def single(self, slot: int) -> int:
+    def single(self, slot: int) -> Slots:
         """The set of just this slot: always the same object."""
         while len(self._single) <= slot:
-            alone = 1 << len(self._single)
+            alone: Slots = 1 << len(self._single)
             self._single.append(alone)
             self._sets[alone] = [alone, _ALWAYS]
         return self._single[slot]
 
-    def get(self, block: int) -> int:
+    def get(self, block: int) -> Slots:
         """Who has it."""
         return self.shards[block & self.last].get(block, 0)
 
     def add(self, blocks: Iterable[int], slot: int) -> None:
         """The slot has these from now on; it may have them already."""
         shards, last, alone = self.shards, self.last, self.single(slot)
-        was = will = moved = 0
+        was: Slots = 0
+        will: Slots = 0
+        moved = 0
         for block in blocks:
             shard = shards[block & last]
-            mask = shard.get(block)
-            if mask is None:
-                shard[block] = alone
+            mask = shard.setdefault(block, alone)
+            if mask is alone:
                 continue
             if mask is not was:
                 self._count(was, will, moved)
@@ -60,7 +66,9 @@ class BlockTable:
     def discard(self, blocks: Iterable[int], slot: int) -> None:
         """The slot has these no longer; it may not have had them."""
         shards, last, alone = self.shards, self.last, self.single(slot)
-        was = will = moved = 0
+        was: Slots = 0
+        will: Slots = 0
+        moved = 0
         for block in blocks:
             shard = shards[block & last]
             mask = shard.get(block)
@@ -75,7 +83,7 @@ class BlockTable:
                     moved += 1
         self._count(was, will, moved)
 
-    def strip(self, number: int, slots: int) -> int:
+    def strip(self, number: int, slots: Slots) -> int:
         """Takes these slots out of one shard; returns how many blocks it looked at."""
         shard = self.shards[number]
         looked_at = len(shard)
@@ -93,10 +101,10 @@ class BlockTable:
         for number in range(self._tidied, self._tidied + shards):
             shard = self.shards[number & self.last]
             if shard.__sizeof__() > _ROOM * len(shard) + 300:
-                self.shards[number & self.last] = dict(shard)
+                self.shards[number & self.last] = {**shard}  # natively dict(shard) has as much room as before
         self._tidied = self._tidied + shards & self.last
 
-    def _one(self, mask: int) -> int:
+    def _one(self, mask: Slots) -> Slots:
         """The object that stands for this set."""
         known = self._sets.get(mask)
         if known is None:
@@ -104,8 +112,10 @@ class BlockTable:
             return mask
         return known[0]
 
-    def _count(self, was: int, will: int, moved: int) -> None:
+    def _count(self, was: Slots, will: Slots, moved: int) -> None:
         """So many blocks had one set and have another now; a set that no block has is forgotten."""
+        if not moved:
+            return
         for mask, change in ((was, -moved), (will, moved)):
             known = self._sets.get(mask) if mask else None
             if known is not None:
@@ -115,7 +125,7 @@ class BlockTable:
 
     def check(self) -> None:
         """Raises AssertionError where a set is not the one object for it, or its blocks are miscounted; for tests."""
-        uses: dict[int, int] = {}
+        uses: dict[Slots, int] = {}
         for number, shard in enumerate(self.shards):
             for block, mask in shard.items():
                 assert block & self.last == number, block  # noqa: S101

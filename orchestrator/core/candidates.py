@@ -35,11 +35,17 @@ def bounded(pool: Pool, matches: Matches, rng: Random, extra: Sequence[WorkerVie
     if len(views) <= SMALL_POOL:
         return views
     chosen = list(extra)
+    taken = {view.slot for view in extra}
     if matches.levels:
         start = int(rng.random() * pool.slots.bit_length())  # among many equals it is not always the first
-        holders = [pool.by_slot[slot] for slot in matches.holders(pool.slots, MOST_HOLDERS, start)]
-        chosen += [view for view in holders if view not in chosen] if extra else holders
-    return chosen + [view for view in sample(views, SAMPLE, rng) if view not in chosen]
+        for slot in matches.holders(pool.slots, MOST_HOLDERS, start):
+            if slot not in taken:
+                taken.add(slot)
+                chosen.append(pool.by_slot[slot])
+    for view in sample(views, SAMPLE, rng):
+        if view.slot not in taken:
+            chosen.append(view)
+    return chosen
 
 
 def sample(views: Sequence[WorkerView], count: int, rng: Random) -> Sequence[WorkerView]:
@@ -47,8 +53,7 @@ def sample(views: Sequence[WorkerView], count: int, rng: Random) -> Sequence[Wor
     size = len(views)
     if size <= count:
         return views
-    chance = rng.random
-    return [views[place] for place in {int(chance() * size) for _ in range(count)}]
+    return [views[place] for place in {int(rng.random() * size) for _ in range(count)}]
 
 
 def cached_tokens(views: Sequence[WorkerView], session: Session, matches: Matches) -> list[int]:

@@ -27,7 +27,8 @@ MACHINES = {
     Device.CPU: Machine(100e9, 20e9, 1e9, 2e-3, 5e-3, 4),
 }
 QUERY_HEADS = 4  # for each KV head: grouped-query attention as most models have it
-ALL_STEPS, SOME_STEPS = 64, 8  # the first are all learned from, then every so many: there are hundreds a second
+ALL_STEPS = 64  # these first ones are all learned from, then
+SOME_STEPS = 8  # every so many: there are hundreds a second
 USUAL_CONTEXT = 1024  # tokens before a prompt's or a sequence's next one
 # Where the weights are unknown: a small model on a good device.
 UNKNOWN_PREFILL, UNKNOWN_STEP, UNKNOWN_SEQUENCE, UNKNOWN_TRANSFER = 1e-4, 1e-2, 1e-4, 1e-6

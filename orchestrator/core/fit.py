@@ -18,7 +18,8 @@ SKEW = 0.25  # with it, errors that are lognormal bias nothing: what fits is the
 INERTIA = 0.5  # observations that the parts weigh as they are
 MOST_AT_ONCE = 4.0  # times larger or smaller, by one observation
 MOST_IN_ALL = 1e4  # and by all of them
-SHORTEST, LONGEST = 1e-7, 1e5  # seconds
+SHORTEST = 1e-7  # seconds
+LONGEST = 1e5
 ERROR_GAIN = 1 / 16
 TRUST_IN_PEERS = 8.0  # observations that it weighs that a worker is as fast as its peers
 PACE_MEMORY = 48.0  # observations of one worker that count
@@ -132,7 +133,7 @@ class Pace:
         self.line.saw(units, seconds / self.factor)
         limit = min(ALWAYS_FAR_OFF, max(NEVER_FAR_OFF, USUAL_ERRORS * self.error))
         off = min(limit, max(-limit, math.log(seconds / self.at(units))))
-        gain = max(1.0 / PACE_MEMORY, 1.0 / (self.seen + TRUST_IN_PEERS), _haste(self.error))
+        gain = max(max(1.0 / PACE_MEMORY, 1.0 / (self.seen + TRUST_IN_PEERS)), _haste(self.error))
         self._become(self._log + gain * (off - RETURN * self._log))
 
     def fade(self, seconds: float) -> None:

@@ -37,19 +37,23 @@ class Matches:
     """Which workers hold how many leading blocks of one prompt.
 
     ``levels`` go from the longest match to the shortest: (blocks, slots whose match is exactly that long); a slot that
-    holds nothing is in none of them.
+    holds nothing is in none of them. ``anyone``: all slots that are in any.
     """
 
-    __slots__ = ("_seen", "levels")
+    __slots__ = ("_seen", "anyone", "levels")
 
-    def __init__(self, levels: Sequence[tuple[int, int]] = ()) -> None:
+    def __init__(self, levels: Sequence[tuple[int, int]] = (), anyone: int = 0) -> None:
         self.levels = levels
+        self.anyone = anyone
         self._seen: dict[int, int] = {}  # slot -> blocks, of those that ``holders`` came across
 
     def blocks(self, slot: int) -> int:
         """Leading blocks that this slot's worker holds."""
-        if slot in self._seen:
-            return self._seen[slot]
+        seen = self._seen.get(slot)
+        if seen is not None:
+            return seen
+        if not self.anyone >> slot & 1:  # mostly, in a large fleet
+            return 0
         for length, slots in self.levels:
             if slots >> slot & 1:
                 return length

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
-from orchestrator.core.block_table import BlockTable
+from orchestrator.core.block_table import BlockTable, Slots
 from orchestrator.core.in_flight import InFlight
 from orchestrator.core.matches import NO_MATCHES, Matches, above
 from orchestrator.core.recent import Recent
@@ -136,12 +136,14 @@ class PrefixIndex:
         shards, last = self._table.shards, self._table.last
         visible, hidden = self._visible, bool(self._dirty)  # with none hidden, sets that are equal are one object
         block = blocks[0]
-        here = shards[block & last].get(block, 0)
+        here: Slots = shards[block & last].get(block, 0)
+        anyone: Slots = here  # sets only shrink, so whoever has any has the first
         levels: list[tuple[int, int]] = []
         place = 0
         # Right ends of stretches further right, nearest last, and who has those; a stretch with one set at both ends
         # has it all along.
-        ends, sets = [len(blocks)], [0]
+        ends = [len(blocks)]
+        sets: list[Slots] = [0]
         while here:
             end, there = ends.pop(), sets.pop()
             while there is not here and not (hidden and there and not (here ^ there) & visible):
@@ -157,10 +159,13 @@ class PrefixIndex:
             place = end
         if hidden:
             levels = [(end, slots & visible) for end, slots in levels if slots & visible]
+            anyone &= visible
         levels.reverse()
         if on_their_way := self._in_flight.longer(blocks, levels[0][0] if levels else 0):
             levels = above(levels, on_their_way)
-        return Matches(levels) if levels else NO_MATCHES
+            for slot in on_their_way:
+                anyone |= 1 << slot
+        return Matches(levels, anyone) if levels else NO_MATCHES
 
     def _take(self, slot: int, removed: Sequence[int], stored: Sequence[int]) -> None:
         if removed:

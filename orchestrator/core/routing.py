@@ -112,19 +112,16 @@ class Router:
         policy, session, now = self._policies[ask.role], ask.session, ask.now
         cached = cached_tokens(views, session, ask.matches)
         scores = policy.score(views, cached, ask)
-        left = list(scores)
+        tried = [False] * len(views)
         wait = Wait.NO_WORKER
-        while (best := max(left)) >= 0.0:
-            place = left.index(best)
-            if left.count(best) > 1:
-                place = ask.rng.choice([place for place, score in enumerate(left) if score == best])
+        while (place := _highest(scores, tried, ask.rng)) >= 0:
             view = views[place]
             if listens(view, session.adapter, now):
                 if takes(view, session.prompt_tokens, now) and (ask.ahead is not None or computes(view, cached[place])):
                     policy.chosen(view)
-                    return _Pick(view, best, cached[place], len(views), eligible)
+                    return _Pick(view, scores[place], cached[place], len(views), eligible)
                 wait = Wait.FULL
-            left[place] = -1.0
+            tried[place] = True
         return wait
 
     def _together(self, picked: _Pick, session: Session, rule: Rule) -> Decision:
@@ -145,6 +142,21 @@ class Router:
         on_decode, on_prefill = here.choice(session, 0.0, 0.0), there.choice(session, wait_there, work_there)
         decode, prefill = on_decode.worker_id, on_prefill.worker_id
         return Decision(decode, prefill, rule, self._name, on_decode, on_prefill, apart, in_place)
+
+
+def _highest(scores: list[float], tried: list[bool], rng: Random) -> int:
+    """The place of the best score that was not tried yet, one of equals at random; -1 if all were."""
+    best, found, equals = -1.0, -1, 0
+    for place, score in enumerate(scores):
+        if tried[place] or score < best:
+            continue
+        if score > best:
+            best, found, equals = score, place, 1
+        else:
+            equals += 1
+    if equals > 1:
+        return rng.choice([place for place, score in enumerate(scores) if score == best and not tried[place]])
+    return found
 
 
 def release_through(model: str, fleet: Fleet, rng: Random) -> str | None:

@@ -22,7 +22,7 @@ Four rules carry the rest:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -49,19 +49,28 @@ class Signal(StrEnum):
     ENDED_EARLY = "ended early"
 
 
-TABLE: Mapping[tuple[State, Signal], State] = {
-    (State.WAITING, Signal.PLACED_APART): State.PREFILLING,
-    (State.WAITING, Signal.PLACED_TOGETHER): State.DECODING,
-    (State.WAITING, Signal.ENDED_EARLY): State.ENDED,
-    (State.PREFILLING, Signal.PREFILL_DONE): State.DECODING,
-    (State.PREFILLING, Signal.LOST): State.WAITING,
-    (State.PREFILLING, Signal.ENDED_EARLY): State.ENDED,
-    (State.DECODING, Signal.FIRST_TOKEN): State.STREAMING,
-    (State.DECODING, Signal.LOST): State.WAITING,
-    (State.DECODING, Signal.FINISHED): State.ENDED,
-    (State.DECODING, Signal.ENDED_EARLY): State.ENDED,
-    (State.STREAMING, Signal.FINISHED): State.ENDED,
-    (State.STREAMING, Signal.ENDED_EARLY): State.ENDED,
+TABLE: dict[State, dict[Signal, State]] = {
+    State.WAITING: {
+        Signal.PLACED_APART: State.PREFILLING,
+        Signal.PLACED_TOGETHER: State.DECODING,
+        Signal.ENDED_EARLY: State.ENDED,
+    },
+    State.PREFILLING: {
+        Signal.PREFILL_DONE: State.DECODING,
+        Signal.LOST: State.WAITING,
+        Signal.ENDED_EARLY: State.ENDED,
+    },
+    State.DECODING: {
+        Signal.FIRST_TOKEN: State.STREAMING,
+        Signal.LOST: State.WAITING,
+        Signal.FINISHED: State.ENDED,
+        Signal.ENDED_EARLY: State.ENDED,
+    },
+    State.STREAMING: {
+        Signal.FINISHED: State.ENDED,
+        Signal.ENDED_EARLY: State.ENDED,
+    },
+    State.ENDED: {},
 }
 
 
@@ -98,7 +107,7 @@ class Session:
     placed_at: float | None = None
     prefilled_at: float | None = None
     first_token_at: float | None = None
-    history: list[tuple[float, State, Signal]] = field(default_factory=list)
+    history: list[Signal] = field(default_factory=list)
 
     @property
     def tokens(self) -> int:
@@ -114,7 +123,7 @@ class Session:
 
     def story(self) -> str:
         """The way so far, for people."""
-        return " -> ".join(f"{at:.3f} {state} ({signal})" for at, state, signal in self.history)
+        return ", ".join(self.history) or "nothing yet"
 
     def advance(self, signal: Signal, now: float) -> None:
         """Moves along the table.
@@ -122,10 +131,10 @@ class Session:
         Raises:
             InvalidTransition: the table has no such row.
         """
-        to = TABLE.get((self.state, signal))
+        to = TABLE[self.state].get(signal)
         if to is None:
             raise InvalidTransition(self, signal)
-        self.history.append((now, self.state, signal))
+        self.history.append(signal)
         self.state = to
         if signal is Signal.PLACED_APART or signal is Signal.PLACED_TOGETHER:
             self.placed_at = now

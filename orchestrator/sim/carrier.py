@@ -43,30 +43,28 @@ class Carrier:
 
     def _start_prefill(self, command: m.StartPrefill) -> None:
         flight = self.flights[command.request_id]
-        self._start(flight, command.wire_id, command.worker_id, Role.PREFILL, 1, None)
+        self._start(flight, command.wire_id, command.worker_id, 1, None, prefill=True)
 
     def _start_decode(self, command: m.StartDecode) -> None:
         flight = self.flights[command.request_id]
         collect = flight.prefills.get(command.collect) if command.collect and flight.prefills else None
         if command.collect and collect is None:
             self._desk.audit.say(f"{command.request_id}: there is no KV of {command.collect} to collect")
-        self._start(flight, command.wire_id, command.worker_id, Role.DECODE, flight.offer.output_tokens, collect)
+        self._start(flight, command.wire_id, command.worker_id, flight.offer.output_tokens, collect, prefill=False)
 
     def _start(
-        self, flight: Flight, wire_id: str, worker_id: str, role: Role, output: int, collect: Half | None
+        self, flight: Flight, wire_id: str, worker_id: str, output: int, collect: Half | None, *, prefill: bool
     ) -> None:
         desk = self._desk
         link = self.links[worker_id]
         worker = link.worker
-        allowed = (Role.PREFILL,) if role is Role.PREFILL else (Role.DECODE, Role.SERVE)
-        if not link.known or worker_id in self._draining or worker.info.role not in allowed:
+        if not link.known or worker_id in self._draining or (worker.info.role is Role.PREFILL) is not prefill:
             desk.audit.say(f"{wire_id}: sent to {worker_id}, which takes nothing of the kind")
         waited = self._clock.now - flight.waits_since
         if waited > desk.patience:
             desk.audit.say(f"{wire_id}: started after a wait of {waited:.1f} s")
         offer = flight.offer
         desk.halves += 1
-        offers = role is Role.PREFILL
         flight.half = half = Half(
             wire_id,
             link,
@@ -75,7 +73,7 @@ class Carrier:
             offer.prompt_tokens,
             output,
             offer.blocks,
-            offers=offers,
+            offers=prefill,
             collect=collect,
         )
         self._network.to_worker(link, worker.take, half)

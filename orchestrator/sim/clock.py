@@ -3,9 +3,10 @@
 Two things due at the same time happen in the order in which they were asked for. The sequence number also keeps the
 order from ever depending on actions.
 
-With thousands of engines most of what is planned lies far ahead, and a heap of it all is too large to be near the
-processor. So what comes later waits, unordered, with its own short slice of time, and is sorted when that has come;
-what is asked for within the present slice is put in its place there.
+With thousands of engines most of what is planned lies ahead, and a heap of it all is too large to be near the
+processor. So the next seconds are cut into short slices: what is asked for waits in its slice, unordered, and is sorted
+when the slice has come; what is asked for within the present slice is put in its place there. Only what lies further
+ahead waits in a heap.
 """
 
 from __future__ import annotations
@@ -18,21 +19,25 @@ from typing import Any
 Action = Callable[[Any], None]
 _Entry = tuple[float, int, Action, Any]
 _SLICES = 4000.0  # a second
+_SPAN = 8192  # slices ahead, a power of two
 
 
 class Clock:
     """Seconds from 0."""
 
-    __slots__ = ("_due", "_edge", "_later", "_next", "_place", "_sequence", "_stopped", "now")
+    __slots__ = ("_due", "_edge", "_far", "_near", "_place", "_ring", "_sequence", "_stopped", "now")
 
     def __init__(self) -> None:
         self.now = 0.0
         self._sequence = 0
-        self._due: list[_Entry] = []  # in order: all that is due before ``_edge``, which is a slice
+        self._due: list[_Entry] = []  # the present slice, in order
         self._place = 0  # in it, of what comes next
-        self._edge = 0
-        self._later: dict[int, list[_Entry]] = {}  # by slice
-        self._next: list[int] = []  # a heap: the slices that have anything
+        self._edge = 0  # the slice after it
+        self._ring: list[list[_Entry]] = [
+            [] for _ in range(_SPAN)
+        ]  # that and those to come, each at its number mod SPAN
+        self._near = 0  # entries in those to come
+        self._far: list[_Entry] = []  # a heap: what comes after those
         self._stopped = False
 
     def at(self, time: float, action: Action, what: Any = None) -> None:
@@ -42,13 +47,11 @@ class Clock:
         part = int(time * _SLICES)
         if part < self._edge:
             insort(self._due, entry, self._place)
-            return
-        waiting = self._later.get(part)
-        if waiting is None:
-            self._later[part] = [entry]
-            heappush(self._next, part)
+        elif part < self._edge + _SPAN - 1:
+            self._ring[part % _SPAN].append(entry)
+            self._near += 1
         else:
-            waiting.append(entry)
+            heappush(self._far, entry)
 
     def after(self, seconds: float, action: Action, what: Any = None) -> None:
         """Has ``action(what)`` run in ``seconds``."""
@@ -70,10 +73,26 @@ class Clock:
                 entry[2](entry[3])
                 if self._stopped:
                     return
-            if not self._next:
+            if not self._turn():
                 return
-            part = heappop(self._next)
-            self._due = self._later.pop(part)
-            self._due.sort()
-            self._place = 0
-            self._edge = part + 1
+
+    def _turn(self) -> bool:
+        """The next slice that has anything becomes the present one; False if there is none."""
+        self._due.clear()
+        self._place = 0
+        if not self._near:
+            if not self._far:
+                return False
+            self._edge = int(self._far[0][0] * _SLICES)
+        while True:
+            far = self._far
+            while far and int(far[0][0] * _SLICES) < self._edge + _SPAN - 1:
+                entry = heappop(far)
+                self._ring[int(entry[0] * _SLICES) % _SPAN].append(entry)
+                self._near += 1
+            self._due = self._ring[self._edge % _SPAN]
+            self._edge += 1
+            if self._due:
+                self._near -= len(self._due)
+                self._due.sort()
+                return True

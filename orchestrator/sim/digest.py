@@ -5,14 +5,14 @@ What is taken in is numbers and a few words, so that it is the same in every pro
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Sequence
 from hashlib import blake2b
+from struct import pack
 
 from orchestrator.core import messages as m
 from orchestrator.core.decision import Choice
 
-_CHUNK = 8192
+_CHUNK = 1024
 _KINDS = (
     m.WorkerUp,
     m.WorkerDraining,
@@ -47,9 +47,7 @@ class Digest:
         """One step of a brain; ``subject`` and ``about`` are the event's own numbers."""
         numbers = self._numbers
         self._times.append(now)
-        numbers.append((CODES[type(event)] << 40) + (gateway << 20) + len(commands))
-        numbers.append(subject)
-        numbers.append(about)
+        numbers.append((CODES[type(event)] << 58) ^ (gateway << 48) ^ (subject << 32) ^ about)
         if commands:
             for command in commands:
                 self._command(command)
@@ -79,8 +77,8 @@ class Digest:
         numbers.append(choice.depth)
 
     def _flush(self) -> None:
-        self._hash.update(array("d", self._times).tobytes())
-        self._hash.update(array("q", self._numbers).tobytes())
+        self._hash.update(pack(f"{len(self._times)}d", *self._times))
+        self._hash.update(pack(f"{len(self._numbers)}q", *self._numbers))
         self._hash.update("\n".join(self._words).encode())
         self._times.clear()
         self._numbers.clear()

@@ -5,6 +5,8 @@ Frames become events in the driver's order, and commands become messages (``carr
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from orchestrator.core import messages as m
 from orchestrator.core.brain import Brain
 from orchestrator.sim.carrier import Carrier
@@ -116,7 +118,7 @@ class Gateway(Carrier):
         worker_id = worker.info.worker_id
         if frame.stored or frame.removed:
             change = m.CacheChanged(worker_id, frame.stored, frame.removed, cleared)
-            self._feed(change, worker.index, hash((*frame.removed, -1, *frame.stored)))  # numbers hash alike everywhere
+            self._feed(change, worker.index, _ends_of(frame.removed) ^ _ends_of(frame.stored))
         mine = self._take_outputs(frame) if frame.firsts or frame.ended else False
         for half, refusal, detail in frame.refused:
             self._refused(half, refusal, detail)
@@ -201,3 +203,8 @@ class Gateway(Carrier):
                 self.carry_out(command)
         if self._deep:
             self.brain.check()
+
+
+def _ends_of(blocks: Sequence[int]) -> int:
+    """Tells two lists of blocks apart: a block's hash stands for all before it."""
+    return blocks[0] ^ blocks[-1] + len(blocks) if blocks else 0

@@ -231,7 +231,7 @@ def test_a_long_prompt_s_levels_are_found_by_few_looks() -> None:
 
 
 def test_holders_come_longest_first_and_take_turns() -> None:
-    matches = Matches([(9, 0b0010), (5, 0b1101_0000), (2, 0b1)])
+    matches = Matches([(9, 0b0010), (5, 0b1101_0000), (2, 0b1)], 0b1101_0011)
     assert matches.holders(0b1111_1111, 10) == [1, 4, 6, 7, 0]
     assert matches.holders(0b1111_1111, 2) == [1, 4]
     assert matches.holders(0b1111_1111, 3, start=5) == [1, 6, 7]

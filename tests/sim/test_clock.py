@@ -8,8 +8,10 @@ from hypothesis import strategies as st
 
 from orchestrator.sim.clock import Clock
 
-# Within one slice of the clock, at its edges, and far apart.
-TIMES = st.lists(st.sampled_from([0.0, 0.0004, 0.001, 0.0015, 0.5, 1.0, 1.0 + 2**-52, 2.0]), max_size=30)
+# Within one slice of the clock, at its edges, and further apart than it has slices.
+TIMES = st.lists(
+    st.sampled_from([0.0, 0.0002, 0.00025, 0.0004, 0.5, 1.0, 1.0 + 2**-52, 2.0, 2.048, 2.0482, 9.0, 1e4]), max_size=30
+)
 
 
 @given(times=TIMES)
@@ -37,6 +39,19 @@ def test_what_an_action_asks_for_at_its_own_time_comes_after_all_that_waits_for_
         [(time, number) for number, time in enumerate(times)]
         + [(time, number + len(times)) for number, time in enumerate(times)],
     )
+
+
+@given(later=st.integers(8185, 8200))
+def test_far_ahead_comes_after_near(later: int) -> None:
+    clock, seen = Clock(), []
+
+    def plan(_: object) -> None:
+        clock.at(later / 4000.0, seen.append, "far")
+        clock.at(1.0, seen.append, "near")
+
+    clock.at(0.0, plan)
+    clock.run()
+    assert seen == ["near", "far"]
 
 
 def test_actions_are_never_compared() -> None:
