@@ -112,12 +112,12 @@ class Batch:
     def _join(self, half: Half) -> None:
         size, step = self._block_size, self.step
         half.first_step = step
-        half.finish_step = step + half.output - 1
         half.place = (step - half.prompt) % size
         self._boundaries[half.place] += 1
         self.decoding += 1
         self._order += 1
-        heappush(self._finishing, (half.finish_step, self._order, half))
+        half.turn = self._order
+        heappush(self._finishing, (step + half.output - 1, half.turn, half))
         if half.place == step % size:
             self._grow(1)
 
@@ -145,7 +145,7 @@ class Batch:
     def steps_to_change(self) -> int:
         """Steps until a decoding sequence finishes, or until the blocks no longer suffice."""
         finishing = self._finishing
-        while finishing[0][2].finish_step != finishing[0][0]:
+        while finishing[0][2].turn != finishing[0][1]:
             heappop(finishing)  # it has left
         steps = finishing[0][0] - self.step
         free = self.cache.free
@@ -165,8 +165,8 @@ class Batch:
         finishing = self._finishing
         ended: list[Half] = []
         while finishing and finishing[0][0] <= step:
-            due, _, half = heappop(finishing)
-            if half.finish_step == due:
+            _, turn, half = heappop(finishing)
+            if half.turn == turn:  # else it has left, and maybe come back
                 ended.append(half)
                 if half.place == step % self._block_size:
                     growth -= 1  # no block for a token that nothing follows
@@ -199,7 +199,7 @@ class Batch:
         else:
             self._boundaries[half.place] -= 1
             self.decoding -= 1
-            half.place = half.finish_step = -1
+            half.place = half.turn = -1
             known = half.prompt + generated - 1  # tokens whose KV is there: all but the last
             half.private = -(-(known if generated == half.output else known + 1) // size) - half.sealed
             full = known // size - half.sealed

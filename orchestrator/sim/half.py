@@ -26,7 +26,6 @@ class Half:
         "collect",
         "collecting",
         "emitted",
-        "finish_step",
         "first_step",
         "flight",
         "gateway",
@@ -42,6 +41,7 @@ class Half:
         "run",
         "sealed",
         "started",
+        "turn",
         "wire_id",
         "worker",
     )
@@ -78,7 +78,7 @@ class Half:
         self.pushed_at: float | None = None
         self.place = -1  # of its next block boundary among the engine's steps; -1 while it does not decode
         self.first_step = 0
-        self.finish_step = 0
+        self.turn = -1  # names its one valid entry among those that will finish
         self.run: Run | None = None
         self.sealed = 0  # blocks that it holds in runs
         self.private = 0

@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from orchestrator.core.fleet import Fleet
@@ -47,6 +47,27 @@ FAULTS = st.lists(
 )
 
 
+# A sequence that gives its blocks up and takes them again at once is due in the same step as before.
+@example(
+    engine={
+        "block_size": 4,
+        "kv_blocks": 300,
+        "max_num_seqs": 4,
+        "max_model_len": 600,
+        "step_seconds": 0.002,
+        "lease_seconds": 0.5,
+        "transfer_bytes_per_second": 1e7,
+        "enable_prefix_caching": False,
+    },
+    roles=("prefill", "decode"),
+    policy="adapter_aware",
+    gateways=2,
+    disturbed=[],
+    trace="generate:bursts,rate=20,prompt=200,output=40,period=4,factor=8",
+    queue_seconds=1.0,
+    deadline=0.4,
+    seed=224,
+)
 @settings(max_examples=80)
 @given(
     engine=ENGINES,
