@@ -123,6 +123,7 @@ class TestRefusals:
 
 
 class TestTurns:
+    @pytest.mark.source
     async def test_a_flood_costs_another_tenant_one_turn(self, narrow: Stack) -> None:
         with placements(narrow) as placed:
             async with occupied(narrow):
@@ -133,6 +134,7 @@ class TestTurns:
             await crowd.all()
         assert "late" in " ".join(placed[:2])
 
+    @pytest.mark.source
     async def test_priorities_order_a_tenants_requests_whoever_says_them(self, narrow: Stack) -> None:
         with placements(narrow) as placed:
             async with occupied(narrow):

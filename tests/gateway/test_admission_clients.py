@@ -137,6 +137,7 @@ class TestGrpc:
         assert 1 <= details(error)["RetryInfo"].retry_delay.seconds <= 60
         await crowd.all()
 
+    @pytest.mark.source
     async def test_priority_orders_by_field_and_by_metadata(self, narrow: Stack, inference: Any) -> None:
         metadata = {"metadata": [("x-segue-priority", "-2")]}
         tasks = []
