@@ -138,6 +138,21 @@ def test_what_annotations_name_is_imported():
     assert not hasattr(made, "Decimal")
 
 
+def test_numbers_in_capitals_are_constants_to_the_compiler():
+    source = (
+        "from elsewhere import OTHER\n_SIZE = 2 * 8  # why\nLESS = -0.5\nTABLE = [1]\nTWICE = OTHER * 2\nsize = 3\n"
+    )
+    made = transform(source).splitlines()
+    assert made[0] == HEAD.splitlines()[0] + "; from typing import Final"
+    assert made[-5:] == [
+        "_SIZE: Final = 2 * 8  # why",
+        "LESS: Final = -0.5",
+        "TABLE = [1]",
+        "TWICE = OTHER * 2",
+        "size = 3",
+    ]
+
+
 HINTS = "if TYPE_CHECKING:\n    from orchestrator.core.fleet import Fleet\n"
 
 
