@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
-from orchestrator.core.block_table import BlockTable, Slots
+from orchestrator.core.block_table import BlockTable, Owners
 from orchestrator.core.in_flight import InFlight
 from orchestrator.core.matches import NO_MATCHES, Matches, above
 from orchestrator.core.recent import Recent
@@ -43,6 +43,7 @@ class _Worker:
 
     recent: Recent | None  # where it tells no events
     waiting: _Waiting | None = None  # None when it is clean
+    used: bool = False  # whether it may be in the table
 
 
 class PrefixIndex:
@@ -107,7 +108,7 @@ class PrefixIndex:
             if worker.waiting is not None:
                 worker.waiting.news.append((removed, stored))
             else:
-                self._take(slot, removed, stored)
+                self._take(slot, worker, removed, stored)
         self._sweep()
 
     def routed(self, slot: int, blocks: Sequence[int]) -> None:
@@ -136,26 +137,26 @@ class PrefixIndex:
         shards, last = self._table.shards, self._table.last
         visible, hidden = self._visible, bool(self._dirty)  # with none hidden, sets that are equal are one object
         block = blocks[0]
-        here: Slots = shards[block & last].get(block, 0)
-        anyone: Slots = here  # sets only shrink, so whoever has any has the first
+        here = shards[block & last].get(block)
+        anyone = 0 if here is None else here.slots  # sets only shrink, so whoever has any has the first
         levels: list[tuple[int, int]] = []
         place = 0
         # Right ends of stretches further right, nearest last, and who has those; a stretch with one set at both ends
         # has it all along.
         ends = [len(blocks)]
-        sets: list[Slots] = [0]
-        while here:
+        sets: list[Owners | None] = [None]
+        while here is not None:
             end, there = ends.pop(), sets.pop()
-            while there is not here and not (hidden and there and not (here ^ there) & visible):
+            while there is not here and not (hidden and there is not None and not (here.slots ^ there.slots) & visible):
                 if end - place == 1:
-                    levels.append((end, here & ~there))
+                    levels.append((end, here.slots if there is None else here.slots & ~there.slots))
                     here = there
                     break
                 ends.append(end)
                 sets.append(there)
                 end = place + end >> 1
                 block = blocks[end]
-                there = shards[block & last].get(block, 0)
+                there = shards[block & last].get(block)
             place = end
         if hidden:
             levels = [(end, slots & visible) for end, slots in levels if slots & visible]
@@ -167,13 +168,18 @@ class PrefixIndex:
                 anyone |= 1 << slot
         return Matches(levels, anyone) if levels else NO_MATCHES
 
-    def _take(self, slot: int, removed: Sequence[int], stored: Sequence[int]) -> None:
+    def _take(self, slot: int, worker: _Worker, removed: Sequence[int], stored: Sequence[int]) -> None:
         if removed:
             self._table.discard(removed, slot)
         if stored:
-            self._used |= 1 << slot
+            self._use(slot, worker)
             self._table.add(stored, slot)
         self._table.tidy((len(stored) + len(removed) >> 3) + 1)
+
+    def _use(self, slot: int, worker: _Worker) -> None:
+        if not worker.used:
+            worker.used = True
+            self._used |= 1 << slot
 
     def _remember(self, slot: int, recent: Recent, blocks: Sequence[int]) -> None:
         self._used |= 1 << slot
@@ -217,10 +223,10 @@ class PrefixIndex:
         if worker is None:
             heappush(self._free, slot)
             return
-        waiting, worker.waiting = worker.waiting or _Waiting(), None
+        waiting, worker.waiting, worker.used = worker.waiting or _Waiting(), None, False
         self._visible |= 1 << slot
         for removed, stored in waiting.news:
-            self._take(slot, removed, stored)
+            self._take(slot, worker, removed, stored)
         for blocks in waiting.routed:
             if worker.recent is not None:
                 self._remember(slot, worker.recent, blocks)
@@ -235,7 +241,7 @@ class PrefixIndex:
             if clean and worker.recent is not None:
                 worker.recent.check()
         for shard in self._table.shards:
-            for block, mask in shard.items():
-                assert not mask & ~self._used, block  # noqa: S101
+            for block, owners in shard.items():
+                assert not owners.slots & ~self._used, block  # noqa: S101
         assert not self._visible & self._dirty_mask  # noqa: S101
         assert not set(self._free) & (self._workers.keys() | self._dirty.keys())  # noqa: S101
