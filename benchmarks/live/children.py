@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import AsyncIterator, Mapping
+from collections.abc import Set as AbstractSet
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
@@ -58,8 +59,10 @@ class Child:
 
 
 @asynccontextmanager
-async def child(module: str, argument: Mapping[str, Any], logs: Path, name: str = "") -> AsyncIterator[Child]:
-    """``python -m module ARGUMENT``, ended when the context ends."""
+async def child(
+    module: str, argument: Mapping[str, Any], logs: Path, name: str = "", processors: AbstractSet[int] = frozenset()
+) -> AsyncIterator[Child]:
+    """``python -m module ARGUMENT``, ended when the context ends; on these processors only, if any are named."""
     name = name or module
     log = logs / f"{name}.log"
     with log.open("wb") as stderr:
@@ -73,6 +76,8 @@ async def child(module: str, argument: Mapping[str, Any], logs: Path, name: str 
             stderr=stderr,
             env={**_ENVIRONMENT, **os.environ},
         )
+    if processors:
+        os.sched_setaffinity(process.pid, processors)
     started = Child(process, name, log)
     try:
         yield started

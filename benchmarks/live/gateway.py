@@ -1,8 +1,9 @@
 """A gateway as the product starts it: ``python -m benchmarks.live.gateway '{"controller": ..., "workers": N}'``.
 
-Answers with its addresses once all workers are linked. Orders: ``reset``, ``report``. ``metered``: what its decisions
-take is measured. ``blind``: no prompt gets block hashes, and what workers tell of their caches is not looked at.
-``seed``: of what its brain draws, as the simulator seeds its own.
+Answers with its addresses once all workers are linked. Orders: ``reset`` and ``report``, between which is counted, and
+``warm``, once nothing is under way. ``metered``: what its decisions take is measured. ``blind``: no prompt gets block
+hashes, and what workers tell of their caches is not looked at. ``seed``: of what its brain draws, as the simulator
+seeds its own.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, TextIO
 
 from benchmarks.live.children import answer, answers, orders
 
@@ -32,6 +33,23 @@ async def _linked(gateway: Any, workers: int) -> None:
     async with asyncio.timeout(READY_SECONDS):
         while gateway.not_ready() or len(gateway.driver.workers) < workers:
             await gateway.status_changed(0.1)
+
+
+async def _count(out: TextIO, run: Callable[[Callable[[], Any]], Awaitable[Any]], meter: Any, spec: Any) -> None:
+    """Carries out orders until there are no more; ``run`` calls something on the gateway's own thread."""
+    thread_began, began = 0.0, 0.0
+    async for order in orders():
+        if order == "reset":
+            if meter is not None:
+                await run(meter.reset)
+            thread_began, began = await run(time.thread_time), time.perf_counter()
+            answer(out, {})
+        elif order == "report":
+            seconds, wall = await run(time.thread_time) - thread_began, time.perf_counter() - began
+            parts = await run(meter.report) if meter is not None else {}
+            answer(out, {"thread_seconds": seconds, "seconds": wall, "parts": parts})
+        elif order == "warm":
+            answer(out, await run(lambda: meter.warm(spec)))
 
 
 async def main() -> None:
@@ -69,18 +87,7 @@ async def main() -> None:
         await run(lambda: serving.gateway.driver._brain._rng.seed(f"{given['seed']} brain 0"))
     snapshot = await actor.snapshot()
     answer(out, {"http": snapshot.address, "grpc": snapshot.grpc_address, "pid": os.getpid()})
-    thread_began = 0.0
-    async for order in orders():
-        if order == "reset":
-            if meter is not None:
-                await run(meter.reset)
-            thread_began = await run(time.thread_time)
-            answer(out, {})
-        elif order == "report":
-            seconds = await run(time.thread_time) - thread_began
-            parts = await run(meter.report) if meter is not None else {}
-            warm = await run(meter.warm) if meter is not None else {}
-            answer(out, {"thread_seconds": seconds, "parts": parts, "warm": warm})
+    await _count(out, run, meter, serving.gateway.spec)
     await actor.stop()
 
 

@@ -1,7 +1,8 @@
 """Open-loop clients: ``python -m benchmarks.live.load '{"address": ..., "model": ..., "trace": FILE, "out": FILE}'``.
 
-Sends each request over gRPC when its time has come, whatever became of those before it, and writes one JSON line a
-request: see ``results.Served``.
+Answers when it begins (``began``, by the machine's monotonic clock) and when it is through. Sends each request over
+gRPC when its time has come, whatever became of those before it, and writes one JSON line a request: see
+``results.Served``.
 """
 
 from __future__ import annotations
@@ -67,6 +68,7 @@ async def main() -> None:
         stub = inference_pb2_grpc.InferenceStub(channel)
         await channel.channel_ready()
         began = time.perf_counter() + _BEGIN_SECONDS
+        answer(said, {"began": began})
         with Path(given["out"]).open("w") as out:  # noqa: ASYNC230  (a file of this process alone)
             await asyncio.gather(
                 *(_serve(stub, request, began + each.at, out) for request, each in zip(requests, asked, strict=True))

@@ -1,28 +1,36 @@
 """CPU of the gateway's thread that goes into deciding, by what it goes into.
 
 Timed with the thread's own CPU clock, so that what the kernel gives to others does not count. What the clock and the
-wrapping themselves take is measured first and taken off again. A gateway does much else between two decisions, so each
-finds the processor's caches cold: the same steps are therefore taken once more at the end, one right after the other,
-by a copy of the brain.
+wrapping themselves take, where caches are warm, is measured first and taken off again. A gateway does much else between
+two decisions, so each finds the processor's caches cold: the same steps are therefore taken once more at the end, one
+right after the other, by another brain that is fed the same events from the first one on.
+
+Nothing of the core is touched, so that a compiled one is measured as it is: what is wrapped stands around it.
 """
 
 from __future__ import annotations
 
-import copy
 import gc
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from random import Random
 from typing import Any
 
 from orchestrator.core import messages as m
 from orchestrator.core.brain import Brain
+from orchestrator.core.spec import ClusterSpec
+from orchestrator.gateway import gateway
 from orchestrator.gateway.driver import Driver
 from orchestrator.record.journal import Journal
 
 HASHING = "block hashes"
 ARRIVAL = "an arrival's event"
 CACHE = "a cache change's event"
+LOAD = "a load report's event"
+NOTHING = "nothing, measured first so that the clock is warm"
+COLLECTOR = "garbage collections, wherever they fall"
 JOURNAL = "the journal's notes"
 _ROUNDS = 20_000
 
@@ -38,35 +46,38 @@ class Tally:
 
 
 class Meter:
-    """Wraps parts of the gateway's classes, before there are any objects of them. Belongs to the gateway's thread."""
+    """Wraps parts of the gateway, before there are any objects of them. Belongs to the gateway's thread."""
 
     def __init__(self) -> None:
         self._tallies: dict[str, Tally] = {}
         self._current = Tally()
         self._seen, self._whole = _calibrated()
-        self._brain: Brain | None = None
-        self._before: Brain | None = None
-        self._plain_step = Brain.step
+        self._state: Any = None  # of the brain's dice, before the first event
         self._plain_hash = Driver._blocks
-        self._steps: list[tuple[m.Event, float]] = []
-        self._hashed: list[tuple[Any, ...]] = []
+        self._steps: list[tuple[m.Event, float]] = []  # all of them, from the first one on
+        self._hashed: list[tuple[Any, ...]] = []  # those that count
+        self._first = self._last = 0  # which of the steps count
+        self._nothing = self.measured(NOTHING, lambda: None)
+        self._collection_began = 0
+        self._loop_thread = 0
 
     def attach(self) -> None:
         """Measures every step of the brain, and what the driver does for its sake before."""
-        brain: Any = Brain
         driver: Any = Driver
-        journal: Any = Journal
-        brain.step = self._by_event(Brain.step)
-        around = Journal.around
-        journal.around = lambda kept, step: self.measured(JOURNAL, around(kept, step))
+        module: Any = gateway
+        module.Journal = lambda recorder=None: _Around(Journal(recorder), self)
+        driver.submit = self._clock_first(Driver.submit)
+        driver.stepped = self._clock_first(Driver.stepped)
         driver._blocks = self._noting_hashes(self.measured(HASHING, Driver._blocks))
         driver._arrival = self.measured(ARRIVAL, Driver._arrival)
         driver._take_cache = self.measured(CACHE, Driver._take_cache)
+        driver._take_load = self.measured(LOAD, Driver._take_load)
+        gc.callbacks.append(self._collected)
 
     def reset(self) -> None:
-        """Begins anew, while no request is under way."""
-        self._before = copy.deepcopy(self._brain)
-        self._steps.clear()
+        """What counts begins here. On the thread that is measured."""
+        self._loop_thread = threading.get_ident()
+        self._first = self._last = len(self._steps)
         self._hashed.clear()
         for tally in self._tallies.values():
             tally.calls = tally.nanoseconds = tally.inner = tally.inner_nanoseconds = 0
@@ -91,39 +102,63 @@ class Meter:
         return measured
 
     def report(self) -> dict[str, dict[str, float]]:
-        """Calls and CPU microseconds without those of measured calls from within, by name."""
+        """Calls and CPU microseconds without those of measured calls from within, by name; what counts ends here."""
+        self._last = len(self._steps)
         return {
             name: {"calls": tally.calls, "microseconds": self._own(tally) / 1000}
             for name, tally in self._tallies.items()
             if tally.calls
         }
 
-    def warm(self) -> dict[str, float]:
-        """CPU microseconds that all steps and hashes since ``reset`` take back to back, by name."""
-        brain, clock = self._before, time.thread_time_ns
-        assert brain is not None
+    def warm(self, spec: ClusterSpec) -> dict[str, float]:
+        """CPU microseconds that all steps and hashes that count take back to back, by name."""
+        dice, clock = Random(), time.thread_time_ns
+        dice.setstate(self._state)
+        brain = Brain.of(spec, dice)
         spent = dict.fromkeys([HASHING, *(kind.__name__ for kind in m.Event.__args__)], 0.0)
         gc.collect()  # none of the steps' doing, and long in a process of this size
-        for event, now in list(self._steps):
+        for place, (event, now) in enumerate(self._steps[: self._last]):
             began = clock()
-            self._plain_step(brain, event, now)
-            spent[type(event).__name__] += clock() - began - self._seen
+            brain.step(event, now)
+            ended = clock()
+            if place >= self._first:
+                spent[type(event).__name__] += ended - began - self._seen
         for args in list(self._hashed):
             began = clock()
             self._plain_hash(*args)
             spent[HASHING] += clock() - began - self._seen
         return {name: nanoseconds / 1000 for name, nanoseconds in spent.items() if nanoseconds}
 
-    def _by_event(self, step: Callable[..., Any]) -> Callable[..., Any]:
-        by_type = {kind: self.measured(kind.__name__, step) for kind in m.Event.__args__}
+    def step_of(self, brain: Brain) -> Callable[[m.Event, float], list[m.Command]]:
+        """The brain's step, measured by event and noted."""
+        by_type = {kind: self.measured(kind.__name__, brain.step) for kind in m.Event.__args__}
         note = self._steps.append
+        self._state = brain._rng.getstate()
 
-        def noting(brain: Brain, event: m.Event, now: float) -> Any:
-            self._brain = brain
+        def noting(event: m.Event, now: float) -> Any:
             note((event, now))
-            return by_type[type(event)](brain, event, now)
+            return by_type[type(event)](event, now)
 
         return noting
+
+    def _clock_first(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        nothing = self._nothing
+
+        def called(*args: Any) -> Any:
+            nothing()
+            return call(*args)
+
+        return called
+
+    def _collected(self, phase: str, info: Mapping[str, int]) -> None:
+        if threading.get_ident() != self._loop_thread:
+            return
+        if phase == "start":
+            self._collection_began = time.thread_time_ns()
+        else:
+            tally = self._tallies.setdefault(COLLECTOR, Tally())
+            tally.calls += 1
+            tally.nanoseconds += time.thread_time_ns() - self._collection_began
 
     def _noting_hashes(self, call: Callable[..., Any]) -> Callable[..., Any]:
         note = self._hashed.append
@@ -137,6 +172,20 @@ class Meter:
     def _own(self, tally: Tally) -> float:
         around_inner = tally.inner_nanoseconds + tally.inner * (self._whole - self._seen)
         return tally.nanoseconds - tally.calls * self._seen - around_inner
+
+
+class _Around:
+    """A journal, measured, around a brain that is."""
+
+    def __init__(self, journal: Journal, meter: Meter) -> None:
+        self._journal = journal
+        self._meter = meter
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._journal, name)
+
+    def around(self, step: Any) -> Any:
+        return self._meter.measured(JOURNAL, self._journal.around(self._meter.step_of(step.__self__)))
 
 
 def _calibrated() -> tuple[float, float]:

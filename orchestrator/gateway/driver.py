@@ -148,8 +148,12 @@ class Driver:
         self.on_change()
 
     def stepped(self, worker_id: str, step: pb.Step) -> None:
-        with self._feed.at_one_time():
+        feed = self._feed
+        feed.frame_begins()
+        try:
             self._take_step(worker_id, step)
+        finally:
+            feed.frame_ends()
 
     def _take_step(self, worker_id: str, step: pb.Step) -> None:
         worker = self._workers[worker_id]
@@ -170,13 +174,19 @@ class Driver:
         self._feed.put(m.CacheChanged(worker_id, tuple(change.stored), tuple(change.removed), change.cleared))
 
     def _take_load(self, worker: WorkerInfo, step: pb.Step) -> None:
-        load = step.load
-        account = Load(load.running, load.waiting, load.kv_blocks_used, load.kv_blocks_total)
-        if account != self._loads[worker.worker_id]:
-            self._loads[worker.worker_id] = account
-            self._metrics.worker_load(worker.model, worker.role.value, worker.worker_id, account)
+        load, worker_id = step.load, worker.worker_id
+        running, waiting, used, total = load.running, load.waiting, load.kv_blocks_used, load.kv_blocks_total
+        account = self._loads[worker_id]
+        if (
+            used != account.kv_blocks_used
+            or running != account.running
+            or waiting != account.waiting
+            or total != account.kv_blocks_total
+        ):
+            account = self._loads[worker_id] = Load(running, waiting, used, total)
+            self._metrics.worker_load(worker.model, worker.role.value, worker_id, account)
             self.on_change()
-        self._feed.put(m.LoadReported(worker.worker_id, account, step.own_requests, stepped=bool(step.outputs)))
+        self._feed.put(m.LoadReported(worker_id, account, step.own_requests, bool(step.outputs)))
 
     def _take_transfers(self, worker: WorkerInfo, transfers: pb.Transfers) -> None:
         place = (worker.model, worker.role.value, worker.worker_id)

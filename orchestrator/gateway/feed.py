@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 from orchestrator.core import messages as m
 from orchestrator.record.journal import Step
@@ -40,22 +39,22 @@ class Feed:
         """The time of what goes in."""
         return self._clock() if self._frame_at is None else self._frame_at
 
-    @contextmanager
-    def at_one_time(self) -> Iterator[None]:
+    def frame_begins(self) -> None:
         """What one frame brings happened at one time, however long this process takes to go through it."""
         self._frame_at = self._clock()
-        try:
-            yield
-        finally:
-            self._frame_at = None
+
+    def frame_ends(self) -> None:
+        """Each event has a time of its own again."""
+        self._frame_at = None
 
     def put(self, event: m.Event) -> None:
         """Carrying out a command may bring the next event: it waits until all commands of this one are done."""
-        self._events.append(event)
         if self._busy:
+            self._events.append(event)
             return
         self._busy = True
         try:
+            self.put_now(event)
             while self._events:
                 self.put_now(self._events.popleft())
         finally:
@@ -64,7 +63,8 @@ class Feed:
     def put_now(self, event: m.Event) -> None:
         """Before those that wait."""
         try:
-            commands = self._step(event, self.now())
+            frame_at = self._frame_at
+            commands = self._step(event, self._clock() if frame_at is None else frame_at)
         except Exception as error:
             log.error("brain_failed", error, at_event=type(event).__name__)
             self._broken(event)

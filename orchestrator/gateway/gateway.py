@@ -68,7 +68,7 @@ class Gateway:
         self._broken: SegueError | None = None
         self._closing: set[asyncio.Task[None]] = set()
         self._status = cluster_pb2.ClusterStatus(name=spec.name)
-        self._change = asyncio.Event()
+        self._change: asyncio.Event | None = None  # there while somebody waits for one
 
     async def run(self, controller: str) -> None:
         """Keeps the fleet view and the clock going, for ever."""
@@ -217,6 +217,8 @@ class Gateway:
         return self._journal.stories.find(request_id, self._id, epoch_at, self._brain.waits)
 
     async def status_changed(self, timeout_seconds: float) -> bool:
+        if self._change is None:
+            self._change = asyncio.Event()
         try:
             await asyncio.wait_for(self._change.wait(), timeout_seconds)
         except TimeoutError:
@@ -224,8 +226,9 @@ class Gateway:
         return True
 
     def _changed(self) -> None:
-        waiting, self._change = self._change, asyncio.Event()
-        waiting.set()
+        if self._change is not None:
+            self._change.set()
+            self._change = None
 
 
 def _everyone(status: cluster_pb2.ClusterStatus) -> list[WorkerInfo]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from random import Random
 from typing import Any
 
@@ -19,6 +19,7 @@ from orchestrator.core.types import WorkerInfo
 from orchestrator.gateway import driver as driver_module
 from orchestrator.gateway.driver import Driver
 from orchestrator.proto import worker_pb2 as pb
+from orchestrator.record.journal import Journal, Step
 from orchestrator.telemetry.metrics import GatewayMetrics
 from tests.core.support import worker
 from workers import wire
@@ -57,6 +58,21 @@ class FakeCore:
         self.failed[request_id] = error
 
 
+class Faulty(Journal):
+    """Around a brain that has defects: ``fault`` raises where there is one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fault: Callable[[m.Event], None] = lambda _: None
+
+    def around(self, step: Step) -> Step:
+        def tried(event: m.Event, now: float) -> list[m.Command]:
+            self.fault(event)
+            return step(event, now)
+
+        return super().around(tried)
+
+
 class World:
     """A driver over fake links. Each look at the clock finds it a little later."""
 
@@ -64,7 +80,8 @@ class World:
         self.now = 100.0
         spec = ModelSpec("m", "x", {}, routing=RoutingSpec("least_load", prefill=PrefillPlace.APART))
         self.brain = Brain(Random(0), GatewaySpec(), [spec])
-        self.driver = Driver(self.brain, GatewayMetrics("gw"), clock=self.clock)
+        self.journal = Faulty()
+        self.driver = Driver(self.brain, GatewayMetrics("gw"), self.clock, self.journal)
         self.links = {info.worker_id: FakeLink(info) for info in workers}
         self.core = FakeCore()
         for link in self.links.values():
@@ -135,13 +152,11 @@ async def test_a_prompt_that_can_not_be_hashed_costs_its_own_request(
     assert world.links["p"].submitted == ["good~p1"]
 
 
-async def test_a_defect_of_the_brain_costs_the_request_it_met(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_defect_of_the_brain_costs_the_request_it_met(world: World) -> None:
     world.ask("bad")
     world.ask("good")
     bad, good = world.links["p"].submitted
-    handler = world.brain._handlers[m.PrefillEnded]
-    broken = {**world.brain._handlers, m.PrefillEnded: lambda e, *a: _raise() if e.wire_id == bad else handler(e, *a)}
-    monkeypatch.setattr(world.brain, "_handlers", broken)
+    world.journal.fault = lambda event: _raise() if isinstance(event, m.PrefillEnded) and event.wire_id == bad else None
     world.outputs("p", prefilled(bad), prefilled(good))
     assert set(world.core.failed) == {"bad"}
     assert world.links["d"].submitted == ["good~d1"]
@@ -153,10 +168,8 @@ async def test_a_defect_of_the_brain_costs_the_request_it_met(world: World, monk
 
 
 @pytest.mark.parametrize("at", [[m.Arrived], [m.Cancelled], [m.PrefillEnded, m.Cancelled]])
-async def test_no_defect_leaves_a_request_without_an_end(
-    world: World, monkeypatch: pytest.MonkeyPatch, at: list[type]
-) -> None:
-    monkeypatch.setattr(world.brain, "_handlers", {**world.brain._handlers, **dict.fromkeys(at, _raise)})
+async def test_no_defect_leaves_a_request_without_an_end(world: World, at: list[type]) -> None:
+    world.journal.fault = lambda event: _raise() if type(event) in at else None
     world.ask("bad")
     if world.links["p"].submitted:
         world.outputs("p", prefilled("bad~p1"))
@@ -169,14 +182,15 @@ async def test_a_defect_does_not_stop_the_clock(world: World, monkeypatch: pytes
     third = asyncio.Event()
     ticks: list[float] = []
 
-    def tick(event: m.Tick, now: float, out: list[m.Command]) -> None:
-        ticks.append(now)
+    def tick(event: m.Event) -> None:
+        assert isinstance(event, m.Tick)
+        ticks.append(world.now)
         if len(ticks) == 3:
             third.set()
         _raise()
 
     monkeypatch.setattr(driver_module, "TICK_SECONDS", 0.001)
-    monkeypatch.setattr(world.brain, "_handlers", {**world.brain._handlers, m.Tick: tick})
+    world.journal.fault = tick
     clock = asyncio.create_task(world.driver.tick())
     await asyncio.wait_for(third.wait(), 5)
     clock.cancel()

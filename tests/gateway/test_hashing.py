@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +12,8 @@ from hypothesis import strategies as st
 from vllm.v1.core.kv_cache_utils import generate_block_hash_extra_keys
 
 from orchestrator.core.blocks import MASK, chain, extra_term, root
-from orchestrator.gateway.hashing import blocks_of, prompt_blocks, root_of
+from orchestrator.core.prompt_blocks import hashes
+from orchestrator.gateway.hashing import blocks_of, prompt_blocks, root_of, vector_hashes
 
 TERM = st.integers(0, (1 << 64) - 1)
 
@@ -22,15 +24,21 @@ TERM = st.integers(0, (1 << 64) - 1)
     st.integers(0, MASK),
     st.dictionaries(st.integers(0, 20), TERM, max_size=4),
 )
-def test_vectors_and_numbers_make_the_same(tokens: list[int], size: int, start: int, extras: dict[int, int]) -> None:
+def test_all_ways_make_the_same(tokens: list[int], size: int, start: int, extras: dict[int, int]) -> None:
     terms = [extras.get(number, 0) for number in range(len(tokens) // size)]
-    assert list(prompt_blocks(tokens, size, start, extras)) == chain(start, 0, tokens, size, terms)
+    expected = chain(start, 0, tokens, size, terms)
+    assert list(prompt_blocks(tokens, size, start, extras)) == expected
+    assert list(array("Q", vector_hashes(tokens, size, start, extras))) == expected
+    assert hashes(tokens, size, start, extras) == expected
 
 
 @pytest.mark.parametrize("length", [4096 * 3 - 1, 4096 * 3, 20_000])
 def test_long_prompts_too(length: int) -> None:
     tokens = [(k * k) % 151_000 for k in range(length)]
-    assert list(prompt_blocks(tuple(tokens), 3, 9)) == chain(9, 0, tokens, 3)
+    expected = chain(9, 0, tokens, 3)
+    assert list(prompt_blocks(tuple(tokens), 3, 9)) == expected
+    assert list(array("Q", vector_hashes(tokens, 3, 9, {}))) == expected
+    assert hashes(tokens, 3, 9, {}) == expected
 
 
 def request(tokens: list[int] | None = None, **fields: Any) -> Any:
