@@ -186,8 +186,7 @@ class Brain:
 
     def _computed(self, session: Session, worker_id: str, cached: int, now: float, out: list[m.Command]) -> None:
         """A worker has computed the prompt, but for ``cached`` tokens of it."""
-        self.fleet.computed(worker_id, session.request_id)
-        if view := self.fleet.get(worker_id):
+        if view := self.fleet.computed(worker_id, session.request_id):
             learning.prefilled(view, session, cached, now)
         if choice := session.computing:
             out.extend(

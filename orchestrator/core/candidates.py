@@ -36,7 +36,7 @@ def bounded(pool: Pool, matches: Matches, rng: Random, extra: Sequence[WorkerVie
         return views
     chosen = list(extra)
     taken = {view.slot for view in extra}
-    if matches.levels:
+    if matches:
         start = int(rng.random() * pool.slots.bit_length())  # among many equals it is not always the first
         for slot in matches.holders(pool.slots, MOST_HOLDERS, start):
             if slot not in taken:
@@ -59,7 +59,7 @@ def sample(views: Sequence[WorkerView], count: int, rng: Random) -> Sequence[Wor
 def cached_tokens(views: Sequence[WorkerView], session: Session, matches: Matches) -> list[int]:
     """Prompt tokens that each view has in its prefix cache. The last token is always computed, to get logits."""
     facts = views[0].info.facts
-    if not matches.levels or facts is None:
+    if not matches or facts is None:
         return [0] * len(views)
     size = facts.block_size
     most = max(0, session.prompt_tokens - 1) // size

@@ -37,6 +37,7 @@ class WorkerView:
     timing: Timing = field(default_factory=Timing)
     load: Load = field(default_factory=Load)
     draining: bool = False
+    gone: bool = False
     heard_at: float = 0.0
     busy_until: float = 0.0  # it said that it is full: not to be asked again before
     adapters: frozenset[str] | None = None  # that it serves; None while it does not say
@@ -157,6 +158,7 @@ class Fleet:
         view = self._workers.pop(worker_id, None)
         if view is None:
             return []
+        view.gone = True
         self.pool(view.info.model, view.info.role).remove(view)
         self.index(view.info.model).leave(view.slot)
         return list(view.claims)
@@ -190,15 +192,14 @@ class Fleet:
             view.prefill_tokens += claim.prefill_tokens
             view.kv_blocks += claim.kv_blocks
 
-    def computed(self, worker_id: str, request_id: str) -> int:
-        """The request's prompt has been computed there; returns how many tokens were still claimed for that."""
+    def computed(self, worker_id: str, request_id: str) -> WorkerView | None:
+        """The request's prompt has been computed there. Returns None for an unknown worker."""
         view = self._workers.get(worker_id)
-        claim = view.claims.get(request_id) if view else None
-        if view is None or claim is None:
-            return 0
-        tokens, claim.prefill_tokens = claim.prefill_tokens, 0
-        view.prefill_tokens -= tokens
-        return tokens
+        claim = view.claims.get(request_id) if view is not None else None
+        if view is not None and claim is not None:
+            view.prefill_tokens -= claim.prefill_tokens
+            claim.prefill_tokens = 0
+        return view
 
     def left(self, worker_id: str, request_id: str) -> None:
         """The request is not there any more; safe to say twice."""

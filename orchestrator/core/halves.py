@@ -113,7 +113,7 @@ class Halves:
                 self._fleet.left(worker_id, session.request_id)
         self._by_wire.pop(session.decode_wire, None)
         for view in self._expected.pop(session.request_id, ()):
-            if self._fleet.get(view.info.worker_id) is view:  # else what was expected went with the worker
+            if not view.gone:  # else what was expected went with the worker
                 self._fleet.index(session.model).settled(view.slot, session.blocks)
 
     # ---- KV that nobody collects
@@ -138,9 +138,11 @@ class Halves:
 
     def kv_bytes(self, session: Session) -> int:
         """What the hand-over moved."""
+        if not session.transferred_tokens:
+            return 0
         view = self._fleet.get(session.decode_worker)
         facts = view.info.facts if view else None
-        if facts is None or not session.transferred_tokens:
+        if facts is None:
             return 0
         return -(-session.transferred_tokens // facts.block_size) * facts.kv_block_bytes
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from types import MappingProxyType
 
 _FEW = 4  # bits that are quicker found one by one
 _WINDOW_BITS = 960
@@ -36,28 +37,31 @@ def _many_slots(mask: int) -> Sequence[int]:
 class Matches:
     """Which workers hold how many leading blocks of one prompt.
 
-    ``levels`` go from the longest match to the shortest: (blocks, slots whose match is exactly that long); a slot that
-    holds nothing is in none of them. ``anyone``: all slots that are in any.
+    ``levels`` go from the longest match to the shortest: (blocks, slots with a match of at least that length), so each
+    set is part of the next. ``on_their_way``: slots with a longer one than that by what is on its way to them.
     """
 
-    __slots__ = ("_seen", "anyone", "levels")
+    __slots__ = ("_known", "levels", "on_their_way")
 
-    def __init__(self, levels: Sequence[tuple[int, int]] = (), anyone: int = 0) -> None:
+    def __init__(
+        self, levels: Sequence[tuple[int, int]] = (), on_their_way: Mapping[int, int] = MappingProxyType({})
+    ) -> None:
         self.levels = levels
-        self.anyone = anyone
-        self._seen: dict[int, int] = {}  # slot -> blocks, of those that ``holders`` came across
+        self.on_their_way = on_their_way
+        self._known: dict[int, int] = {**on_their_way}  # slot -> blocks: and of those that ``holders`` came across
+
+    def __bool__(self) -> bool:
+        """Whether anybody has any."""
+        return bool(self.levels or self.on_their_way)
 
     def blocks(self, slot: int) -> int:
         """Leading blocks that this slot's worker holds."""
-        seen = self._seen.get(slot)
-        if seen is not None:
-            return seen
-        if not self.anyone >> slot & 1:  # mostly, in a large fleet
+        known = self._known.get(slot)
+        if known is not None:
+            return known
+        if not self.levels or not self.levels[-1][1] >> slot & 1:  # mostly, in a large fleet
             return 0
-        for length, slots in self.levels:
-            if slots >> slot & 1:
-                return length
-        return 0
+        return next(length for length, slots in self.levels if slots >> slot & 1)
 
     def holders(self, within: int, at_most: int, start: int = 0) -> list[int]:
         """Up to ``at_most`` slots of the mask ``within`` that hold something, longest match first.
@@ -65,28 +69,37 @@ class Matches:
         Among equals those from ``start`` on come first, so that a caller can let them take turns.
         """
         found: list[int] = []
+        for slot in sorted(self.on_their_way, key=self.blocks, reverse=True) if self.on_their_way else ():
+            if len(found) < at_most and within >> slot & 1:
+                found.append(slot)
         for length, slots in self.levels:
+            if len(found) == at_most:
+                break
             here = slots & within
             first = len(found)
             _lowest(here >> start, start, at_most, found)
             if len(found) < at_most and start:
                 _lowest(here & (1 << start) - 1, 0, at_most, found)
             for slot in found[first:]:
-                self._seen[slot] = length
-            if len(found) == at_most:
-                break
+                self._known[slot] = length
         return found
 
     def scores(self) -> dict[int, int]:
         """Every slot that holds something, and how many leading blocks."""
-        return {slot: length for length, slots in self.levels for slot in slots_of(slots)}
+        found: dict[int, int] = {}
+        longer = 0
+        for length, slots in self.levels:
+            found.update(dict.fromkeys(slots_of(slots ^ longer), length))
+            longer = slots
+        found.update(self.on_their_way)
+        return found
 
 
 NO_MATCHES = Matches()
 
 
 def _lowest(mask: int, base: int, at_most: int, found: list[int]) -> None:
-    """Appends ``base`` and the place of each bit that is set, lowest first, until there are ``at_most``.
+    """Appends ``base`` and the place of each bit that is set, lowest first, if it isn't in yet, until ``at_most`` are.
 
     With thousands of workers each look at the whole mask costs, so most are at a window of it.
     """
@@ -96,18 +109,9 @@ def _lowest(mask: int, base: int, at_most: int, found: list[int]) -> None:
             if len(found) == at_most:
                 return
             lowest = window & -window
-            found.append(base + lowest.bit_length() - 1)
+            slot = base + lowest.bit_length() - 1
+            if slot not in found:
+                found.append(slot)
             window ^= lowest
         mask >>= _WINDOW_BITS
         base += _WINDOW_BITS
-
-
-def above(levels: Sequence[tuple[int, int]], longer: Mapping[int, int]) -> list[tuple[int, int]]:
-    """The levels with some slots taken out of them and put on top, at longer matches."""
-    on_top: dict[int, int] = {}
-    moved = 0
-    for slot, length in longer.items():
-        on_top[length] = on_top.get(length, 0) | 1 << slot
-        moved |= 1 << slot
-    rest = [(length, left) for length, slots in levels if (left := slots & ~moved)]
-    return [*sorted(on_top.items(), reverse=True), *rest]

@@ -21,7 +21,7 @@ from heapq import heappop, heappush
 
 from orchestrator.core.block_table import BlockTable, Owners
 from orchestrator.core.in_flight import InFlight
-from orchestrator.core.matches import NO_MATCHES, Matches, above
+from orchestrator.core.matches import NO_MATCHES, Matches
 from orchestrator.core.recent import Recent
 
 _SHARDS = 64  # each with what describes it in a cache line or two; more would cost a look at memory
@@ -138,7 +138,6 @@ class PrefixIndex:
         visible, hidden = self._visible, bool(self._dirty)  # with none hidden, sets that are equal are one object
         block = blocks[0]
         here = shards[block & last].get(block)
-        anyone = 0 if here is None else here.slots  # sets only shrink, so whoever has any has the first
         levels: list[tuple[int, int]] = []
         place = 0
         # Right ends of stretches further right, nearest last, and who has those; a stretch with one set at both ends
@@ -149,7 +148,7 @@ class PrefixIndex:
             end, there = ends.pop(), sets.pop()
             while there is not here and not (hidden and there is not None and not (here.slots ^ there.slots) & visible):
                 if end - place == 1:
-                    levels.append((end, here.slots if there is None else here.slots & ~there.slots))
+                    levels.append((end, here.slots))
                     here = there
                     break
                 ends.append(end)
@@ -160,13 +159,9 @@ class PrefixIndex:
             place = end
         if hidden:
             levels = [(end, slots & visible) for end, slots in levels if slots & visible]
-            anyone &= visible
         levels.reverse()
-        if on_their_way := self._in_flight.longer(blocks, levels[0][0] if levels else 0):
-            levels = above(levels, on_their_way)
-            for slot in on_their_way:
-                anyone |= 1 << slot
-        return Matches(levels, anyone) if levels else NO_MATCHES
+        on_their_way = self._in_flight.longer(blocks, levels[0][0] if levels else 0)
+        return Matches(levels, on_their_way) if levels or on_their_way else NO_MATCHES
 
     def _take(self, slot: int, worker: _Worker, removed: Sequence[int], stored: Sequence[int]) -> None:
         if removed:

@@ -225,13 +225,13 @@ def test_a_long_prompt_s_levels_are_found_by_few_looks() -> None:
     for slot, length in [(1, 1999), (2, 700), (3, 700), (4, 1)]:
         index.changed(slot, stored=prompt[:length])
     matches = index.match(prompt)
-    assert matches.levels == [(2000, 1), (1999, 2), (700, 12), (1, 16)]
+    assert matches.levels == [(2000, 1), (1999, 3), (700, 15), (1, 31)]
     assert [matches.blocks(slot) for slot in range(6)] == [2000, 1999, 700, 700, 1, 0]
     assert index.match([]) == index.match([1, 2, 3]) == NO_MATCHES
 
 
 def test_holders_come_longest_first_and_take_turns() -> None:
-    matches = Matches([(9, 0b0010), (5, 0b1101_0000), (2, 0b1)], 0b1101_0011)
+    matches = Matches([(9, 0b0010), (5, 0b1101_0010), (2, 0b1101_0011)])
     assert matches.holders(0b1111_1111, 10) == [1, 4, 6, 7, 0]
     assert matches.holders(0b1111_1111, 2) == [1, 4]
     assert matches.holders(0b1111_1111, 3, start=5) == [1, 6, 7]
