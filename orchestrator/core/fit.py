@@ -78,7 +78,7 @@ class Line:
     def _sum(self, units: float, seconds: float) -> None:
         keep = 1.0 - max(1.0 / MEMORY, _haste(self.error))
         predicted = self.at(units)
-        weight = 1.0 / (predicted * (seconds / predicted) ** SKEW)
+        weight = 1.0 / (predicted * math.pow(seconds / predicted, SKEW))
         x1, x2, y = weight, units * weight, seconds * weight
         self._s11 = keep * self._s11 + x1 * x1
         self._s12 = keep * self._s12 + x1 * x2

@@ -132,8 +132,8 @@ class Batch:
     def growth(self, steps: int) -> int:
         """Blocks that the decoding sequences need anew in so many steps."""
         size = self._block_size
-        rounds, rest = divmod(steps, size)
-        growth = rounds * self.decoding
+        rest = steps % size
+        growth = steps // size * self.decoding
         if rest:
             begin = (self.step + 1) % size
             end = begin + rest
