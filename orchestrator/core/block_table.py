@@ -8,19 +8,28 @@ million entries are moved.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+
+from orchestrator.core.blocks import splitmix
+from orchestrator.core.slot_sets import Parts, alone, common, has, members, with_slot, without_slot
 
 _ROOM = 64  # bytes of dict a block; a key takes 32 more. Freshly grown it takes 60 at most, after much churn 120
+_ALWAYS = 1 << 60  # a count that never comes to 0
 
 
 class Owners:
-    """A set of slots, as the bits of an integer, and how many blocks have just these (not told of a single slot)."""
+    """A set of slots, and how many blocks have just these.
 
-    __slots__ = ("blocks", "slots")
+    ``key`` names it: the exclusive or of a random number for each slot (Zobrist, "A new hashing method with application
+    for game playing", 1970), so that of two sets that differ in a slot one's name follows from the other's.
+    """
 
-    def __init__(self, slots: int) -> None:
+    __slots__ = ("blocks", "key", "slots")
+
+    def __init__(self, key: int, slots: Parts, blocks: int = 0) -> None:
+        self.key = key
         self.slots = slots
-        self.blocks = 0
+        self.blocks = blocks
 
 
 class BlockTable:
@@ -29,7 +38,7 @@ class BlockTable:
     def __init__(self, shards: int) -> None:
         self.shards: list[dict[int, Owners]] = [{} for _ in range(shards)]
         self.last = shards - 1
-        self._sets: dict[int, Owners] = {}  # of several slots, by these: those that any block has
+        self._sets: dict[int, Owners] = {}  # by key: those that any block has, and those of a single slot
         self._single: list[Owners] = []
         self._tidied = 0
 
@@ -39,27 +48,30 @@ class BlockTable:
     def single(self, slot: int) -> Owners:
         """The set of just this slot: always the same object."""
         while len(self._single) <= slot:
-            self._single.append(Owners(1 << len(self._single)))
+            number = len(self._single)
+            made = Owners(splitmix(number) >> 4, alone(number), _ALWAYS)
+            self._single.append(made)
+            self._sets[made.key] = made
         return self._single[slot]
 
-    def get(self, block: int) -> int:
-        """Who has it, as bits."""
+    def has(self, block: int, slot: int) -> bool:
+        """Whether this slot has it."""
         owners = self.shards[block & self.last].get(block)
-        return 0 if owners is None else owners.slots
+        return owners is not None and has(owners.slots, slot)
 
     def add(self, blocks: Iterable[int], slot: int) -> None:
         """The slot has these from now on; it may have them already."""
-        shards, last, alone = self.shards, self.last, self.single(slot)
-        was = will = alone
+        shards, last, single = self.shards, self.last, self.single(slot)
+        was = will = single
         moved = 0
         for block in blocks:
             shard = shards[block & last]
-            owners = shard.setdefault(block, alone)
-            if owners is alone:
+            owners = shard.setdefault(block, single)
+            if owners is single:
                 continue
             if owners is not was:
                 self._count(was, will, moved)
-                was, will, moved = owners, self._one(owners.slots | alone.slots), 0
+                was, will, moved = owners, self._with(owners, slot), 0
             if will is not owners:
                 shard[block] = will
                 moved += 1
@@ -67,36 +79,46 @@ class BlockTable:
 
     def discard(self, blocks: Iterable[int], slot: int) -> None:
         """The slot has these no longer; it may not have had them."""
-        shards, last, alone = self.shards, self.last, self.single(slot)
-        was = will = alone
+        shards, last, single = self.shards, self.last, self.single(slot)
+        was = will = single
         moved = 0
         for block in blocks:
             shard = shards[block & last]
             owners = shard.get(block)
-            if owners is alone:
+            if owners is single:
                 del shard[block]
             elif owners is not None:
                 if owners is not was:
                     self._count(was, will, moved)
-                    was, will, moved = owners, self._one(owners.slots & ~alone.slots), 0
+                    was, will, moved = owners, self._without(owners, slot), 0
                 if will is not owners:
                     shard[block] = will
                     moved += 1
         self._count(was, will, moved)
 
-    def strip(self, number: int, slots: int) -> int:
-        """Takes these slots out of one shard; returns how many blocks it looked at."""
+    def strip(self, number: int, slots: Sequence[int]) -> int:
+        """Takes a set of slots (in parts) out of one shard; returns how many blocks it looked at."""
         shard = self.shards[number]
         looked_at = len(shard)
-        for block, owners in [(block, owners) for block, owners in shard.items() if owners.slots & slots]:
-            rest = owners.slots & ~slots
-            if rest:
-                shard[block] = left = self._one(rest)
-                self._count(owners, left, 1)
-            else:
+        left: dict[Owners, Owners | None] = {}
+        for block, owners in list(shard.items()):
+            if owners not in left:
+                left[owners] = self._stripped(owners, common(owners.slots, slots))
+            rest = left[owners]
+            if rest is None:
                 del shard[block]
                 self._uncount(owners, 1)
+            elif rest is not owners:
+                shard[block] = rest
+                self._count(owners, rest, 1)
         return looked_at
+
+    def _stripped(self, owners: Owners, slots: Parts) -> Owners | None:
+        for slot in members(slots):
+            if owners is self.single(slot):
+                return None
+            owners = self._without(owners, slot)
+        return owners
 
     def tidy(self, shards: int) -> None:
         """Gives room back that the next ``shards`` shards don't need: dicts only ever grow by themselves."""
@@ -106,13 +128,24 @@ class BlockTable:
                 self.shards[number & self.last] = {**shard}  # natively dict(shard) has as much room as before
         self._tidied = self._tidied + shards & self.last
 
-    def _one(self, slots: int) -> Owners:
-        """The object that stands for this set."""
-        known = self._sets.get(slots)
+    def _with(self, owners: Owners, slot: int) -> Owners:
+        """The object that stands for this set and one more slot."""
+        if has(owners.slots, slot):
+            return owners
+        key = owners.key ^ self._single[slot].key
+        known = self._sets.get(key)
         if known is None:
-            if not slots & slots - 1:
-                return self.single(slots.bit_length() - 1)
-            known = self._sets[slots] = Owners(slots)
+            known = self._sets[key] = Owners(key, with_slot(owners.slots, slot))
+        return known
+
+    def _without(self, owners: Owners, slot: int) -> Owners:
+        """The object that stands for this set, which is not of just that slot, without it."""
+        if not has(owners.slots, slot):
+            return owners
+        key = owners.key ^ self._single[slot].key
+        known = self._sets.get(key)
+        if known is None:
+            known = self._sets[key] = Owners(key, without_slot(owners.slots, slot))
         return known
 
     def _count(self, was: Owners, will: Owners, moved: int) -> None:
@@ -124,17 +157,19 @@ class BlockTable:
     def _uncount(self, owners: Owners, blocks: int) -> None:
         """So many blocks have the set no longer; one that no block has is forgotten."""
         owners.blocks -= blocks
-        if not owners.blocks and self._sets.get(owners.slots) is owners:
-            del self._sets[owners.slots]
+        if not owners.blocks:
+            self._sets.pop(owners.key, None)
 
     def check(self) -> None:
         """Raises AssertionError where a set is not the one object for it, or its blocks are miscounted; for tests."""
-        uses: dict[int, int] = {}
+        uses: dict[Owners, int] = {}
         for number, shard in enumerate(self.shards):
             for block, owners in shard.items():
                 assert block & self.last == number, block  # noqa: S101
-                assert self._one(owners.slots) is owners, block  # noqa: S101
-                uses[owners.slots] = uses.get(owners.slots, 0) + 1
-        for slots, owners in self._sets.items():
-            assert owners.slots == slots, slots  # noqa: S101
-            assert uses.get(slots, 0) == owners.blocks > 0, (slots, owners.blocks)  # noqa: S101
+                assert owners.slots, block  # noqa: S101
+                uses[owners] = uses.get(owners, 0) + 1
+        for key, owners in self._sets.items():
+            assert owners.key == key, owners.slots  # noqa: S101
+            assert owners in self._single or uses.get(owners, 0) == owners.blocks > 0, owners.slots  # noqa: S101
+        assert uses.keys() <= set(self._sets.values())  # noqa: S101
+        assert len({owners.slots for owners in self._sets.values()}) == len(self._sets)  # noqa: S101

@@ -27,7 +27,7 @@ _GAMMA = 0x9E3779B97F4A7C15
 _SEED = 0x5E60E0B10C4A5111
 
 
-def _splitmix(place: int) -> int:
+def splitmix(place: int) -> int:
     """The number at a place of the splitmix64 sequence (Steele, Lea, Flood: Fast splittable pseudorandom number
     generators, 2014)."""
     z = (_SEED + place * _GAMMA) & WORD
@@ -36,14 +36,14 @@ def _splitmix(place: int) -> int:
     return z ^ z >> 31
 
 
-STEP = _splitmix(0) & ~7 | 5  # 5 mod 8: its powers repeat only after 2^58
-START = _splitmix(1)  # so that a block of zeros is something too
+STEP = splitmix(0) & ~7 | 5  # 5 mod 8: its powers repeat only after 2^58
+START = splitmix(1)  # so that a block of zeros is something too
 
 
 @cache
 def coefficients(block_size: int) -> tuple[int, ...]:
     """One odd number of 64 bits for each place in a block, so that any single token that differs shows."""
-    return tuple(_splitmix(2 + place) | 1 for place in range(block_size))
+    return tuple(splitmix(2 + place) | 1 for place in range(block_size))
 
 
 def root(model: str, adapter: str = "", salt: str = "") -> int:

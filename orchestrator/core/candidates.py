@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from orchestrator.core.fleet import Pool, WorkerView
 from orchestrator.core.matches import Matches
 from orchestrator.core.session import Session
+from orchestrator.core.slot_sets import top
 
 if TYPE_CHECKING:
     from random import Random
@@ -37,7 +38,7 @@ def bounded(pool: Pool, matches: Matches, rng: Random, extra: Sequence[WorkerVie
     chosen = list(extra)
     taken = {view.slot for view in extra}
     if matches:
-        start = int(rng.random() * pool.slots.bit_length())  # among many equals it is not always the first
+        start = int(rng.random() * top(pool.slots))  # among many equals it is not always the first
         for slot in matches.holders(pool.slots, MOST_HOLDERS, start):
             if slot not in taken:
                 taken.add(slot)

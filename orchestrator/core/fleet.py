@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from orchestrator.core.cost import CostModel, Peers
 from orchestrator.core.prefix import PrefixIndex
+from orchestrator.core.slot_sets import put, take
 from orchestrator.core.spec import Role
 from orchestrator.core.timing import Timing
 from orchestrator.core.types import Load, WorkerInfo
@@ -78,14 +79,14 @@ class Pool:
     def __init__(self) -> None:
         self.version = 0
         self.views: list[WorkerView] = []
-        self.slots = 0
+        self.slots: list[int] = []  # see ``slot_sets``
         self.by_slot: dict[int, WorkerView] = {}
 
     def add(self, view: WorkerView) -> None:
         self.version += 1
         view.place = len(self.views)
         self.views.append(view)
-        self.slots |= 1 << view.slot
+        put(self.slots, view.slot)
         self.by_slot[view.slot] = view
 
     def remove(self, view: WorkerView) -> None:
@@ -98,7 +99,7 @@ class Pool:
             self.views[view.place] = last
             last.place = view.place
         view.place = -1
-        self.slots &= ~(1 << view.slot)
+        take(self.slots, view.slot)
         del self.by_slot[view.slot]
 
 

@@ -1,37 +1,11 @@
-"""How much of one prompt workers hold, as sets of workers: the bits of integers, by their slots in the prefix index."""
+"""How much of one prompt workers hold, as sets of workers: their slots in the prefix index."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from types import MappingProxyType
 
-_FEW = 4  # bits that are quicker found one by one
-_WINDOW_BITS = 960
-_WINDOW = (1 << _WINDOW_BITS) - 1
-
-
-def slots_of(mask: int) -> Sequence[int]:
-    """The bits that are set."""
-    if mask.bit_count() > _FEW:
-        return _many_slots(mask)
-    found = []
-    while mask:
-        highest = mask.bit_length() - 1
-        found.append(highest)
-        mask ^= 1 << highest
-    return found
-
-
-@lru_cache(512)  # the same sets come again and again
-def _many_slots(mask: int) -> Sequence[int]:
-    bits = bin(mask)[:1:-1]
-    found = []
-    place = bits.find("1")
-    while place >= 0:
-        found.append(place)
-        place = bits.find("1", place + 1)
-    return found
+from orchestrator.core.slot_sets import Parts, gather, has, members
 
 
 class Matches:
@@ -44,7 +18,7 @@ class Matches:
     __slots__ = ("_known", "levels", "on_their_way")
 
     def __init__(
-        self, levels: Sequence[tuple[int, int]] = (), on_their_way: Mapping[int, int] = MappingProxyType({})
+        self, levels: Sequence[tuple[int, Parts]] = (), on_their_way: Mapping[int, int] = MappingProxyType({})
     ) -> None:
         self.levels = levels
         self.on_their_way = on_their_way
@@ -59,27 +33,25 @@ class Matches:
         known = self._known.get(slot)
         if known is not None:
             return known
-        if not self.levels or not self.levels[-1][1] >> slot & 1:  # mostly, in a large fleet
+        if not self.levels or not has(self.levels[-1][1], slot):  # mostly, in a large fleet
             return 0
-        return next(length for length, slots in self.levels if slots >> slot & 1)
+        return next(length for length, slots in self.levels if has(slots, slot))
 
-    def holders(self, within: int, at_most: int, start: int = 0) -> list[int]:
-        """Up to ``at_most`` slots of the mask ``within`` that hold something, longest match first.
+    def holders(self, within: Sequence[int], at_most: int, start: int = 0) -> list[int]:
+        """Up to ``at_most`` slots of the set ``within`` that hold something, longest match first.
 
         Among equals those from ``start`` on come first, so that a caller can let them take turns.
         """
         found: list[int] = []
-        for slot in sorted(self.on_their_way, key=self.blocks, reverse=True) if self.on_their_way else ():
-            if len(found) < at_most and within >> slot & 1:
-                found.append(slot)
+        if self.on_their_way:
+            for slot in sorted(self.on_their_way, key=self.blocks, reverse=True):
+                if len(found) < at_most and has(within, slot):
+                    found.append(slot)
         for length, slots in self.levels:
-            if len(found) == at_most:
-                break
-            here = slots & within
             first = len(found)
-            _lowest(here >> start, start, at_most, found)
-            if len(found) < at_most and start:
-                _lowest(here & (1 << start) - 1, 0, at_most, found)
+            if first == at_most:
+                break
+            gather(slots, within, start, at_most, found)
             for slot in found[first:]:
                 self._known[slot] = length
         return found
@@ -87,31 +59,12 @@ class Matches:
     def scores(self) -> dict[int, int]:
         """Every slot that holds something, and how many leading blocks."""
         found: dict[int, int] = {}
-        longer = 0
+        longer: Parts = ()
         for length, slots in self.levels:
-            found.update(dict.fromkeys(slots_of(slots ^ longer), length))
+            found.update(dict.fromkeys(members(slots, longer), length))
             longer = slots
         found.update(self.on_their_way)
         return found
 
 
 NO_MATCHES = Matches()
-
-
-def _lowest(mask: int, base: int, at_most: int, found: list[int]) -> None:
-    """Appends ``base`` and the place of each bit that is set, lowest first, if it isn't in yet, until ``at_most`` are.
-
-    With thousands of workers each look at the whole mask costs, so most are at a window of it.
-    """
-    while mask:
-        window = mask & _WINDOW
-        while window:
-            if len(found) == at_most:
-                return
-            lowest = window & -window
-            slot = base + lowest.bit_length() - 1
-            if slot not in found:
-                found.append(slot)
-            window ^= lowest
-        mask >>= _WINDOW_BITS
-        base += _WINDOW_BITS

@@ -1,7 +1,7 @@
 """Which worker's prefix cache holds how much of a prompt.
 
 A block is known by a hash over all tokens up to its end (``blocks``). For each hash the index keeps the set of workers
-that have it, as the bits of an integer: a worker's bit is its *slot*. What a worker has is closed: with a block come
+that have it, by their *slots*, small numbers. What a worker has is closed: with a block come
 all blocks before it. So along a prompt the sets only shrink, and where they do is found by bisection.
 
 What a worker has: what it said (``changed``). Where more of a prompt is on its way to some worker than any has yet
@@ -19,14 +19,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
-from orchestrator.core.block_table import BlockTable, Owners
+from orchestrator.core.block_table import BlockTable
 from orchestrator.core.in_flight import InFlight
 from orchestrator.core.matches import NO_MATCHES, Matches
 from orchestrator.core.recent import Recent
+from orchestrator.core.slot_sets import Parts, common, has, members, put, take
 
 _SHARDS = 64  # each with what describes it in a cache line or two; more would cost a look at memory
 _SWEEP = 32_768  # blocks that one call looks at for those who left: about a millisecond
 _VISIT = 16  # what a visit to a shard costs, in blocks
+_NOBODY: Parts = ()
 
 
 @dataclass(slots=True)
@@ -59,12 +61,11 @@ class PrefixIndex:
         self._table = BlockTable(shards)
         self._in_flight = InFlight()
         self._workers: dict[int, _Worker] = {}
-        self._visible = 0  # slots that are joined and clean
+        self._visible: list[int] = []  # slots that are joined and clean
         self._free: list[int] = []
         self._slots = 0
-        self._used = 0  # slots that may be in the table
         self._dirty: dict[int, int] = {}  # slot -> shards in which it may still be
-        self._dirty_mask = 0
+        self._soiled: list[int] = []  # the same, as a set
         self._at = 0  # the shard that is swept next
         self._sweep_blocks = sweep
 
@@ -84,14 +85,15 @@ class PrefixIndex:
         recent = None if capacity is None else Recent(self._table, slot, capacity)
         self._workers[slot] = _Worker(recent)
         self._table.single(slot)  # made now, and not on the way of some request
-        self._visible |= 1 << slot
+        put(self._visible, slot)
         return slot
 
     def leave(self, slot: int) -> None:
         """The worker is gone, and its entries with it. The slot is given to another once it is swept out."""
-        if self._workers.pop(slot, None) is not None:
+        worker = self._workers.pop(slot, None)
+        if worker is not None:
             self._in_flight.leave(slot)
-            self._soil(slot)
+            self._soil(slot, used=worker.used)
             self._sweep()
 
     def changed(
@@ -122,7 +124,7 @@ class PrefixIndex:
         elif worker.waiting is not None:
             worker.waiting.routed.append(blocks)
         else:
-            self._remember(slot, worker.recent, blocks)
+            self._remember(worker, worker.recent, blocks)
         self._sweep()
 
     def settled(self, slot: int, blocks: Sequence[int]) -> None:
@@ -137,28 +139,31 @@ class PrefixIndex:
         shards, last = self._table.shards, self._table.last
         visible, hidden = self._visible, bool(self._dirty)  # with none hidden, sets that are equal are one object
         block = blocks[0]
-        here = shards[block & last].get(block)
-        levels: list[tuple[int, int]] = []
+        owners = shards[block & last].get(block)
+        here = _NOBODY if owners is None else owners.slots
+        if hidden:
+            here = common(here, visible)
+        levels: list[tuple[int, Parts]] = []
         place = 0
         # Right ends of stretches further right, nearest last, and who has those; a stretch with one set at both ends
         # has it all along.
-        ends = [len(blocks)]
-        sets: list[Owners | None] = [None]
-        while here is not None:
+        ends, sets = [len(blocks)], [_NOBODY]
+        while here:
             end, there = ends.pop(), sets.pop()
-            while there is not here and not (hidden and there is not None and not (here.slots ^ there.slots) & visible):
+            while there is not here and not (hidden and there == here):
                 if end - place == 1:
-                    levels.append((end, here.slots))
+                    levels.append((end, here))
                     here = there
                     break
                 ends.append(end)
                 sets.append(there)
                 end = place + end >> 1
                 block = blocks[end]
-                there = shards[block & last].get(block)
+                owners = shards[block & last].get(block)
+                there = _NOBODY if owners is None else owners.slots
+                if hidden:
+                    there = common(there, visible)
             place = end
-        if hidden:
-            levels = [(end, slots & visible) for end, slots in levels if slots & visible]
         levels.reverse()
         on_their_way = self._in_flight.longer(blocks, levels[0][0] if levels else 0)
         return Matches(levels, on_their_way) if levels or on_their_way else NO_MATCHES
@@ -167,42 +172,37 @@ class PrefixIndex:
         if removed:
             self._table.discard(removed, slot)
         if stored:
-            self._use(slot, worker)
+            worker.used = True
             self._table.add(stored, slot)
         self._table.tidy((len(stored) + len(removed) >> 3) + 1)
 
-    def _use(self, slot: int, worker: _Worker) -> None:
-        if not worker.used:
-            worker.used = True
-            self._used |= 1 << slot
-
-    def _remember(self, slot: int, recent: Recent, blocks: Sequence[int]) -> None:
-        self._used |= 1 << slot
+    def _remember(self, worker: _Worker, recent: Recent, blocks: Sequence[int]) -> None:
+        worker.used = True
         recent.routed(blocks)
         self._table.tidy((len(blocks) >> 3) + 1)
 
     def _clear(self, slot: int, worker: _Worker) -> None:
         if worker.waiting is not None:
             worker.waiting = _Waiting()
-        elif self._used >> slot & 1:
+        elif worker.used:
             if worker.recent is not None:
                 worker.recent.forget()
             worker.waiting = _Waiting()
-            self._soil(slot)
+            self._soil(slot, used=True)
 
-    def _soil(self, slot: int) -> None:
+    def _soil(self, slot: int, *, used: bool) -> None:
         """The slot is not looked at until it is swept out."""
-        self._visible &= ~(1 << slot)
+        take(self._visible, slot)
         self._dirty[slot] = len(self._table.shards)
-        self._dirty_mask |= 1 << slot
-        if not self._used >> slot & 1:
+        put(self._soiled, slot)
+        if not used:
             self._clean(slot)
 
     def _sweep(self) -> None:
         """A slice of what is to be swept out."""
         budget = self._sweep_blocks
         while self._dirty and budget > 0:
-            budget -= self._table.strip(self._at, self._dirty_mask) + _VISIT
+            budget -= self._table.strip(self._at, self._soiled) + _VISIT
             self._table.tidy(1)
             self._at = self._at + 1 & self._table.last
             for slot, left in list(self._dirty.items()):
@@ -212,19 +212,18 @@ class PrefixIndex:
 
     def _clean(self, slot: int) -> None:
         del self._dirty[slot]
-        self._dirty_mask &= ~(1 << slot)
-        self._used &= ~(1 << slot)
+        take(self._soiled, slot)
         worker = self._workers.get(slot)
         if worker is None:
             heappush(self._free, slot)
             return
         waiting, worker.waiting, worker.used = worker.waiting or _Waiting(), None, False
-        self._visible |= 1 << slot
+        put(self._visible, slot)
         for removed, stored in waiting.news:
             self._take(slot, worker, removed, stored)
         for blocks in waiting.routed:
             if worker.recent is not None:
-                self._remember(slot, worker.recent, blocks)
+                self._remember(worker, worker.recent, blocks)
 
     def check(self) -> None:
         """Raises AssertionError where the books don't balance; for tests."""
@@ -232,11 +231,13 @@ class PrefixIndex:
         self._in_flight.check()
         for slot, worker in self._workers.items():
             clean = worker.waiting is None
-            assert clean == (slot not in self._dirty) == bool(self._visible >> slot & 1), slot  # noqa: S101
+            assert clean == (slot not in self._dirty) == has(self._visible, slot), slot  # noqa: S101
             if clean and worker.recent is not None:
                 worker.recent.check()
+        used = {slot for slot, worker in self._workers.items() if worker.used} | self._dirty.keys()
         for shard in self._table.shards:
             for block, owners in shard.items():
-                assert not owners.slots & ~self._used, block  # noqa: S101
-        assert not self._visible & self._dirty_mask  # noqa: S101
+                assert used.issuperset(members(owners.slots)), block  # noqa: S101
+        assert not common(self._visible, self._soiled)  # noqa: S101
+        assert set(members(self._soiled)) == self._dirty.keys()  # noqa: S101
         assert not set(self._free) & (self._workers.keys() | self._dirty.keys())  # noqa: S101

@@ -32,5 +32,5 @@ class Recent:
 
     def check(self) -> None:
         """Raises AssertionError where the table does not say the same; for tests."""
-        assert all(self._table.get(block) >> self._slot & 1 for block in self._blocks), self._slot  # noqa: S101
+        assert all(self._table.has(block, self._slot) for block in self._blocks), self._slot  # noqa: S101
         assert len(self._blocks) <= self._capacity, self._slot  # noqa: S101

@@ -1,0 +1,127 @@
+"""Sets of small numbers, here the slots of a prefix index, as the bits of integers.
+
+A fleet has thousands of slots, and an integer with a bit for each is slow to shift, to hash and to copy for the sake of
+one of them. So the bits are in parts: whoever asks about a slot looks at one part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+Parts = tuple[int, ...]
+"""The set as a value: the bits of slots 0 to 1023, of 1024 to 2047 ...; the last part is not 0, so that equal sets are
+equal."""
+
+SHIFT = 10
+PART = 1 << SHIFT
+_LAST = PART - 1
+_FEW = 4  # bits that are quicker found one by one
+
+
+def has(parts: Sequence[int], slot: int) -> bool:
+    part = slot >> SHIFT
+    return part < len(parts) and bool(parts[part] >> (slot & _LAST) & 1)
+
+
+def put(parts: list[int], slot: int) -> None:
+    """Into a set that changes."""
+    part = slot >> SHIFT
+    while len(parts) <= part:
+        parts.append(0)
+    parts[part] |= 1 << (slot & _LAST)
+
+
+def take(parts: list[int], slot: int) -> None:
+    """Out of a set that changes; it may not be there."""
+    if has(parts, slot):
+        parts[slot >> SHIFT] ^= 1 << (slot & _LAST)
+        while parts and not parts[-1]:
+            parts.pop()
+
+
+def alone(slot: int) -> Parts:
+    """The set of one."""
+    return (*[0] * (slot >> SHIFT), 1 << (slot & _LAST))
+
+
+def with_slot(parts: Parts, slot: int) -> Parts:
+    changed = list(parts)
+    put(changed, slot)
+    return tuple(changed)
+
+
+def without_slot(parts: Parts, slot: int) -> Parts:
+    changed = list(parts)
+    take(changed, slot)
+    return tuple(changed)
+
+
+def common(parts: Sequence[int], others: Sequence[int]) -> Parts:
+    """What is in both."""
+    both = [parts[place] & others[place] for place in range(min(len(parts), len(others)))]
+    while both and not both[-1]:
+        both.pop()
+    return tuple(both)
+
+
+def top(parts: Sequence[int]) -> int:
+    """One more than the highest slot."""
+    return (len(parts) - 1 << SHIFT) + parts[-1].bit_length() if parts else 0
+
+
+def gather(parts: Sequence[int], within: Sequence[int], start: int, most: int, found: list[int]) -> None:
+    """Appends slots that are in both, if they aren't in ``found`` yet, until that has ``most``: from ``start`` on, and
+    then from 0."""
+    count = min(len(parts), len(within))
+    first, bit = start >> SHIFT, start & _LAST
+    if first >= count:
+        first = bit = 0
+    for turn in range(count + 1 if count else 0):
+        part = (first + turn) % count
+        here = parts[part] & within[part]
+        if turn == 0:
+            here = here >> bit << bit
+        elif turn == count:
+            here &= (1 << bit) - 1
+        while here:
+            if len(found) == most:
+                return
+            lowest = here & -here
+            slot = (part << SHIFT) + lowest.bit_length() - 1
+            if slot not in found:
+                found.append(slot)
+            here ^= lowest
+
+
+def members(parts: Sequence[int], but: Sequence[int] = ()) -> list[int]:
+    """All slots that are not in ``but``, which is a part of the set."""
+    found: list[int] = []
+    for part, bits in enumerate(parts):
+        rest = bits ^ but[part] if part < len(but) else bits
+        base = part << SHIFT
+        found += [base + slot for slot in _bits(rest)] if base else _bits(rest)
+    return found
+
+
+def _bits(mask: int) -> Sequence[int]:
+    """The bits that are set."""
+    if mask.bit_count() > _FEW:
+        return _many_bits(mask)
+    found = []
+    while mask:
+        highest = mask.bit_length() - 1
+        found.append(highest)
+        mask ^= 1 << highest
+    return found
+
+
+@lru_cache(512)  # the same sets come again and again
+def _many_bits(mask: int) -> Sequence[int]:
+    bits = bin(mask)[:1:-1]
+    found = []
+    place = bits.find("1")
+    while place >= 0:
+        found.append(place)
+        place = bits.find("1", place + 1)
+    return found
