@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from orchestrator.core.blocks import splitmix
-from orchestrator.core.slot_sets import Parts, alone, common, has, members, with_slot, without_slot
+from orchestrator.core.slot_sets import Parts, alone, common, difference, has, members, with_slot, without_slot
 
 _ROOM = 64  # bytes of dict a block; a key takes 32 more. Freshly grown it takes 60 at most, after much churn 120
 _ALWAYS = 1 << 60  # a count that never comes to 0
@@ -114,11 +114,17 @@ class BlockTable:
         return looked_at
 
     def _stripped(self, owners: Owners, slots: Parts) -> Owners | None:
+        """What is left of a set that some block has; None if nothing is."""
+        key = owners.key
         for slot in members(slots):
-            if owners is self.single(slot):
-                return None
-            owners = self._without(owners, slot)
-        return owners
+            key ^= self._single[slot].key
+        left = difference(owners.slots, slots)
+        if not left:
+            return None
+        known = self._sets.get(key)
+        if known is None:
+            known = self._sets[key] = Owners(key, left)
+        return known
 
     def tidy(self, shards: int) -> None:
         """Gives room back that the next ``shards`` shards don't need: dicts only ever grow by themselves."""

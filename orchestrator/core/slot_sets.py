@@ -65,6 +65,14 @@ def common(parts: Sequence[int], others: Sequence[int]) -> Parts:
     return tuple(both)
 
 
+def difference(parts: Sequence[int], others: Sequence[int]) -> Parts:
+    """What is in the first only."""
+    rest = [bits & ~others[place] if place < len(others) else bits for place, bits in enumerate(parts)]
+    while rest and not rest[-1]:
+        rest.pop()
+    return tuple(rest)
+
+
 def top(parts: Sequence[int]) -> int:
     """One more than the highest slot."""
     return (len(parts) - 1 << SHIFT) + parts[-1].bit_length() if parts else 0

@@ -9,6 +9,7 @@ from orchestrator.core.slot_sets import (
     PART,
     alone,
     common,
+    difference,
     gather,
     has,
     members,
@@ -37,6 +38,7 @@ def test_they_are_sets(one: set[int], other: set[int], slot: int) -> None:
     assert with_slot(parts(one), slot) == parts(one | {slot})
     assert without_slot(parts(one), slot) == parts(one - {slot})
     assert common(parts(one), parts(other)) == parts(one & other)
+    assert difference(parts(one), parts(other)) == parts(one - other)
     assert set(members(parts(one | other), parts(other))) == one - other
     assert top(parts(one)) == max(one, default=-1) + 1
     assert alone(slot) == parts({slot})
