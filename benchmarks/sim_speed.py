@@ -19,6 +19,7 @@ import time
 from typing import Any
 
 from orchestrator import config
+from orchestrator.compiled import is_compiled
 from orchestrator.core.spec import ClusterSpec, Role
 from orchestrator.sim.run import Options, simulate
 from orchestrator.sim.traces import Limits, offers
@@ -89,7 +90,8 @@ def main() -> int:
                 f"  {run['wall_seconds']:.2f} s wall, {run['cpu_seconds']:.2f} s CPU: {each:.1f} us a request "
                 f"(requests made in {run['making_seconds']:.2f} s)"
             )
-        print(f"{ratio:.2f} times real time, {megabytes:.0f} MB; {'met' if ratio >= 1 else 'missed'}")
+        core = "native" if is_compiled() else "interpreted"
+        print(f"{ratio:.2f} times real time, {megabytes:.0f} MB, core: {core}; {'met' if ratio >= 1 else 'missed'}")
     return 0 if ratio >= 1 else 1
 
 
