@@ -17,6 +17,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 PROTO = "orchestrator/proto"
 COMPILE = "scripts/compile.py"
+COMPILE_SECONDS = 1500  # its own bound on the compiler is shorter, and says more
 NO_TOOLS = 3  # its exit code where there is nothing to compile with
 TOOLS = ["mypy>=2.4,<3", "setuptools>=78"]
 
@@ -38,7 +39,7 @@ class BuildHook(BuildHookInterface):
         self._folder = tempfile.TemporaryDirectory(prefix="segue-native-")  # gone with this hook, after packing
         native = Path(self._folder.name)
         command = [sys.executable, str(Path(self.root, COMPILE)), "--into", str(native)]
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_SECONDS)
         if done.returncode == NO_TOOLS and _wanted() != "1":
             self.app.display_warning(f"this wheel has no compiled core and decides at half the speed: {_last(done)}")
         elif done.returncode:

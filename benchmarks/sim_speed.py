@@ -5,7 +5,7 @@
 Requests arrive at random, ``rate`` a second for each replica, with prompts of 512 tokens and answers of 128 on average;
 four of five prompts begin with one of a hundred fronts of 256 tokens (the simulator's default load). Timed is the run
 itself, brains, engines, network and all; making the requests is shown beside it. The best of a few runs counts, as
-whatever else the machine does only ever adds. Ends with 1 if that is below real time.
+whatever else the machine does only ever adds. Ends with 1 if that is below real time: ``make compile`` comes first.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from orchestrator.core.blocks import splitmix
-from orchestrator.core.slot_sets import Parts, alone, common, difference, has, members, with_slot, without_slot
+from orchestrator.core.slot_sets import Parts, alone, common, difference, flipped, has, members
 
 _ROOM = 64  # bytes of dict a block; a key takes 32 more. Freshly grown it takes 60 at most, after much churn 120
 _ALWAYS = 1 << 60  # a count that never comes to 0
@@ -71,7 +71,7 @@ class BlockTable:
                 continue
             if owners is not was:
                 self._count(was, will, moved)
-                was, will, moved = owners, self._with(owners, slot), 0
+                was, will, moved = owners, owners if has(owners.slots, slot) else self._flipped(owners, slot), 0
             if will is not owners:
                 shard[block] = will
                 moved += 1
@@ -90,7 +90,7 @@ class BlockTable:
             elif owners is not None:
                 if owners is not was:
                     self._count(was, will, moved)
-                    was, will, moved = owners, self._without(owners, slot), 0
+                    was, will, moved = owners, self._flipped(owners, slot) if has(owners.slots, slot) else owners, 0
                 if will is not owners:
                     shard[block] = will
                     moved += 1
@@ -100,31 +100,30 @@ class BlockTable:
         """Takes a set of slots (in parts) out of one shard; returns how many blocks it looked at."""
         shard = self.shards[number]
         looked_at = len(shard)
-        left: dict[Owners, Owners | None] = {}
-        for block, owners in list(shard.items()):
-            if owners not in left:
-                left[owners] = self._stripped(owners, common(owners.slots, slots))
+        left = {owners: self._left(owners, gone) for owners, gone in self._touched(shard, slots)}
+        for block, owners in [(block, owners) for block, owners in shard.items() if owners in left] if left else ():
             rest = left[owners]
             if rest is None:
                 del shard[block]
                 self._uncount(owners, 1)
-            elif rest is not owners:
+            else:
                 shard[block] = rest
                 self._count(owners, rest, 1)
         return looked_at
 
-    def _stripped(self, owners: Owners, slots: Parts) -> Owners | None:
+    @staticmethod
+    def _touched(shard: dict[int, Owners], slots: Sequence[int]) -> list[tuple[Owners, Parts]]:
+        """The sets in it that have any of these slots, and which."""
+        found = ((owners, common(owners.slots, slots)) for owners in dict.fromkeys(shard.values()))
+        return [(owners, gone) for owners, gone in found if gone]
+
+    def _left(self, owners: Owners, gone: Parts) -> Owners | None:
         """What is left of a set that some block has; None if nothing is."""
         key = owners.key
-        for slot in members(slots):
+        for slot in members(gone):
             key ^= self._single[slot].key
-        left = difference(owners.slots, slots)
-        if not left:
-            return None
-        known = self._sets.get(key)
-        if known is None:
-            known = self._sets[key] = Owners(key, left)
-        return known
+        left = difference(owners.slots, gone)
+        return (self._sets.get(key) or self._new(key, left)) if left else None
 
     def tidy(self, shards: int) -> None:
         """Gives room back that the next ``shards`` shards don't need: dicts only ever grow by themselves."""
@@ -134,25 +133,14 @@ class BlockTable:
                 self.shards[number & self.last] = {**shard}  # natively dict(shard) has as much room as before
         self._tidied = self._tidied + shards & self.last
 
-    def _with(self, owners: Owners, slot: int) -> Owners:
-        """The object that stands for this set and one more slot."""
-        if has(owners.slots, slot):
-            return owners
+    def _flipped(self, owners: Owners, slot: int) -> Owners:
+        """The object that stands for this set with one slot more, or with one less of several."""
         key = owners.key ^ self._single[slot].key
-        known = self._sets.get(key)
-        if known is None:
-            known = self._sets[key] = Owners(key, with_slot(owners.slots, slot))
-        return known
+        return self._sets.get(key) or self._new(key, flipped(owners.slots, slot))
 
-    def _without(self, owners: Owners, slot: int) -> Owners:
-        """The object that stands for this set, which is not of just that slot, without it."""
-        if not has(owners.slots, slot):
-            return owners
-        key = owners.key ^ self._single[slot].key
-        known = self._sets.get(key)
-        if known is None:
-            known = self._sets[key] = Owners(key, without_slot(owners.slots, slot))
-        return known
+    def _new(self, key: int, slots: Parts) -> Owners:
+        made = self._sets[key] = Owners(key, slots)
+        return made
 
     def _count(self, was: Owners, will: Owners, moved: int) -> None:
         """So many blocks had one set and have another now."""

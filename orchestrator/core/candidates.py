@@ -43,10 +43,7 @@ def bounded(pool: Pool, matches: Matches, rng: Random, extra: Sequence[WorkerVie
             if slot not in taken:
                 taken.add(slot)
                 chosen.append(pool.by_slot[slot])
-    for view in sample(views, SAMPLE, rng):
-        if view.slot not in taken:
-            chosen.append(view)
-    return chosen
+    return chosen + [view for view in sample(views, SAMPLE, rng) if view.slot not in taken]
 
 
 def sample(views: Sequence[WorkerView], count: int, rng: Random) -> Sequence[WorkerView]:

@@ -38,7 +38,6 @@ class WorkerView:
     timing: Timing = field(default_factory=Timing)
     load: Load = field(default_factory=Load)
     draining: bool = False
-    gone: bool = False
     heard_at: float = 0.0
     busy_until: float = 0.0  # it said that it is full: not to be asked again before
     adapters: frozenset[str] | None = None  # that it serves; None while it does not say
@@ -159,7 +158,6 @@ class Fleet:
         view = self._workers.pop(worker_id, None)
         if view is None:
             return []
-        view.gone = True
         self.pool(view.info.model, view.info.role).remove(view)
         self.index(view.info.model).leave(view.slot)
         return list(view.claims)

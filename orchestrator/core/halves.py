@@ -113,7 +113,7 @@ class Halves:
                 self._fleet.left(worker_id, session.request_id)
         self._by_wire.pop(session.decode_wire, None)
         for view in self._expected.pop(session.request_id, ()):
-            if not view.gone:  # else what was expected went with the worker
+            if self._fleet.get(view.info.worker_id) is view:  # else what was expected went with the worker
                 self._fleet.index(session.model).settled(view.slot, session.blocks)
 
     # ---- KV that nobody collects

@@ -9,7 +9,7 @@ to be taken back block by block when it has arrived.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import islice
 
 MOST = 8  # prompts that are looked at a mark: the newest, as what was sent first is there first
@@ -51,8 +51,7 @@ class InFlight:
             return
         prompt = prompts[id(blocks)] = _Prompt(slot, blocks)
         marks = self._marks
-        mark = 1
-        while mark <= length:
+        for mark in _marks(length):
             block = blocks[mark - 1]
             marked = marks.get(block)
             if marked is None:
@@ -61,7 +60,6 @@ class InFlight:
                 marks[block] = {marked: None, prompt: None}
             else:
                 marked[prompt] = None
-            mark <<= _APART
 
     def remove(self, slot: int, blocks: Sequence[int]) -> None:
         """The opposite, with the same object. One that is not there is no error: its worker may be gone."""
@@ -102,9 +100,7 @@ class InFlight:
 
     def _unmark(self, prompt: _Prompt) -> None:
         marks, blocks = self._marks, prompt.blocks
-        length = len(blocks)
-        mark = 1
-        while mark <= length:
+        for mark in _marks(len(blocks)):
             block = blocks[mark - 1]
             marked = marks[block]
             if isinstance(marked, _Prompt):
@@ -113,7 +109,6 @@ class InFlight:
                 del marked[prompt]
                 if not marked:
                     del marks[block]
-            mark <<= _APART
 
     def check(self) -> None:
         """Raises AssertionError where marks are not those of the prompts; for tests."""
@@ -132,11 +127,11 @@ class InFlight:
         assert all(prompt.times > 0 for _, prompt in expected)  # noqa: S101
 
 
-def _marks(length: int) -> Iterator[int]:
-    mark = 1
-    while mark <= length:
-        yield mark
-        mark <<= _APART
+_ALL_MARKS = tuple(1 << bit for bit in range(0, 40, _APART))
+
+
+def _marks(length: int) -> Sequence[int]:
+    return _ALL_MARKS[: -(-length.bit_length() // _APART)]
 
 
 def _shared(blocks: Sequence[int], other: Sequence[int], mark: int) -> int:

@@ -1,8 +1,8 @@
 """Which worker's prefix cache holds how much of a prompt.
 
 A block is known by a hash over all tokens up to its end (``blocks``). For each hash the index keeps the set of workers
-that have it, by their *slots*, small numbers. What a worker has is closed: with a block come
-all blocks before it. So along a prompt the sets only shrink, and where they do is found by bisection.
+that have it, by their *slots*, small numbers. What a worker has is closed: with a block come all blocks before it. So
+along a prompt the sets only shrink, and where they do is found by bisection.
 
 What a worker has: what it said (``changed``). Where more of a prompt is on its way to some worker than any has yet
 (``routed`` until ``settled``, see ``in_flight``), that counts too, so the second of two requests with the same prompt
@@ -26,7 +26,7 @@ from orchestrator.core.recent import Recent
 from orchestrator.core.slot_sets import Parts, common, has, members, put, take
 
 _SHARDS = 64  # each with what describes it in a cache line or two; more would cost a look at memory
-_SWEEP = 32_768  # blocks that one call looks at for those who left: about a millisecond
+_SWEEP = 32_768  # blocks that one call looks at for those who left: up to ten milliseconds where memory is cold
 _VISIT = 16  # what a visit to a shard costs, in blocks
 _NOBODY: Parts = ()
 
@@ -51,8 +51,8 @@ class _Worker:
 class PrefixIndex:
     """One model's index. What is told of a slot that is not joined is ignored: news crosses.
 
-    A block that one or more workers have costs at most 100 bytes, and each distinct set of workers about 200 and one
-    for each 7 slots; a request under way some 300 for each doubling of its blocks; a worker that tells no events about
+    A block that one or more workers have costs at most 100 bytes, and each distinct set of workers about 300 and one
+    for each 7 slots; a request under way some 400, however long its prompt; a worker that tells no events about
     150 for each block of its capacity. All in ``shards`` parts, of which a call sweeps out so many that they hold
     ``sweep`` blocks.
     """

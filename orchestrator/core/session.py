@@ -107,7 +107,7 @@ class Session:
     placed_at: float | None = None
     prefilled_at: float | None = None
     first_token_at: float | None = None
-    history: list[Signal] = field(default_factory=list)
+    history: list[tuple[float, Signal]] = field(default_factory=list)
 
     @property
     def tokens(self) -> int:
@@ -123,7 +123,11 @@ class Session:
 
     def story(self) -> str:
         """The way so far, for people."""
-        return ", ".join(self.history) or "nothing yet"
+        steps, state = [], State.WAITING
+        for at, signal in self.history:
+            steps.append(f"{at:.3f} {state} ({signal})")
+            state = TABLE[state][signal]
+        return " -> ".join(steps)
 
     def advance(self, signal: Signal, now: float) -> None:
         """Moves along the table.
@@ -134,7 +138,7 @@ class Session:
         to = TABLE[self.state].get(signal)
         if to is None:
             raise InvalidTransition(self, signal)
-        self.history.append(signal)
+        self.history.append((now, signal))
         self.state = to
         if signal is Signal.PLACED_APART or signal is Signal.PLACED_TOGETHER:
             self.placed_at = now

@@ -36,8 +36,7 @@ def take(parts: list[int], slot: int) -> None:
     """Out of a set that changes; it may not be there."""
     if has(parts, slot):
         parts[slot >> SHIFT] ^= 1 << (slot & _LAST)
-        while parts and not parts[-1]:
-            parts.pop()
+        _trim(parts)
 
 
 def alone(slot: int) -> Parts:
@@ -45,31 +44,27 @@ def alone(slot: int) -> Parts:
     return (*[0] * (slot >> SHIFT), 1 << (slot & _LAST))
 
 
-def with_slot(parts: Parts, slot: int) -> Parts:
+def flipped(parts: Parts, slot: int) -> Parts:
+    """With the slot if it was not there, without it if it was."""
     changed = list(parts)
-    put(changed, slot)
-    return tuple(changed)
-
-
-def without_slot(parts: Parts, slot: int) -> Parts:
-    changed = list(parts)
-    take(changed, slot)
+    if has(parts, slot):
+        take(changed, slot)
+    else:
+        put(changed, slot)
     return tuple(changed)
 
 
 def common(parts: Sequence[int], others: Sequence[int]) -> Parts:
     """What is in both."""
     both = [parts[place] & others[place] for place in range(min(len(parts), len(others)))]
-    while both and not both[-1]:
-        both.pop()
+    _trim(both)
     return tuple(both)
 
 
 def difference(parts: Sequence[int], others: Sequence[int]) -> Parts:
     """What is in the first only."""
     rest = [bits & ~others[place] if place < len(others) else bits for place, bits in enumerate(parts)]
-    while rest and not rest[-1]:
-        rest.pop()
+    _trim(rest)
     return tuple(rest)
 
 
@@ -110,6 +105,11 @@ def members(parts: Sequence[int], but: Sequence[int] = ()) -> list[int]:
         base = part << SHIFT
         found += [base + slot for slot in _bits(rest)] if base else _bits(rest)
     return found
+
+
+def _trim(parts: list[int]) -> None:
+    while parts and not parts[-1]:
+        parts.pop()
 
 
 def _bits(mask: int) -> Sequence[int]:

@@ -63,8 +63,7 @@ class Feed:
     def put_now(self, event: m.Event) -> None:
         """Before those that wait."""
         try:
-            frame_at = self._frame_at
-            commands = self._step(event, self._clock() if frame_at is None else frame_at)
+            commands = self._step(event, self.now())
         except Exception as error:
             log.error("brain_failed", error, at_event=type(event).__name__)
             self._broken(event)

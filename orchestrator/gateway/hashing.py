@@ -5,12 +5,12 @@ from __future__ import annotations
 from array import array
 from collections.abc import Mapping, Sequence
 from functools import cache, lru_cache
-from types import FunctionType
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from orchestrator.compiled import is_compiled
 from orchestrator.core import blocks
 from orchestrator.core.prompt_blocks import hashes as native_hashes
 
@@ -20,7 +20,7 @@ _START = np.uint64(blocks.START)
 _WORD = "L" if array("L").itemsize == 8 else "Q"  # 64 bits; where there are both, the former is quicker to fill
 _HALF = np.uint64(32)
 _NO_EXTRAS: Mapping[int, int] = {}
-_NATIVE = not isinstance(native_hashes, FunctionType)
+_NATIVE = is_compiled()
 
 
 class Request(Protocol):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import assert_never
+
 from orchestrator.core import messages as m
 from orchestrator.core.spec import Role
 from orchestrator.sim.flight import Desk, Flight
@@ -40,6 +42,8 @@ class Carrier:
             self._transfer(command.prefill_wire_id)
         elif isinstance(command, m.Alert):
             self.alerts += not command.over
+        else:
+            assert_never(command)
 
     def _start_prefill(self, command: m.StartPrefill) -> None:
         flight = self.flights[command.request_id]

@@ -33,9 +33,7 @@ class Clock:
         self._due: list[_Entry] = []  # the present slice, in order
         self._place = 0  # in it, of what comes next
         self._edge = 0  # the slice after it
-        self._ring: list[list[_Entry]] = [
-            [] for _ in range(_SPAN)
-        ]  # that and those to come, each at its number mod SPAN
+        self._ring: list[list[_Entry]] = [[] for _ in range(_SPAN)]  # slices by number, mod SPAN; the present one too
         self._near = 0  # entries in those to come
         self._far: list[_Entry] = []  # a heap: what comes after those
         self._stopped = False

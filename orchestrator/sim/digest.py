@@ -47,8 +47,10 @@ class Digest:
         """One step of a brain; ``subject`` and ``about`` are the event's own numbers."""
         numbers = self._numbers
         self._times.append(now)
-        numbers.append((CODES[type(event)] << 58) ^ (gateway << 48) ^ (subject << 32) ^ about)
+        numbers.append((CODES[type(event)] << 58) + (gateway << 40) + subject)
+        numbers.append(about)
         if commands:
+            numbers.append(len(commands))
             for command in commands:
                 self._command(command)
             if len(numbers) > _CHUNK:

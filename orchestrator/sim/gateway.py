@@ -118,7 +118,7 @@ class Gateway(Carrier):
         worker_id = worker.info.worker_id
         if frame.stored or frame.removed:
             change = m.CacheChanged(worker_id, frame.stored, frame.removed, cleared)
-            self._feed(change, worker.index, _ends_of(frame.removed) ^ _ends_of(frame.stored))
+            self._feed(change, worker.index, _told(frame.removed, frame.stored))
         mine = self._take_outputs(frame) if frame.firsts or frame.ended else False
         for half, refusal, detail in frame.refused:
             self._refused(half, refusal, detail)
@@ -205,6 +205,6 @@ class Gateway(Carrier):
             self.brain.check()
 
 
-def _ends_of(blocks: Sequence[int]) -> int:
-    """Tells two lists of blocks apart: a block's hash stands for all before it."""
-    return blocks[0] ^ blocks[-1] + len(blocks) if blocks else 0
+def _told(removed: Sequence[int], stored: Sequence[int]) -> int:
+    """One number for all of it: numbers hash alike everywhere."""
+    return hash((hash(tuple(removed)), hash(tuple(stored)))) if removed else hash(tuple(stored))

@@ -7,13 +7,14 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 import pytest
 
 from tests.compiled.conftest import Copy
 
-MADE = "orchestrator/core/brain.cpython-311-x86_64-linux-gnu.so"
+MADE = f"orchestrator/core/brain{EXTENSION_SUFFIXES[0]}"
 QUICK = f"""
 import pathlib, sys
 made = pathlib.Path(sys.argv[2], {MADE!r})

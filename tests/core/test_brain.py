@@ -260,5 +260,5 @@ class TestBalance:
 def test_impossible_signal_tells_its_story() -> None:
     session = Session("r", "m", 4, 0.0, place_by=9.0)
     session.advance(Signal.PLACED_TOGETHER, 1.0)
-    with pytest.raises(InvalidTransition, match=r"no way from decoding by 'prefill done' \(story: placed together\)"):
+    with pytest.raises(InvalidTransition, match=r"no way from decoding by 'prefill done'.*waiting \(placed together\)"):
         session.advance(Signal.PREFILL_DONE, 2.0)

@@ -10,14 +10,13 @@ from orchestrator.core.slot_sets import (
     alone,
     common,
     difference,
+    flipped,
     gather,
     has,
     members,
     put,
     take,
     top,
-    with_slot,
-    without_slot,
 )
 
 SLOTS = st.integers(0, 5) | st.integers(PART - 2, PART + 2) | st.integers(3 * PART - 2, 3 * PART + 2)
@@ -35,14 +34,15 @@ def parts(slots: set[int]) -> tuple[int, ...]:
 def test_they_are_sets(one: set[int], other: set[int], slot: int) -> None:
     assert set(members(parts(one))) == one
     assert has(parts(one), slot) == (slot in one)
-    assert with_slot(parts(one), slot) == parts(one | {slot})
-    assert without_slot(parts(one), slot) == parts(one - {slot})
+    assert flipped(parts(one), slot) == parts(one ^ {slot})
     assert common(parts(one), parts(other)) == parts(one & other)
     assert difference(parts(one), parts(other)) == parts(one - other)
     assert set(members(parts(one | other), parts(other))) == one - other
     assert top(parts(one)) == max(one, default=-1) + 1
     assert alone(slot) == parts({slot})
     changed = list(parts(one))
+    put(changed, slot)
+    assert tuple(changed) == parts(one | {slot})
     take(changed, slot)
     assert tuple(changed) == parts(one - {slot})
 

@@ -43,12 +43,11 @@ class Cost(Policy):
         options, ahead = self.options, ask.ahead
         work: float = options.work  # said, as compiled arithmetic needs to know what it is about
         balance: float = options.balance
-        weight_of_decode: float = options.decode
-        output = weight_of_decode * (min(limit, USUAL_OUTPUT) if limit else USUAL_OUTPUT)
+        output: float = options.decode * (min(limit, USUAL_OUTPUT) if limit else USUAL_OUTPUT)
         decodes = ask.role is not Role.PREFILL
         costs: list[float] = []
-        for place, view in enumerate(views):
-            cost, depth, held = view.cost, view.depth, cached[place]
+        for view, held in zip(views, cached, strict=True):
+            cost, depth = view.cost, view.depth
             later = output * cost.slowdown_seconds(depth) if depth and decodes else 0.0
             more, besides = 1.0 + balance * view.busy, GRAIN_SECONDS + later
             weight = work if ahead is None else in_place_weight(view)
