@@ -63,15 +63,15 @@ class DeviceKind:
 class Catalogue:
     """Kinds of devices by name or alias; upper and lower case, blanks, ``-`` and ``_`` make no difference."""
 
-    def __init__(self, kinds: Iterable[DeviceKind]) -> None:
-        """ConfigError where two kinds go by one name."""
+    def __init__(self, kinds: Iterable[DeviceKind], where: str = "") -> None:
+        """ConfigError, at ``where``, if two kinds go by one name."""
         self._kinds = tuple(kinds)
         self._by_word: dict[str, DeviceKind] = {}
         for kind in self._kinds:
             for word in (kind.name, *kind.aliases):
                 other = self._by_word.setdefault(_plain(word), kind)
                 if other is not kind:
-                    raise ConfigError(f"both {other.name} and {kind.name} go by the name {word!r}", where="devices")
+                    raise ConfigError(f"both {other.name} and {kind.name} go by the name {word!r}", where=where)
 
     def __iter__(self) -> Iterator[DeviceKind]:
         return iter(self._kinds)
@@ -81,6 +81,11 @@ class Catalogue:
 
     def __contains__(self, word: str) -> bool:
         return _plain(word) in self._by_word
+
+    def extended(self, kinds: Iterable[DeviceKind], where: str = "") -> Catalogue:
+        """These too; one that has the name of a kind that is there already takes its place."""
+        merged = {kind.name: kind for kind in self._kinds} | {kind.name: kind for kind in kinds}
+        return Catalogue(merged.values(), where)
 
     def find(self, word: str, where: str = "") -> DeviceKind:
         """The kind that goes by this word; ConfigError with all that are known where there is none."""
