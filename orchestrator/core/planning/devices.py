@@ -69,7 +69,7 @@ class Catalogue:
         self._by_word: dict[str, DeviceKind] = {}
         for kind in self._kinds:
             for word in (kind.name, *kind.aliases):
-                other = self._by_word.setdefault(_plain(word), kind)
+                other = self._by_word.setdefault(plain(word), kind)
                 if other is not kind:
                     raise ConfigError(f"both {other.name} and {kind.name} go by the name {word!r}", where=where)
 
@@ -80,7 +80,7 @@ class Catalogue:
         return len(self._kinds)
 
     def __contains__(self, word: str) -> bool:
-        return _plain(word) in self._by_word
+        return plain(word) in self._by_word
 
     def extended(self, kinds: Iterable[DeviceKind], where: str = "") -> Catalogue:
         """These too; one that has the name of a kind that is there already takes its place."""
@@ -89,10 +89,10 @@ class Catalogue:
 
     def find(self, word: str, where: str = "") -> DeviceKind:
         """The kind that goes by this word; ConfigError with all that are known where there is none."""
-        kind = self._by_word.get(_plain(word))
+        kind = self._by_word.get(plain(word))
         if kind is None:
             names = [each.name for each in self._kinds]
-            near = difflib.get_close_matches(_plain(word), list(self._by_word), n=1, cutoff=0.7)
+            near = difflib.get_close_matches(plain(word), list(self._by_word), n=1, cutoff=0.7)
             guess = f"did you mean {self._by_word[near[0]].name}? Or " if near else ""
             raise ConfigError(
                 f"unknown device {word!r}, known: {', '.join(names)}",
@@ -102,5 +102,6 @@ class Catalogue:
         return kind
 
 
-def _plain(word: str) -> str:
+def plain(word: str) -> str:
+    """A name as far as it counts."""
     return "".join(letter for letter in word.casefold() if letter not in " -_")
