@@ -9,10 +9,12 @@ million entries are moved.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Final
 
 from orchestrator.core.blocks import splitmix
 from orchestrator.core.slot_sets import Parts, alone, common, difference, flipped, has, members
 
+SHARD: Final = 24  # bits of a hash below those that choose its shard: a dict places by the lowest ones
 _ROOM = 64  # bytes of dict a block; a key takes 32 more. Freshly grown it takes 60 at most, after much churn 120
 _ALWAYS = 1 << 60  # a count that never comes to 0
 
@@ -56,7 +58,7 @@ class BlockTable:
 
     def has(self, block: int, slot: int) -> bool:
         """Whether this slot has it."""
-        owners = self.shards[block & self.last].get(block)
+        owners = self.shards[block >> SHARD & self.last].get(block)
         return owners is not None and has(owners.slots, slot)
 
     def add(self, blocks: Iterable[int], slot: int) -> None:
@@ -65,7 +67,7 @@ class BlockTable:
         was = will = single
         moved = 0
         for block in blocks:
-            shard = shards[block & last]
+            shard = shards[block >> SHARD & last]
             owners = shard.setdefault(block, single)
             if owners is single:
                 continue
@@ -83,7 +85,7 @@ class BlockTable:
         was = will = single
         moved = 0
         for block in blocks:
-            shard = shards[block & last]
+            shard = shards[block >> SHARD & last]
             owners = shard.get(block)
             if owners is single:
                 del shard[block]
@@ -159,7 +161,7 @@ class BlockTable:
         uses: dict[Owners, int] = {}
         for number, shard in enumerate(self.shards):
             for block, owners in shard.items():
-                assert block & self.last == number, block  # noqa: S101
+                assert block >> SHARD & self.last == number, block  # noqa: S101
                 assert owners.slots, block  # noqa: S101
                 uses[owners] = uses.get(owners, 0) + 1
         for key, owners in self._sets.items():

@@ -40,9 +40,10 @@ def bounded(pool: Pool, matches: Matches, rng: Random, extra: Sequence[WorkerVie
     if matches:
         start = int(rng.random() * top(pool.slots))  # among many equals it is not always the first
         for slot in matches.holders(pool.slots, MOST_HOLDERS, start):
-            if slot not in taken:
+            view = pool.by_slot[slot]
+            if view is not None and slot not in taken:
                 taken.add(slot)
-                chosen.append(pool.by_slot[slot])
+                chosen.append(view)
     return chosen + [view for view in sample(views, SAMPLE, rng) if view.slot not in taken]
 
 

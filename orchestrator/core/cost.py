@@ -71,10 +71,12 @@ class CostModel:
     What workers took corrects it: ``peers`` for all that are alike, a factor for this one.
     """
 
-    __slots__ = ("_steps", "peers", "prefill", "step", "transfer")
+    __slots__ = ("_steps", "peers", "prefill", "prefill_factor", "step", "step_factor", "transfer")
 
     def __init__(self, facts: EngineFacts | None = None, peers: Peers | None = None) -> None:
         self.peers = peers or Peers(facts)
+        self.prefill_factor = 1.0  # those of the paces: all that scoring a worker needs of them, at hand
+        self.step_factor = 1.0
         self._steps = 0
         self.prefill = Pace(self.peers.prefill)
         self.step = Pace(self.peers.step)
@@ -83,11 +85,11 @@ class CostModel:
     def ready_seconds(self, backlog: int, tokens: int, context: int, weight: float = 1.0) -> float:
         """To compute ``tokens`` prompt tokens that no cache has, after ``context`` that one has, behind ``backlog`` of
         other prompts; the time for its own counts ``weight`` times."""
-        peers, pace = self.peers, self.prefill
-        line = pace.line
+        peers = self.peers
+        line = peers.prefill
         units = backlog * (peers.token + peers.attention * USUAL_CONTEXT)
         units += weight * tokens * (peers.token + peers.attention * (context + 0.5 * tokens))
-        return pace.factor * (weight * line.fixed + line.slope * units)
+        return self.prefill_factor * (weight * line.fixed + line.slope * units)
 
     def prefill_seconds(self, tokens: int, context: int = 0) -> float:
         """To compute ``tokens`` prompt tokens that no cache has, after ``context`` that one has."""
@@ -103,8 +105,7 @@ class CostModel:
 
     def slowdown_seconds(self, running: int) -> float:
         """What ``running`` sequences add to a decode step of one more."""
-        pace = self.step
-        return pace.factor * pace.line.slope * running
+        return self.step_factor * self.peers.step.slope * running
 
     def transfer_seconds(self, tokens: int) -> float:
         """To fetch the KV of ``tokens`` from a prefill worker."""
@@ -114,12 +115,14 @@ class CostModel:
         """The worker computed ``tokens`` uncached prompt tokens in ``seconds``, queueing not counted."""
         peers = self.peers
         self.prefill.saw(tokens * (peers.token + peers.attention * (context + 0.5 * tokens)), seconds)
+        self.prefill_factor = self.prefill.factor
 
     def saw_step(self, running: int, seconds: float) -> None:
         """A step that computed one token for each of ``running`` sequences took ``seconds``."""
         self._steps += 1
         if self._steps < ALL_STEPS or self._steps % SOME_STEPS == 0:
             self.step.saw(running, seconds)
+            self.step_factor = self.step.factor
 
     def saw_transfer(self, tokens: int, seconds: float) -> None:
         """The KV of ``tokens`` was there ``seconds`` after the hand-over."""
@@ -130,3 +133,4 @@ class CostModel:
         self.prefill.fade(seconds)
         self.step.fade(seconds)
         self.transfer.fade(seconds)
+        self.prefill_factor, self.step_factor = self.prefill.factor, self.step.factor

@@ -79,13 +79,14 @@ class Pool:
         self.version = 0
         self.views: list[WorkerView] = []
         self.slots: list[int] = []  # see ``slot_sets``
-        self.by_slot: dict[int, WorkerView] = {}
+        self.by_slot: list[WorkerView | None] = []
 
     def add(self, view: WorkerView) -> None:
         self.version += 1
         view.place = len(self.views)
         self.views.append(view)
         put(self.slots, view.slot)
+        self.by_slot += [None] * (view.slot + 1 - len(self.by_slot))
         self.by_slot[view.slot] = view
 
     def remove(self, view: WorkerView) -> None:
@@ -99,7 +100,7 @@ class Pool:
             last.place = view.place
         view.place = -1
         take(self.slots, view.slot)
-        del self.by_slot[view.slot]
+        self.by_slot[view.slot] = None
 
 
 class Fleet:

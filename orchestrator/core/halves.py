@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.core import messages as m
 from orchestrator.core.decision import Choice, Decision, Rule
-from orchestrator.core.fleet import Claim, Fleet, WorkerView
+from orchestrator.core.fleet import Claim, Fleet
 from orchestrator.core.routing import release_through
 from orchestrator.core.session import Session, Signal, State
 
@@ -28,7 +28,6 @@ class Halves:
         self._rng = rng
         self._by_wire: dict[str, Session] = {}
         self._orphans: dict[str, tuple[str, float]] = {}  # aborted prefill wire -> (model, give up at)
-        self._expected: dict[str, list[WorkerView]] = {}  # request -> where its prompt is on its way to
 
     def of_wire(self, wire_id: str) -> Session | None:
         """The session whose newest attempt this wire belongs to; None for what is stale."""
@@ -79,7 +78,7 @@ class Halves:
         self._fleet.claim(worker_id, session.request_id, Claim(tokens, -(-room // size) if size else 0))
         if session.blocks and size:
             self._fleet.index(session.model).routed(view.slot, session.blocks)
-            self._expected.setdefault(session.request_id, []).append(view)
+            session.expected_at += (view,)
 
     # ---- given back
 
@@ -112,7 +111,12 @@ class Halves:
             if worker_id:
                 self._fleet.left(worker_id, session.request_id)
         self._by_wire.pop(session.decode_wire, None)
-        for view in self._expected.pop(session.request_id, ()):
+        self.arrived(session)
+
+    def arrived(self, session: Session) -> None:
+        """Its prompt is not on its way any more: by now the workers have said what they stored of it, or never will."""
+        views, session.expected_at = session.expected_at, ()
+        for view in views:
             if self._fleet.get(view.info.worker_id) is view:  # else what was expected went with the worker
                 self._fleet.index(session.model).settled(view.slot, session.blocks)
 
@@ -156,4 +160,3 @@ class Halves:
         for wire_id, session in self._by_wire.items():
             assert sessions.get(session.request_id) is session, wire_id  # noqa: S101
             assert wire_id in (session.prefill_wire, session.decode_wire), wire_id  # noqa: S101
-        assert set(self._expected) <= set(sessions)  # noqa: S101

@@ -40,7 +40,7 @@ class Matches:
     def holders(self, within: Sequence[int], at_most: int, start: int = 0) -> list[int]:
         """Up to ``at_most`` slots of the set ``within`` that hold something, longest match first.
 
-        Among equals those from ``start`` on come first, so that a caller can let them take turns.
+        Among equals those from ``start`` on downwards come first, so that a caller can let them take turns.
         """
         found: list[int] = []
         if self.on_their_way:

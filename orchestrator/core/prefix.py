@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
-from orchestrator.core.block_table import BlockTable
+from orchestrator.core.block_table import SHARD, BlockTable
 from orchestrator.core.in_flight import InFlight
 from orchestrator.core.matches import NO_MATCHES, Matches
 from orchestrator.core.recent import Recent
@@ -139,7 +139,7 @@ class PrefixIndex:
         shards, last = self._table.shards, self._table.last
         visible, hidden = self._visible, bool(self._dirty)  # with none hidden, sets that are equal are one object
         block = blocks[0]
-        owners = shards[block & last].get(block)
+        owners = shards[block >> SHARD & last].get(block)
         here = _NOBODY if owners is None else owners.slots
         if hidden:
             here = common(here, visible)
@@ -159,7 +159,7 @@ class PrefixIndex:
                 sets.append(there)
                 end = place + end >> 1
                 block = blocks[end]
-                owners = shards[block & last].get(block)
+                owners = shards[block >> SHARD & last].get(block)
                 there = _NOBODY if owners is None else owners.slots
                 if hidden:
                     there = common(there, visible)

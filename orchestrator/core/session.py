@@ -28,6 +28,7 @@ from enum import StrEnum
 
 from orchestrator.core.decision import CachedBy, Choice, Decision, Wait
 from orchestrator.core.defects import InvalidTransition
+from orchestrator.core.fleet import WorkerView
 from orchestrator.core.types import RequestReport
 
 
@@ -104,6 +105,7 @@ class Session:
     decode_wire: str = ""
     cached_tokens: int = 0
     transferred_tokens: int = 0
+    expected_at: tuple[WorkerView, ...] = ()  # where its prompt is on its way to
     placed_at: float | None = None
     prefilled_at: float | None = None
     first_token_at: float | None = None

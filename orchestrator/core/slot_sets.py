@@ -74,27 +74,27 @@ def top(parts: Sequence[int]) -> int:
 
 
 def gather(parts: Sequence[int], within: Sequence[int], start: int, most: int, found: list[int]) -> None:
-    """Appends slots that are in both, if they aren't in ``found`` yet, until that has ``most``: from ``start`` on, and
-    then from 0."""
+    """Appends slots that are in both, if they aren't in ``found`` yet, until that has ``most``: from ``start`` on
+    downwards, and then from the highest one."""
     count = min(len(parts), len(within))
     first, bit = start >> SHIFT, start & _LAST
     if first >= count:
-        first = bit = 0
+        first, bit = count - 1, _LAST
     for turn in range(count + 1 if count else 0):
-        part = (first + turn) % count
+        part = (first - turn) % count
         here = parts[part] & within[part]
         if turn == 0:
-            here = here >> bit << bit
+            here &= (2 << bit) - 1
         elif turn == count:
-            here &= (1 << bit) - 1
+            here = here >> bit + 1 << bit + 1
         while here:
             if len(found) == most:
                 return
-            lowest = here & -here
-            slot = (part << SHIFT) + lowest.bit_length() - 1
+            highest = here.bit_length() - 1
+            slot = (part << SHIFT) + highest
             if slot not in found:
                 found.append(slot)
-            here ^= lowest
+            here ^= 1 << highest
 
 
 def members(parts: Sequence[int], but: Sequence[int] = ()) -> list[int]:

@@ -50,7 +50,7 @@ class Audit:
         if not worker.alive:
             return
         name = worker.info.worker_id
-        if worker.live or not engine.idle:
+        if not engine.idle:
             self.say(f"{name}: its engine still has work or blocks that nobody collected")
         elif engine.cache.used:
             self.say(f"{name}: {engine.cache.used} KV blocks are used by nobody")

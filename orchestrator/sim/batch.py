@@ -6,7 +6,6 @@ A decoding sequence needs a new block each ``block_size`` tokens: ``_boundaries`
 
 from __future__ import annotations
 
-from collections import deque
 from heapq import heappop, heappush
 
 from orchestrator.sim.cache import BlockCache
@@ -37,11 +36,11 @@ class Batch:
         self.settings = settings
         self.cache = BlockCache(settings.facts.kv_blocks_total, caching=settings.caching)
         self.step = 0  # steps that have ended
-        self.waiting: deque[Half] = deque()
+        self.waiting: list[Half] = []
         self.running: dict[Half, None] = {}  # oldest first: prompts that are computed, and sequences that decode
         self.prompts: list[Half] = []  # the running ones that wait for the step in which they begin to decode
         self.decoding = 0
-        self.fetching = 0  # sequences that have a seat and wait for their KV
+        self.fetching: dict[Half, None] = {}  # those that have a seat and wait for their KV
         self.pinned: dict[Half, None] = {}
         self._block_size = settings.facts.block_size
         self._boundaries = [0] * self._block_size
@@ -53,14 +52,14 @@ class Batch:
     def admit(self) -> None:
         """Gives seats and blocks to those that wait, in order of arrival, until there are none left."""
         cache, size, waiting = self.cache, self._block_size, self.waiting
-        seats = self.settings.facts.max_num_seqs - len(self.running) - self.fetching
+        seats = self.settings.facts.max_num_seqs - len(self.running) - len(self.fetching)
         while waiting and seats > 0:
             half = waiting[0]
             match = cache.match(half.blocks, (half.prompt - 1) // size)  # the last token is always computed
             fresh = -(-half.prompt // size) - match.blocks
             if fresh + match.idle > cache.total - cache.private - cache.shared:
                 return
-            waiting.popleft()
+            del waiting[0]
             seats -= 1
             half.run = cache.hold(match, fresh)
             half.sealed, half.private = match.blocks, fresh
@@ -69,8 +68,7 @@ class Batch:
             if not half.started:
                 half.cached = known
             if half.collect is not None and not half.started:
-                self.fetching += 1
-                half.collecting = True
+                self.fetching[half] = None
                 half.worker.fetch(half)
             else:
                 self.schedule(half)
@@ -233,7 +231,7 @@ class Batch:
             half.output -= generated
             half.emitted += generated
             half.sealed = 0
-            self.waiting.appendleft(half)
+            self.waiting.insert(0, half)
             pushed.append(half)
         self.cache.make_room()
         return pushed

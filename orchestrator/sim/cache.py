@@ -13,19 +13,25 @@ deepest run upwards, and a run is evicted from its rear, so the tail of a prompt
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, deque
 from collections.abc import Sequence
+
+_STALE = 16  # turns that count no more and are not worth a clean-up
 
 
 class Run:
-    """Consecutive blocks of one prompt. ``users`` requests hold them."""
+    """Consecutive blocks of one prompt. ``users`` requests hold them.
 
-    __slots__ = ("blocks", "parent", "users")
+    ``turns``: how often it stands in the queue of idle runs; only its last turn counts, and only while nobody uses it.
+    """
+
+    __slots__ = ("blocks", "parent", "turns", "users")
 
     def __init__(self, blocks: list[int], parent: Run | None, users: int) -> None:
         self.blocks = blocks
         self.parent = parent
         self.users = users
+        self.turns = 0
 
 
 class Match:
@@ -57,7 +63,7 @@ class BlockCache:
         self.shared = 0  # in runs that are used
         self.idle_blocks = 0
         self._runs: dict[int, Run] = {}  # by first hash
-        self._idle: OrderedDict[Run, None] = OrderedDict()
+        self._idle: deque[Run] = deque()  # oldest first, with turns that count no more
         self.stored: list[int] = []
         self.removed: list[int] = []
 
@@ -153,17 +159,24 @@ class BlockCache:
                 count = len(run.blocks)
                 self.shared -= count
                 self.idle_blocks += count
-                self._idle[run] = None
+                run.turns += 1
+                self._idle.append(run)
             run = run.parent
+        if len(self._idle) > 2 * len(self._runs) + _STALE:
+            self._tidy()
 
     def make_room(self) -> None:
         """Evicts what nobody uses, as far as the used blocks need its place."""
         over = self.private + self.shared + self.idle_blocks - self.total
-        while over > 0 and self._idle:
-            run = next(iter(self._idle))
+        while over > 0 and self.idle_blocks:
+            run = self._idle[0]
             own = run.blocks
+            if run.users or run.turns > 1:
+                self._idle.popleft()
+                run.turns -= 1
+                continue
             if len(own) <= over:
-                self._idle.popitem(last=False)
+                self._idle.popleft()
                 del self._runs[own[0]]
                 gone = own
             else:
@@ -193,15 +206,25 @@ class BlockCache:
         assert all(self._runs[run.blocks[0]] is run for run in runs)  # noqa: S101
         assert self.shared == sum(len(run.blocks) for run in runs if run.users)  # noqa: S101
         assert self.idle_blocks == sum(len(run.blocks) for run in runs if not run.users)  # noqa: S101
-        assert set(self._idle) == {run for run in runs if not run.users}  # noqa: S101
+        assert {run for run in runs if not run.users} <= set(self._idle)  # noqa: S101
+        turns = Counter(self._idle)
+        assert all(run.turns == turns[run] for run in runs)  # noqa: S101
         assert self.private >= 0  # noqa: S101
         assert self.used + self.idle_blocks <= self.total  # noqa: S101
         for run in runs:
             assert run.parent is None or run.parent.blocks[0] in self._runs  # noqa: S101
             assert run.parent is None or run.parent.users >= run.users  # noqa: S101
 
+    def _tidy(self) -> None:
+        """Forgets turns that count no more."""
+        queue, self._idle = self._idle, deque()
+        for run in queue:
+            if run.users or run.turns > 1:
+                run.turns -= 1
+            else:
+                self._idle.append(run)
+
     def _wake(self, run: Run) -> None:
-        del self._idle[run]
         self.idle_blocks -= len(run.blocks)
         self.shared += len(run.blocks)
 
@@ -212,8 +235,6 @@ class BlockCache:
         run.parent = head
         self._runs[head.blocks[0]] = head
         self._runs[run.blocks[0]] = run
-        if not head.users:
-            self._idle[head] = None
         return head
 
 

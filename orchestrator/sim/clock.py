@@ -11,7 +11,6 @@ ahead waits in a heap.
 
 from __future__ import annotations
 
-from bisect import insort
 from collections.abc import Callable
 from heapq import heappop, heappush
 from typing import Any
@@ -25,13 +24,12 @@ _SPAN = 8192  # slices ahead, a power of two
 class Clock:
     """Seconds from 0."""
 
-    __slots__ = ("_due", "_edge", "_far", "_near", "_place", "_ring", "_sequence", "_stopped", "now")
+    __slots__ = ("_due", "_edge", "_far", "_near", "_ring", "_sequence", "_stopped", "now")
 
     def __init__(self) -> None:
         self.now = 0.0
         self._sequence = 0
-        self._due: list[_Entry] = []  # the present slice, in order
-        self._place = 0  # in it, of what comes next
+        self._due: list[_Entry] = []  # the present slice, what comes next at its end
         self._edge = 0  # the slice after it
         self._ring: list[list[_Entry]] = [[] for _ in range(_SPAN)]  # slices by number, mod SPAN; the present one too
         self._near = 0  # entries in those to come
@@ -44,7 +42,7 @@ class Clock:
         entry = (time, self._sequence, action, what)
         part = int(time * _SLICES)
         if part < self._edge:
-            insort(self._due, entry, self._place)
+            self._put(entry)
         elif part < self._edge + _SPAN - 1:
             self._ring[part % _SPAN].append(entry)
             self._near += 1
@@ -64,20 +62,28 @@ class Clock:
         self._stopped = False
         while not self._stopped:
             due = self._due
-            while self._place < len(due):
-                entry = due[self._place]
-                self._place += 1
-                self.now = entry[0]
-                entry[2](entry[3])
+            while due:
+                self.now, _, action, what = due.pop()
+                action(what)
                 if self._stopped:
                     return
             if not self._turn():
                 return
 
+    def _put(self, entry: _Entry) -> None:
+        """Into the present slice: it is the newest, so of all that is due at its time it comes last."""
+        due, time = self._due, entry[0]
+        low, high = 0, len(due)
+        while low < high:
+            middle = (low + high) >> 1
+            if due[middle][0] > time:
+                low = middle + 1
+            else:
+                high = middle
+        due.insert(low, entry)
+
     def _turn(self) -> bool:
         """The next slice that has anything becomes the present one; False if there is none."""
-        self._due.clear()
-        self._place = 0
         if not self._near:
             if not self._far:
                 return False
@@ -92,5 +98,5 @@ class Clock:
             self._edge += 1
             if self._due:
                 self._near -= len(self._due)
-                self._due.sort()
+                self._due.sort(reverse=True)
                 return True

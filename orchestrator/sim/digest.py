@@ -1,6 +1,6 @@
 """A hash over all that a run's brains were told and what they answered: (time, event, commands), in order.
 
-What is taken in is numbers and a few words, so that it is the same in every process.
+What is taken in is numbers, which hash alike in every process, and a few words, which don't.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from struct import pack
 from orchestrator.core import messages as m
 from orchestrator.core.decision import Choice
 
-_CHUNK = 1024
+_CHUNK = 256  # numbers: what is few is still near the processor when it is hashed
 _KINDS = (
     m.WorkerUp,
     m.WorkerDraining,
@@ -47,7 +47,7 @@ class Digest:
         """One step of a brain; ``subject`` and ``about`` are the event's own numbers."""
         numbers = self._numbers
         self._times.append(now)
-        numbers.append((CODES[type(event)] << 58) + (gateway << 40) + subject)
+        numbers.append((CODES[type(event)] << 50) + (gateway << 40) + subject)
         numbers.append(about)
         if commands:
             numbers.append(len(commands))
@@ -79,8 +79,7 @@ class Digest:
         numbers.append(choice.depth)
 
     def _flush(self) -> None:
-        self._hash.update(pack(f"{len(self._times)}d", *self._times))
-        self._hash.update(pack(f"{len(self._numbers)}q", *self._numbers))
+        self._hash.update(pack("qq", hash(tuple(self._times)), hash(tuple(self._numbers))))
         self._hash.update("\n".join(self._words).encode())
         self._times.clear()
         self._numbers.clear()

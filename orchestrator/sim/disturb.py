@@ -78,7 +78,7 @@ class Disturber:
         def look(_: object) -> None:
             if not worker.alive or worker.info.epoch != epoch:
                 return
-            if self._run.clock.now >= until or (worker.engine.idle and not worker.live):
+            if self._run.clock.now >= until or worker.engine.idle:
                 self._replace(worker, "the worker left the fleet")
             else:
                 self._run.clock.after(_LOOK_SECONDS, look)

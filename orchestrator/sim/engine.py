@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from orchestrator.sim.batch import Batch
-from orchestrator.sim.clock import Clock
+from orchestrator.sim.clock import Action, Clock
 from orchestrator.sim.half import Half
 from orchestrator.sim.histogram import Histogram
 from orchestrator.sim.settings import EngineSettings
@@ -48,6 +48,7 @@ class Engine(Batch):
         "_since",
         "_stretches",
         "_version",
+        "_woken",
         "busy",
         "speed",
         "told_always",
@@ -72,11 +73,25 @@ class Engine(Batch):
         self._mixed = False  # one step, with prompts in it
         self._stretches = 0
         self._version = 0  # of the plan: an event for an older one is void
+        self._woken: Action = self._wake
 
     @property
     def idle(self) -> bool:
         """Whether there is nothing to do, and nothing that anybody may still collect."""
-        return not (self.running or self.waiting or self.fetching or self.pinned)
+        return not (self.live or self.pinned)
+
+    @property
+    def live(self) -> int:
+        """Halves that it has taken and that have not ended."""
+        return len(self.running) + len(self.waiting) + len(self.fetching)
+
+    def has(self, half: Half) -> bool:
+        """Whether this is one of them."""
+        return half in self.running or half in self.fetching or half in self.waiting
+
+    def halves(self) -> list[Half]:
+        """The same, each."""
+        return [*self.running, *self.fetching, *self.waiting]
 
     # ---- from outside
 
@@ -91,9 +106,8 @@ class Engine(Batch):
 
     def abort(self, half: Half) -> None:
         """Ends a half that was submitted and has not ended, without a further word."""
-        if half.collecting:
-            half.collecting = False
-            self.fetching -= 1
+        if half in self.fetching:
+            del self.fetching[half]
             self.cache.release(half.run, half.private)
         elif half in self.running:
             self._settle()
@@ -109,8 +123,7 @@ class Engine(Batch):
 
     def fetched(self, half: Half, *, complete: bool) -> None:
         """The KV that a half waited for is there, or (not ``complete``) has to be computed here."""
-        half.collecting = False
-        self.fetching -= 1
+        del self.fetching[half]
         if complete:
             half.moved = half.prompt - half.cached
             half.left = 0
@@ -184,7 +197,7 @@ class Engine(Batch):
         ends = self._since + steps * self._pace
         if ends < clock.now:
             ends = clock.now  # by the rounding of sums
-        clock.at(ends, self._wake, self._version)
+        clock.at(ends, self._woken, self._version)
 
     def _wake(self, version: int) -> None:
         if version != self._version:

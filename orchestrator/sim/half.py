@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from orchestrator.sim.network import Link
 
 _GENERATED = 1 << 59  # hashes of blocks with generated tokens: nobody else's, no prompt has them
+_TOGETHER = 5  # bits that number the blocks of a half; a further group of so many begins
+_APART = 40  # bits above
 
 
 class Half:
@@ -24,7 +26,6 @@ class Half:
         "blocks",
         "cached",
         "collect",
-        "collecting",
         "emitted",
         "first_step",
         "flight",
@@ -74,7 +75,6 @@ class Half:
         self.left = 0  # prompt tokens still to compute
         self.emitted = 0  # tokens generated before it was pushed back
         self.started = False  # its first token is out
-        self.collecting = False
         self.pushed_at: float | None = None
         self.place = -1  # of its next block boundary among the engine's steps; -1 while it does not decode
         self.first_step = 0
@@ -85,5 +85,6 @@ class Half:
 
     def generated_blocks(self, full: int) -> list[int]:
         """Hashes of its full blocks beyond those of its prompt's hashes."""
-        base = _GENERATED + (self.number << 24)
-        return list(range(base + self.sealed, base + full))
+        base = _GENERATED + (self.number << _TOGETHER)
+        low = (1 << _TOGETHER) - 1  # near each other in the lowest bits, by which a dict places them
+        return [base + (place >> _TOGETHER << _APART) + (place & low) for place in range(self.sealed, full)]

@@ -6,7 +6,6 @@ from math import ceil, log
 
 _STEP = log(1.005)
 _LEAST = 1e-6
-_REMEMBERED = 4096
 
 
 class _Bin:
@@ -20,12 +19,11 @@ class _Bin:
 class Histogram:
     """Values in seconds; those below a microsecond count as one. A step stands for the mean of what is in it."""
 
-    __slots__ = ("_bins", "_last", "_places", "_value", "count")
+    __slots__ = ("_bins", "_last", "_value", "count")
 
     def __init__(self) -> None:
         self.count = 0
         self._bins: dict[int, _Bin] = {}
-        self._places: dict[float, _Bin] = {}  # of values seen lately: few differ
         self._value = 0.0  # the last one, which mostly comes again
         self._last = self._bin(0.0)
 
@@ -39,15 +37,10 @@ class Histogram:
         self.count += count
 
     def _bin(self, value: float) -> _Bin:
-        found = self._places.get(value)
+        place = round(log(value / _LEAST) / _STEP) if value > _LEAST else 0
+        found = self._bins.get(place)
         if found is None:
-            if len(self._places) > _REMEMBERED:
-                self._places.clear()
-            place = round(log(value / _LEAST) / _STEP) if value > _LEAST else 0
-            found = self._bins.get(place)
-            if found is None:
-                found = self._bins[place] = _Bin()
-            self._places[value] = found
+            found = self._bins[place] = _Bin()
         return found
 
     def curve(self) -> list[tuple[float, float]]:

@@ -172,7 +172,7 @@ class Run:
     def _settle(self, tries: int) -> None:
         """All have ended: what they left at workers goes now, or when its lease ends."""
         lease = max(worker.settings.lease_seconds for worker in self.workers)
-        quiet = all(worker.engine.idle and not worker.live for worker in self.workers if worker.alive)
+        quiet = all(worker.engine.idle for worker in self.workers if worker.alive)
         held = any(link.held_until > self.clock.now for worker in self.workers for link in worker.links)
         if (quiet and not held) or tries > 4 * (lease + 60.0):
             self.clock.stop()

@@ -35,13 +35,13 @@ class Frame:
     stepped = False
     draining = False
 
-    def __init__(self, load: Load, own: Sequence[int]) -> None:
+    def __init__(self, load: Load, own: tuple[int, ...]) -> None:
         self.load = load
         self.own = own
 
 
 class Worker:
-    """One replica. ``live`` are the halves that it has taken and that have not ended."""
+    """One replica."""
 
     __slots__ = (
         "_chance",
@@ -60,7 +60,6 @@ class Worker:
         "index",
         "info",
         "links",
-        "live",
         "settings",
         "speed",
     )
@@ -81,7 +80,6 @@ class Worker:
         self.alive = False
         self.draining = False
         self.links: list[Link] = []
-        self.live: dict[Half, None] = {}
         self.busy_before = 0.0  # of engines that are gone
         self.expired = 0  # leases that nobody ended
         self.speed = 1.0 + settings.spread * (2.0 * rng.random() - 1.0)
@@ -120,7 +118,6 @@ class Worker:
         self.engine.halt()
         self.busy_before += self.engine.busy
         self.alive = False
-        self.live.clear()
         self._own = [0] * len(self.links)
         for link in self.links:
             link.up = False
@@ -143,7 +140,9 @@ class Worker:
         self._clock.after(0.0, self._drop, link)
 
     def _drop(self, link: Link) -> None:
-        for half in [half for half in self.live if half.gateway is link.gateway]:
+        if not self.alive:
+            return
+        for half in [half for half in self.engine.halves() if half.gateway is link.gateway]:
             self._abort(half)
 
     # ---- from gateways
@@ -159,14 +158,13 @@ class Worker:
             frame.refused = ((half, *refusal),)
             self._network.to_gateway(link, link.framed, frame)
             return
-        self.live[half] = None
         self._own[link.gateway.index] += 1
         self.engine.submit(half)
 
     def take_abort(self, message: tuple[Link, int, Half]) -> None:
         """A half that is not wanted any more."""
         link, session, half = message
-        if link.up and session == link.session and half in self.live:
+        if link.up and session == link.session and self.engine.has(half):
             self._abort(half)
             self._send(self._frame())
 
@@ -185,12 +183,11 @@ class Worker:
         half.output = min(half.output, facts.max_model_len - half.prompt)
         if -(-(half.prompt + half.output) // facts.block_size) > facts.kv_blocks_total:
             return Refusal.INVALID, f"{half.prompt} + {half.output} tokens are more than the engine's KV cache holds"
-        if len(self.live) >= self._max_live:
-            return Refusal.BUSY, f"{self.info.worker_id} has {len(self.live)} requests"
+        if self.engine.live >= self._max_live:
+            return Refusal.BUSY, f"{self.info.worker_id} has {self.engine.live} requests"
         return None
 
     def _abort(self, half: Half) -> None:
-        del self.live[half]
         self._own[half.gateway.index] -= 1
         self.engine.abort(half)
         if half.collect is not None and not half.moved:
@@ -200,7 +197,6 @@ class Worker:
 
     def _stepped_to(self, firsts: list[Half], ended: list[Half]) -> None:
         for half in ended:
-            del self.live[half]
             self._own[half.gateway.index] -= 1
             if half.offers:
                 self._clock.after(self.settings.lease_seconds, self._lease_ends, (self.engine, half))
@@ -224,7 +220,7 @@ class Worker:
 
     def _fetched(self, what: tuple[Engine, Half, Engine]) -> None:
         engine, half, source = what
-        if engine is not self.engine or not self.alive or not half.collecting:
+        if engine is not self.engine or not self.alive or half not in engine.fetching:
             return
         prefill = half.collect
         assert prefill is not None  # noqa: S101
@@ -255,9 +251,9 @@ class Worker:
         engine = self.engine
         cache = engine.cache
         load = Load(
-            len(engine.running), len(engine.waiting) + engine.fetching, cache.private + cache.shared, cache.total
+            len(engine.running), len(engine.waiting) + len(engine.fetching), cache.private + cache.shared, cache.total
         )
-        frame = Frame(load, self._own.copy())
+        frame = Frame(load, tuple(self._own))
         if self.draining:
             frame.draining = True
         return frame

@@ -256,6 +256,24 @@ class TestBalance:
         at = [started(brain.step(m.Arrived(f"r{i}", "m", 4), 1.0), m.StartDecode).worker_id for i in range(5)]
         assert at == ["s1"] * 5
 
+    def test_a_prompt_counts_for_what_it_will_bring_until_its_worker_has_told_what_it_stored(self) -> None:
+        brain = brain_with(worker("s0", Role.SERVE), routing=RoutingSpec())
+
+        def expected(request_id: str) -> int:
+            command = started(brain.step(m.Arrived(request_id, "m", 40, blocks=(7, 8)), 1.0), m.StartDecode)
+            assert command.decision.on_decode is not None
+            return command.decision.on_decode.cached_tokens
+
+        assert expected("first") == 0
+        assert expected("second") == 32
+        brain.step(m.FirstToken("first~d1", 0, 0), 1.5)
+        assert expected("third") == 32, "the second one is still on its way"
+        for request_id in ("second", "third"):
+            brain.step(m.FirstToken(f"{request_id}~d1", 32, 0), 1.6)
+        assert expected("fourth") == 0, "all have arrived, and the worker has told of no block"
+        brain.step(m.CacheChanged("s0", stored=(7, 8)), 1.7)
+        assert expected("fifth") == 32
+
 
 def test_impossible_signal_tells_its_story() -> None:
     session = Session("r", "m", 4, 0.0, place_by=9.0)

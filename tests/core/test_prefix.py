@@ -232,10 +232,10 @@ def test_a_long_prompt_s_levels_are_found_by_few_looks() -> None:
 
 def test_holders_come_longest_first_and_take_turns() -> None:
     matches = Matches([(9, (0b0010,)), (5, (0b1101_0010,)), (2, (0b1101_0011,))])
-    assert matches.holders([0b1111_1111], 10) == [1, 4, 6, 7, 0]
-    assert matches.holders([0b1111_1111], 2) == [1, 4]
-    assert matches.holders([0b1111_1111], 3, start=5) == [1, 6, 7]
-    assert matches.holders([0b1111_1111], 10, start=7) == [1, 7, 4, 6, 0]
+    assert matches.holders([0b1111_1111], 10) == [1, 7, 6, 4, 0]
+    assert matches.holders([0b1111_1111], 2) == [1, 7]
+    assert matches.holders([0b1111_1111], 3, start=5) == [1, 4, 7]
+    assert matches.holders([0b1111_1111], 10, start=6) == [1, 6, 4, 7, 0]
     assert matches.holders([0b0100_0001], 10) == [6, 0]
     assert NO_MATCHES.holders([1], 5) == matches.holders([0xFF], 0) == []
 

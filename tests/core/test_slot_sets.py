@@ -48,13 +48,11 @@ def test_they_are_sets(one: set[int], other: set[int], slot: int) -> None:
 
 
 @given(one=SETS, within=SETS, start=SLOTS, most=st.integers(0, 8), found=st.lists(SLOTS, max_size=3, unique=True))
-def test_slots_are_gathered_from_a_start_on_and_then_from_zero(
+def test_slots_are_gathered_from_a_start_on_downwards_and_then_from_the_highest(
     one: set[int], within: set[int], start: int, most: int, found: list[int]
 ) -> None:
     gathered = list(found)
     gather(parts(one), parts(within), start, max(most, len(found)), gathered)
-    both = sorted(one & within)
-    # A start beyond the last part is none.
-    ahead = start if start < PART * min(len(parts(one)), len(parts(within))) else 0
-    turns = [slot for slot in both if slot >= ahead] + [slot for slot in both if slot < ahead]
+    both = sorted(one & within, reverse=True)
+    turns = [slot for slot in both if slot <= start] + [slot for slot in both if slot > start]
     assert gathered == [*found, *(slot for slot in turns if slot not in found)][: max(most, len(found))]

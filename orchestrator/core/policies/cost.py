@@ -46,7 +46,8 @@ class Cost(Policy):
         output: float = options.decode * (min(limit, USUAL_OUTPUT) if limit else USUAL_OUTPUT)
         decodes = ask.role is not Role.PREFILL
         costs: list[float] = []
-        for view, held in zip(views, cached, strict=True):
+        for place in range(len(cached)):
+            view, held = views[place], cached[place]
             cost, depth = view.cost, view.depth
             later = output * cost.slowdown_seconds(depth) if depth and decodes else 0.0
             more, besides = 1.0 + balance * view.busy, GRAIN_SECONDS + later
