@@ -1,0 +1,115 @@
+"""How tight gangs are packed, and what moves when gangs and nodes come and go."""
+
+from __future__ import annotations
+
+import pytest
+
+from orchestrator.core.planning import packing
+from orchestrator.core.planning.moves import moves
+from orchestrator.core.planning.places import Placed, Unplaced
+from orchestrator.core.planning.placing import place
+from tests.planning.support import cluster, gang, node, on, where, words
+
+# Fragmentation
+
+
+def test_large_gangs_go_first_and_small_ones_where_they_just_fit() -> None:
+    gangs = [*(gang(f"s{number}", model=f"m{number}") for number in range(4)), gang("l", 8), gang("m", 4)]
+    placement = place(gangs, [node("n0"), node("n1")])
+    assert not placement.unplaced
+    assert where(placement, "l") != where(placement, "m")
+
+
+def test_a_packing_that_going_large_first_misses_is_found() -> None:
+    gangs = [gang(f"g{number}", size) for number, size in enumerate((5, 4, 3, 4, 3, 3, 2))]
+    assert not place(gangs, [node("n0", 12), node("n1", 12)]).unplaced
+
+
+def test_the_search_says_when_it_gave_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    gangs = [gang(f"g{number}", size) for number, size in enumerate((6, 5, 4, 3, 3, 3))]
+    nodes = [node("n0", 12), node("n1", 12)]
+    assert not place(gangs, nodes).unplaced
+    monkeypatch.setattr(packing, "MOST_STEPS", 2)
+    bounded = place(gangs, nodes)
+    assert bounded.exhausted == bool(bounded.unplaced)
+
+
+def test_one_gang_without_hope_does_not_keep_the_others_from_being_packed() -> None:
+    gangs = [gang(f"g{number}", size) for number, size in enumerate((5, 4, 3, 4, 3, 3, 2, 99))]
+    assert [each.gang_id for each in place(gangs, [node("n0", 12), node("n1", 12)]).unplaced] == ["g7"]
+
+
+# Replans
+
+
+def test_what_runs_stays_where_it_is_even_if_it_would_now_go_elsewhere() -> None:
+    kept = [on("g0", ("n1", (5,))), on("g1", ("n1", (7,)))]
+    placement = place([gang("g0"), gang("g1"), gang("g2")], [node("n0"), node("n1")], kept)
+    change = moves(kept, placement.placed)
+    assert [each.gang_id for each in change.kept] == ["g0", "g1"]
+    assert [each.gang_id for each in change.added] == ["g2"]
+    assert where(placement, "g2") == ["n0"]
+
+
+def test_a_lost_node_moves_only_what_was_on_it() -> None:
+    nodes = cluster()
+    gangs = [gang(f"g{number}", 2) for number in range(12)]
+    before = place(gangs, nodes)
+    after = place(gangs, [each for each in nodes if each.name != "a00"], before.placed)
+    moved = {old.gang_id for old, _ in moves(before.placed, after.placed).moved}
+    assert not after.unplaced
+    assert moved == {each.gang_id for each in gangs if where(before, each.gang_id) == ["a00"]}
+
+
+@pytest.mark.parametrize(
+    "gone",
+    [
+        on("g", ("n9", (0, 1))),  # no such node
+        on("g", ("n0", (7, 8))),  # no such device
+        on("g", ("n0", (0, 0))),  # one device twice
+        on("g", ("n0", (3, 4))),  # over two domains
+        on("g", ("n0", (0,))),  # another shape
+        on("g", ("l0", (0, 1))),  # another kind
+        on("g", ("n0", (0, 1)), ("n0", (2, 3))),
+        on("g"),
+    ],
+)
+def test_a_place_that_is_no_longer_valid_is_replaced(gone: Placed) -> None:
+    nodes = [node("n0", nvlink_domain="0-3,4-7"), node("l0", device="L4")]
+    placement = place([gang("g", 2)], nodes, [gone])
+    assert placement.placed == (on("g", ("n0", (0, 1))),)
+
+
+def test_two_that_claim_one_device_do_not_both_keep_it() -> None:
+    kept = [on("a", ("n0", (0,))), on("b", ("n0", (0,)))]
+    placement = place([gang("a"), gang("b")], [node("n0", 2)], kept)
+    assert placement.placed == (on("a", ("n0", (0,))), on("b", ("n0", (1,))))
+
+
+def test_room_is_made_by_moving_few() -> None:
+    kept = [on("a", ("n0", (0,))), on("b", ("n1", (0,))), on("c", ("n1", (1,)))]
+    gangs = [gang("a"), gang("b"), gang("c"), gang("big", 4)]
+    nodes = [node("n0", 4), node("n1", 4)]
+    change = moves(kept, place(gangs, nodes, kept).placed)
+    assert [old.gang_id for old, _ in change.moved] == ["a"]
+    assert [each.gang_id for each in change.added] == ["big"]
+    fixed = place(gangs, nodes, kept, movable=False)
+    assert moves(kept, fixed.placed).empty
+    assert words(fixed) == "tensor_parallel 4 needs 4 H100 in one node, n0, n1 have 3 free at most"
+
+
+def test_nobody_is_displaced_for_another() -> None:
+    kept = [on(f"g{number}", ("n0", (number,))) for number in range(4)]
+    gangs = [*(gang(f"g{number}") for number in range(4)), gang("big", 4)]
+    placement = place(gangs, [node("n0", 4)], kept)
+    assert moves(kept, placement.placed).empty
+    assert placement.unplaced == (Unplaced("big", placement.unplaced[0].reasons),)
+
+
+def test_moves_are_told_in_buckets_and_the_order_of_devices_is_no_move() -> None:
+    before = [on("a", ("n0", (0, 1))), on("b", ("n0", (2,))), on("c", ("n0", (3,)))]
+    after = [on("a", ("n0", (1, 0))), on("b", ("n1", (2,))), on("d", ("n0", (4,)))]
+    change = moves(before, after)
+    assert ([each.gang_id for each in change.kept], change.moved) == (["a"], ((before[1], after[1]),))
+    assert (change.added, change.removed) == ((after[2],), (before[2],))
+    assert not change.empty
