@@ -1,0 +1,98 @@
+"""Device memory beside weights and KV: what a step computes with, and what runtime and libraries take.
+
+All of it is an estimate on the high side; ``Reserve`` has the numbers, each with its reason, for whoever measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from orchestrator.core.planning.cut import Cut
+from orchestrator.core.planning.devices import Precision
+from orchestrator.core.planning.shape import Attention, Dense, Experts, Latent, Layer, ModelShape, State
+from orchestrator.core.planning.weights import BYTES
+from orchestrator.core.spec import Device
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Reserve:
+    """What runtime and libraries take on a device, in bytes. CPUs have none of it but their process.
+
+    - ``context``: CUDA's context and loaded kernels, outside what vLLM counts as its own: about 0.5 GB on data centre
+      GPUs.
+    - ``runtime``: workspaces of cuBLAS and of attention kernels, and what an allocator can't give back.
+    - ``collective``: NCCL's buffers and those of vLLM's own all-reduce, with more than one device only.
+    - ``graph_layer``: CUDA graphs of all captured batch sizes, by layer; none with ``enforce_eager``. Half a GB for
+      the 32 layers of an 8B model is usual.
+    - ``process``: Python, torch and vLLM in a CPU worker's own memory; 0.53 GB after their import, and buffers.
+    - ``logit``: bytes a score while a batch is sampled: the scores themselves and gathered (2 + 2), in float32 (4),
+      sorted (4) with their places (8), and as probabilities (4).
+    """
+
+    context: int = 512 * MIB
+    runtime: int = 512 * MIB
+    collective: int = 512 * MIB
+    graph_layer: int = 16 * MIB
+    process: int = 768 * MIB
+    logit: int = 24
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The largest step: tokens, sequences, and what activations are kept in."""
+
+    tokens: int
+    sequences: int
+    dtype: Precision
+    eager: bool = False
+
+
+def activation_bytes(shape: ModelShape, layers: Sequence[Layer], cut: Cut, batch: Batch) -> int:
+    """The peak inside a step over these layers: the residual and a layer's input, and the widest layer's own."""
+    widest = max((_width(layer, shape.hidden, cut) for layer in dict.fromkeys(layers)), default=0)
+    return batch.tokens * (2 * shape.hidden + widest) * BYTES[batch.dtype]
+
+
+def _width(layer: Layer, hidden: int, cut: Cut) -> int:
+    """Numbers a token that the wider half of a layer holds at once."""
+    ways = cut.tensor
+    mixed = 0
+    match layer.mixer:
+        case Attention() as mixer:
+            queries = mixer.heads * mixer.head_dim * (2 if mixer.gated else 1)
+            mixed = 2 * queries + 2 * max(ways, mixer.kv_heads) * mixer.head_dim
+        case Latent() as mixer:
+            mixed = mixer.heads * (3 * mixer.nope_dim + 2 * mixer.rope_dim + 2 * mixer.value_dim)
+        case State() as mixer:
+            mixed = 4 * mixer.inner + 4 * mixer.groups * mixer.size
+    fed = 0
+    match layer.feed:
+        case Dense() as feed:
+            fed = (3 if feed.gated else 2) * feed.width
+        case Experts() as feed:
+            share = ways if cut.expert else 1  # whole experts aren't narrower on more devices
+            fed = feed.per_token * (max(2 * feed.width * share, hidden * ways) + feed.width * share)
+            fed += 3 * feed.shared_width
+    return -(-max(mixed, fed) // ways)
+
+
+def logit_bytes(shape: ModelShape, batch: Batch, reserve: Reserve) -> int:
+    """What sampling the largest batch takes on the last stage, beside its hidden states."""
+    scores = batch.sequences * shape.vocabulary * reserve.logit if shape.has_head else 0
+    return scores + batch.tokens * shape.hidden * BYTES[batch.dtype]
+
+
+def stage_overhead(
+    shape: ModelShape, layers: Sequence[Layer], last: bool, cut: Cut, kind: Device, batch: Batch, reserve: Reserve
+) -> int:
+    """Bytes beside weights and KV on a device of a stage, the context left out."""
+    peak = activation_bytes(shape, layers, cut, batch)
+    if last:
+        peak = max(peak, logit_bytes(shape, batch, reserve))
+    if kind is Device.CPU:
+        return peak + reserve.process
+    graphs = 0 if batch.eager else reserve.graph_layer * len(layers)
+    return peak + reserve.runtime + graphs + (reserve.collective if cut.devices * cut.data > 1 else 0)
