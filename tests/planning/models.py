@@ -183,10 +183,13 @@ SMALL = {
 }  # fmt: skip
 WIDE = SMALL | {"head_dim": 32}  # where heads have a width of their own
 ROUTED = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
-LATENT = {
-    "kv_lora_rank": 32, "q_lora_rank": 24, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 16,
+SHARED = {
     "n_routed_experts": 4, "n_shared_experts": 2, "num_experts_per_tok": 2, "moe_intermediate_size": 48,
-    "first_k_dense_replace": 1, "num_key_value_heads": 4, "n_group": 1, "topk_group": 1,
+    "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1,
+}  # fmt: skip
+LATENT = SHARED | {
+    "kv_lora_rank": 32, "q_lora_rank": 24, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 16,
+    "num_key_value_heads": 4,
 }  # fmt: skip
 DELTA = {
     "linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 16,
@@ -195,6 +198,11 @@ DELTA = {
 MAMBA2 = {
     "mamba_n_heads": 8, "mamba_d_head": 16, "mamba_n_groups": 2, "mamba_d_state": 8, "mamba_d_conv": 4,
     "mamba_expand": 2,
+}  # fmt: skip
+NEMOTRON = {key: value for key, value in WIDE.items() if key != "num_hidden_layers"} | {
+    "mamba_num_heads": 8, "mamba_head_dim": 16, "n_groups": 2, "ssm_state_size": 8, "conv_kernel": 4,
+    "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48, "n_shared_experts": 1,
+    "moe_shared_expert_intermediate_size": 56,
 }  # fmt: skip
 OLD = {"n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 128, "vocab_size": 320}
 FAMILIES: dict[str, Config] = {
@@ -251,5 +259,46 @@ FAMILIES: dict[str, Config] = {
     "jamba": SMALL | {"num_experts": 4, "attn_layer_period": 4, "attn_layer_offset": 2},
     "bamba": SMALL | MAMBA2 | {"attn_layer_indices": [1, 3]},
     "lfm2": SMALL | {"full_attn_idxs": [1, 3], "conv_L_cache": 3},
+    "glm4_moe": WIDE | SHARED | {"use_qk_norm": True, "attention_bias": True},
+    "minimax_m2": WIDE | {"num_local_experts": 4},
+    "ernie4_5": WIDE,
+    "ernie4_5_moe": SMALL | {
+        "moe_intermediate_size": 48, "moe_num_experts": 4, "moe_k": 2, "moe_num_shared_experts": 2,
+        "moe_layer_start_index": 1, "use_bias": True,
+    },
+    "hunyuan_v1_dense": WIDE,
+    "dots1": WIDE | SHARED,
+    "nemotron_h": NEMOTRON | {"hybrid_override_pattern": "M-ME*-"},
+    "nemotron_h with a latent space": NEMOTRON | {"hybrid_override_pattern": "ME*E", "moe_latent_size": 24},
     "llama4_text": WIDE | {"intermediate_size_mlp": 160, "num_local_experts": 4, "interleave_moe_layer_step": 2},
 }  # fmt: skip
+
+# Bytes in bfloat16 that vLLM's (0.32) own models of these families hold on each of 1, 2 and 4 tensor-parallel devices.
+HELD: dict[str, tuple[int, ...]] = {
+    "llama": (451712, 226432, 130176),
+    "mistral": (451712, 226432, 130176),
+    "qwen2": (354432, 177792, 97792),
+    "qwen3": (452224, 226944, 130688),
+    "qwen2_moe": (490880, 246656, 132864),
+    "gemma2": (411776, 206976, 120960),
+    "gemma3_text": (412288, 207488, 121472),
+    "phi3": (353408, 177280, 97408),
+    "opt": (246400, 136896, 82144),
+    "gpt2": (357504, 188224, 103584),
+    "gpt_neox": (333440, 168384, 85856),
+    "starcoder2": (259200, 131264, 75616),
+    "cohere2": (295552, 148096, 78464),
+    "olmo2": (354176, 178048, 98176),
+    "granite": (353408, 177280, 97408),
+    "glm4": (454784, 228480, 131968),
+    "jamba": (734808, 368600, 187544),
+    "mixtral": (969856, 486528, 261248),
+    "qwen3_moe": (545920, 274560, 155264),
+    "deepseek_v2": (576576, 306240, 171072),
+    "qwen3_next": (685200, 344568),
+    "llama4_text": (833664, 417920, 226432),
+    "glm4_moe": (658584, 330904, 183704),
+    "olmoe": (872320, 438144, 229248),
+    "granitemoe": (871552, 437376, 228480),
+    "granitemoehybrid": (1113808, 558504),
+}

@@ -74,9 +74,15 @@ class TestWhatFits:
         assert fit.kv_bytes_per_token == 131_072
         assert fit.kv_tokens == fit.kv_blocks * 16
         assert fit.device.kv == fit.kv_tokens * 131_072
-        # vLLM's log on such a device has some 450,000 tokens.
-        assert 430_000 < fit.kv_tokens < 480_000
         assert fit.sequences == (fit.kv_blocks - 1) // 512
+
+    @pytest.mark.parametrize(("ways", "gib"), [(1, 53.29), (2, 58.97)])
+    def test_vllms_own_log_of_llama_3_8b_on_an_h100(self, ways: int, gib: float) -> None:
+        """What it had for KV in December 2024 (its pull request 10511): weights 14.96 GiB, 1.26 for a step, others."""
+        logged = Settings(gpu_memory_utilization=0.9, max_num_seqs=256)
+        fit = it_fits(models.LLAMA_3_8B, Cut(ways), gpu("H100", 79.22), logged)
+        assert fit.weight_bytes / GIB == pytest.approx(14.96 / ways, abs=0.01)
+        assert fit.device.kv / GIB == pytest.approx(gib, rel=0.03)
 
     @pytest.mark.parametrize(
         ("config", "device", "least"),

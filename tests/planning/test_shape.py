@@ -68,7 +68,7 @@ class TestAgainstTransformers:
         config = {"model_type": name.split()[0], **FAMILIES[name]}
         theirs = getattr(AutoConfig.for_model(**config), "layer_types", None)
         same = {"conv": "linear_attention", "mamba": "linear_attention", "attention": "full_attention"}
-        same |= {"chunked_attention": "full_attention"}
+        same |= {"chunked_attention": "full_attention", "mlp": "full_attention", "moe": "full_attention"}
         assert theirs is None or kinds(shape_of(config)) == [same.get(kind, kind) for kind in theirs]
 
 

@@ -18,6 +18,7 @@ from orchestrator.core.errors import ConfigError
 from orchestrator.core.planning.cut import Cut, Obstacle, cut_reasons, stage_layers
 from orchestrator.core.planning.devices import Precision
 from orchestrator.core.planning.fields import Fields
+from orchestrator.core.planning.matrices import layer_matrices
 from orchestrator.core.planning.quantization import NAMED, Quantization, matches
 from orchestrator.core.planning.quantization_config import quantization_of
 from orchestrator.core.planning.shape import ModelShape
@@ -26,6 +27,7 @@ from orchestrator.core.planning.weights import (
     Kept,
     checkpoint_bytes,
     compared,
+    device_bytes,
     index_total,
     kept_as_stored,
     parameters,
@@ -33,7 +35,7 @@ from orchestrator.core.planning.weights import (
     stored_total,
 )
 from tests.planning import models
-from tests.planning.models import PARAMETERS, Config
+from tests.planning.models import FAMILIES, HELD, PARAMETERS, Config
 
 BF16 = Kept(Precision.BF16)
 INPUTS, OUTPUTS = 4096, 14336
@@ -244,6 +246,15 @@ class TestCut:
         absorbed = {"DeepSeek V2 Lite": 27 * 16, "DeepSeek V3": 61 * 128}.get(name, 0) * 256 * 512
         assert held == 2 * (parameters(shape) + absorbed)
 
+    @pytest.mark.parametrize("name", HELD)
+    def test_each_device_holds_what_vllms_own_model_holds_there(self, name: str) -> None:
+        shape = shape_of(FAMILIES[name] | {"model_type": name, "torch_dtype": "bfloat16"})
+        for ways, theirs in zip((1, 2, 4), HELD[name], strict=False):
+            # What is made of other weights later is none of a new model's.
+            held = [each for layer in shape.layers for each in layer_matrices(layer, shape.hidden) if each.held]
+            made = sum(device_bytes(each, "", BF16, Cut(ways)) for each in held)
+            assert stage_weights(shape, Cut(ways), BF16)[0] - made == theirs
+
     def test_llama_3_70b_over_four_devices(self) -> None:
         held = stage_weights(shape_of(models.LLAMA_3_70B), Cut(4), BF16)
         assert held == (141_107_412_992 // 4 + (2 * 80 + 1) * 8192 * 2 * 3 // 4,)  # norms are on each of them
@@ -281,6 +292,10 @@ class TestCut:
                                   "intermediate_size": 9600}, Cut(3), Obstacle.VOCABULARY, "filled up to 128"),
             (models.LLAMA_2_7B | {"quantization_config": models.AWQ}, Cut(4), Obstacle.GROUPS, "2752 inputs"),
             (models.DEEPSEEK_V3, Cut(32), Obstacle.GROUPS, "blocks of 128"),
+            (models.QWEN3_NEXT_80B | {"linear_num_value_heads": 64, "num_attention_heads": 32}, Cut(32), Obstacle.HEADS,
+             "16 key heads of states"),
+            (models.FAMILIES["granitemoehybrid"] | {"model_type": "granitemoehybrid"}, Cut(4), Obstacle.HEADS,
+             "2 groups of states"),
             (models.JAMBA, Cut(32, expert=True), None, ""),
             (models.GPT_OSS_20B, Cut(4), None, ""),
         ],

@@ -14,9 +14,10 @@ from functools import lru_cache
 
 from orchestrator.core.planning.matrices import Matrix, Split, layer_matrices
 from orchestrator.core.planning.quantization import Quantization, Scheme
-from orchestrator.core.planning.shape import Attention, Layer, ModelShape, State
+from orchestrator.core.planning.shape import Attention, Layer, ModelShape, State, StateKind
 
 VOCABULARY_STEP = 64
+GROUPED = {StateKind.MAMBA2: "groups", StateKind.GATED_DELTA: "key heads"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +146,11 @@ def _mixer_reasons(layer: Layer, cut: Cut) -> Iterator[Reason]:
     what = "heads of states" if isinstance(mixer, State) else "attention heads"
     if mixer.heads % ways:
         yield Reason(Obstacle.HEADS, f"{mixer.heads} {what} can't be divided by TP={ways}")
+    elif isinstance(mixer, State) and mixer.kind in GROUPED and mixer.groups % ways:
+        if mixer.kind is StateKind.GATED_DELTA or mixer.groups > 1:  # one group alone is repeated
+            yield Reason(
+                Obstacle.HEADS, f"{mixer.groups} {GROUPED[mixer.kind]} of states can't be divided by TP={ways}"
+            )
     elif isinstance(mixer, Attention) and mixer.kv_heads % ways and ways % mixer.kv_heads:
         text = f"{mixer.kv_heads} KV heads can be neither divided nor repeated over TP={ways}"
         yield Reason(Obstacle.KV_HEADS, text)

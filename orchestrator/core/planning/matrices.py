@@ -173,9 +173,12 @@ def _experts(feed: Experts, hidden: int) -> Iterator[Matrix]:
     yield Matrix("mlp.gate", hidden, feed.count, bias=feed.router_bias, linear=False)
     if feed.correction:
         yield vector("mlp.gate.e_score_correction_bias", feed.count)
-    yield from _feed_forward("mlp.experts.0", hidden, feed.width, feed.gated, feed.bias, feed.count)
+    if feed.latent:
+        yield Matrix("mlp.fc1_latent_proj", hidden, feed.latent)
+        yield Matrix("mlp.fc2_latent_proj", feed.latent, hidden)
+    yield from _feed_forward("mlp.experts.0", feed.latent or hidden, feed.width, feed.gated, feed.bias, feed.count)
     if feed.shared_width:
-        yield from _feed_forward("mlp.shared_experts", hidden, feed.shared_width, feed.gated, False)
+        yield from _feed_forward("mlp.shared_experts", hidden, feed.shared_width, feed.gated, feed.shared_bias)
     if feed.shared_gate:
         yield Matrix("mlp.shared_expert_gate", hidden, 1, linear=False)
 

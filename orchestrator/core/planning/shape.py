@@ -102,16 +102,21 @@ class Dense:
 
 @dataclass(frozen=True, slots=True)
 class Experts:
-    """Routed experts of ``width`` each, and ``shared_width`` of shared ones that every token passes."""
+    """Routed experts of ``width`` each, and ``shared_width`` of shared ones that every token passes.
+
+    ``latent``: experts work in a space of this width instead of the hidden one; 0 without one.
+    """
 
     count: int
     per_token: int
     width: int
     shared_width: int = 0
     shared_gate: bool = False
+    shared_bias: bool = False
     gated: bool = True
     bias: bool = False
     router_bias: bool = False
+    latent: int = 0
     correction: bool = False  # a bias for each expert that only steers the choice (DeepSeek-V3, 2024, section 2.1.2)
 
 

@@ -51,7 +51,6 @@ def _shape(
     towers: int,
     assumed: tuple[str, ...],
 ) -> ModelShape:
-    length = _length(fields)
     hidden = fields.positive("hidden_size", "n_embd", "d_model", "dim")
     width = fields.integer("word_embed_proj_dim", "embedding_size", default=0)
     tied = fields.get("tie_word_embeddings")
@@ -66,7 +65,7 @@ def _shape(
         vocabulary=fields.positive("vocab_size", "padded_vocab_size"),
         layers=layers,
         dtype=_dtype(fields, outer),
-        max_length=length,
+        max_length=_length(fields),
         tied=family.tied if tied is None else bool(tied),
         embedding=width if width != hidden else 0,
         positions=rows + (family.positions or 0) if learned else 0,

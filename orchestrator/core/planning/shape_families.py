@@ -24,6 +24,9 @@ class Pattern(StrEnum):
     LATER = "later"  # the window from ``max_window_layers`` on, if ``use_sliding_window``
     PERIODIC = "periodic"  # attention at ``attn_layer_offset`` of each ``attn_layer_period``, states elsewhere
     NTH_ATTENTION = "nth_attention"  # the n-th of n is attention, states elsewhere
+    HALVES = (
+        "halves"  # a letter a layer, each of which is one half of a block: M a state, * attention, - and E the other
+    )
     LISTED = "listed"  # attention where a list of layers says so, states elsewhere
     CHUNKED = "chunked"  # windows that don't slide, which engines keep whole
 
@@ -157,6 +160,18 @@ FAMILIES: dict[str, Family] = {
         qk_norm=QkNorm.HEAD, pattern=Pattern.NTH_FULL, defaults={"sliding_window_pattern": 4, "sliding_window": 4096},
     ),
     "arcee": Family("attention_bias", "attention_bias", "mlp_bias", gated=False),
+    "glm4_moe": Family(
+        "attention_bias", qk_norm=QkNorm.HEAD, qk_key="use_qk_norm", correction=True, defaults={"head_dim": 128},
+    ),
+    "minimax_m2": Family(qk_norm=QkNorm.WIDTH, correction=True, defaults={"head_dim": 128}),
+    "ernie4_5": Family("use_bias", "use_bias", "use_bias", tied=True, head_bias="use_bias", defaults={"head_dim": 128}),
+    "ernie4_5_moe": Family("use_bias", "use_bias", "use_bias", tied=True, head_bias="use_bias", correction=True),
+    "hunyuan_v1_dense": Family("attention_bias", "attention_bias", qk_norm=QkNorm.HEAD),
+    "dots1": Family("attention_bias", "attention_bias", qk_norm=QkNorm.HEAD, correction=True),
+    "nemotron_h": Family(
+        mlp_bias="mlp_bias", gated=False, norms=1, correction=True, pattern=Pattern.HALVES,
+        defaults={"use_conv_bias": True, "mamba_ssm_cache_dtype": "float32"},
+    ),
     "jamba": Family(
         pattern=Pattern.PERIODIC,
         defaults={

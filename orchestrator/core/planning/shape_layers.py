@@ -10,12 +10,14 @@ from orchestrator.core.planning.shape import Attention, Dense, Experts, FeedForw
 from orchestrator.core.planning.shape_families import Family, Pattern
 from orchestrator.core.planning.shape_states import state_of
 
-FULL, SLIDING, STATE = "full", "sliding", "state"
+FULL, SLIDING, STATE, MLP, MOE = "full", "sliding", "state", "mlp", "moe"
+LETTERS = {"M": STATE, "*": FULL, "-": MLP, "E": MOE}
 # What transformers and models' own code call the kinds of layers.
 KINDS = {
     "full_attention": FULL, "attention": FULL, "global": FULL, "chunked_attention": FULL, "full": FULL,
     "sliding_attention": SLIDING, "local": SLIDING, "sliding": SLIDING,
     "linear_attention": STATE, "mamba": STATE, "mamba2": STATE, "conv": STATE, "recurrent": STATE,
+    "mlp": MLP, "moe": MOE,
 }  # fmt: skip
 LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 HEADS = ("num_attention_heads", "n_head", "num_heads", "n_heads")
@@ -31,12 +33,14 @@ def decided(choice: bool | str, fields: Fields) -> bool:
 
 def layers_of(model_type: str, family: Family, fields: Fields) -> tuple[Layer, ...]:
     """All layers, in order."""
-    count = fields.positive(*LAYERS)
-    kinds = _kinds(count, family, fields)
+    kinds = _kinds(family, fields)
     mixers: dict[str, Mixer] = {}
-    for kind in set(kinds):
+    for kind in set(kinds) - {MLP, MOE}:
         mixers[kind] = state_of(model_type, fields) if kind == STATE else _attention(family, fields, kind == SLIDING)
     dense, experts = _dense(model_type, family, fields), _experts(model_type, family, fields)
+    if family.pattern is Pattern.HALVES:
+        feeds = {MLP: dense, MOE: experts}
+        return tuple(Layer(mixers.get(kind), feeds.get(kind), family.norms) for kind in kinds)
     routed = _routed(model_type, fields) if experts else ()
     return tuple(
         Layer(mixers[kind], experts if index in routed else dense, family.norms, family.norm_bias)
@@ -44,8 +48,12 @@ def layers_of(model_type: str, family: Family, fields: Fields) -> tuple[Layer, .
     )
 
 
-def _kinds(count: int, family: Family, fields: Fields) -> list[str]:
+def _kinds(family: Family, fields: Fields) -> list[str]:
     listed = fields.words("layer_types", "layers_block_type")
+    halves = family.pattern is Pattern.HALVES
+    if halves and not listed:
+        return _lettered(fields)
+    count = len(listed) if halves else fields.positive(*LAYERS)
     if listed:
         if len(listed) < count:
             raise ConfigError(f"layer_types names {len(listed)} layers of {count}", where=fields.where)
@@ -56,6 +64,15 @@ def _kinds(count: int, family: Family, fields: Fields) -> list[str]:
             )
         return [KINDS[each] for each in listed[:count]]
     return [_kind(index, family.pattern, fields) for index in range(count)]
+
+
+def _lettered(fields: Fields) -> list[str]:
+    word = fields.get("hybrid_override_pattern")
+    if not isinstance(word, str) or not word or set(word) - set(LETTERS):
+        raise ConfigError(
+            f"hybrid_override_pattern has to be a word of {' '.join(LETTERS)}, not {word!r}", where=fields.where
+        )
+    return [LETTERS[letter] for letter in word]
 
 
 def _kind(index: int, pattern: Pattern, fields: Fields) -> str:
@@ -145,19 +162,22 @@ def _experts(model_type: str, family: Family, fields: Fields) -> Experts | None:
     if count == 0:
         return None
     width = fields.positive("moe_intermediate_size", "intermediate_size", "ffn_dim")
-    shared = fields.integer("shared_expert_intermediate_size", "shared_intermediate_size", default=0)
-    shared = shared or fields.integer("n_shared_experts", default=0) * width
+    names = ("shared_expert_intermediate_size", "shared_intermediate_size", "moe_shared_expert_intermediate_size")
+    shared = fields.integer(*names, default=0)
+    shared = shared or fields.integer("n_shared_experts", "moe_num_shared_experts", default=0) * width
     if model_type == "llama4_text":
         shared = width
     return Experts(
         count=count,
-        per_token=fields.integer("num_experts_per_tok", "num_experts_per_token", "moe_topk", default=1),
+        per_token=fields.integer("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", default=1),
         width=width,
         shared_width=shared,
         shared_gate=fields.get("shared_expert_intermediate_size") is not None and shared > 0,
+        shared_bias=decided(family.mlp_bias, fields),
         gated=family.gated,
         bias=family.expert_bias,
         router_bias=family.router_bias,
+        latent=fields.integer("moe_latent_size", default=0),
         correction=family.correction,
     )
 
@@ -168,8 +188,9 @@ def _routed(model_type: str, fields: Fields) -> frozenset[int]:
     listed = _indices(fields, "moe_layers")
     if listed:
         return frozenset(listed)
-    first = fields.integer("first_k_dense_replace", default=0)
-    step = fields.integer("moe_layer_freq", "decoder_sparse_step", "interleave_moe_layer_step", default=1) or 1
+    first = fields.integer("first_k_dense_replace", "moe_layer_start_index", default=0)
+    steps = ("moe_layer_freq", "decoder_sparse_step", "interleave_moe_layer_step", "moe_layer_interval")
+    step = fields.integer(*steps, default=1) or 1
     dense = frozenset(_indices(fields, "mlp_only_layers"))
     if model_type == "jamba":
         period, offset = fields.positive("expert_layer_period"), fields.integer("expert_layer_offset")

@@ -60,5 +60,5 @@ def _mamba2(fields: Fields, hidden: int) -> State:
         size=fields.positive("mamba_d_state", "ssm_state_size"),
         kernel=fields.positive("mamba_d_conv", "conv_kernel"),
         conv_bias=fields.flag("mamba_conv_bias", "use_conv_bias", default=True),
-        bias=fields.flag("mamba_proj_bias", "use_bias"),
+        bias=fields.flag("use_bias", "mamba_proj_bias"),
     )
