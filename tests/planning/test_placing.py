@@ -7,6 +7,7 @@ from collections import Counter
 import pytest
 
 from orchestrator.core.errors import ConfigError
+from orchestrator.core.planning import packing, repairing
 from orchestrator.core.planning.places import Constraint, Gang, Placement
 from orchestrator.core.planning.placing import place
 from orchestrator.core.spec import Role
@@ -69,6 +70,34 @@ def test_stages_share_an_nvlink_domain_over_nodes_before_a_rack() -> None:
         node(f"n{number}", 4, zone="z", rack=str(number % 2), nvlink_domain=f"nvl{number // 3}") for number in range(6)
     ]
     assert where(place([gang("g", 4, 3)], nodes), "g") == ["n0", "n1", "n2"]
+
+
+def test_stages_share_a_node_before_a_rack() -> None:
+    fillers = [gang("f0", 4, model="f"), gang("f1", 4, model="f")]
+    kept = [on("f0", ("a00", (0, 1, 2, 3))), on("f1", ("a01", (0, 1, 2, 3)))]
+    placement = place([*fillers, gang("g", 4, 2)], cluster("a"), kept)
+    assert where(placement, "g") == ["a10", "a10"]
+
+
+def test_stages_share_a_node_that_is_split_before_a_rack() -> None:
+    nodes = [node(f"n{number}", nvlink_domain="0-3,4-7") for number in range(2)]
+    placement = place([gang("f", model="f"), gang("g", 4, 2)], nodes, [on("f", ("n0", (0,)))])
+    assert where(placement, "g") == ["n1", "n1"]
+
+
+def test_a_pipeline_goes_over_zones_only_where_it_must(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing, "MOST_STEPS", 0)  # which knows no zones
+    placement = place([gang("g", 8, 3)], [*cluster("a", 1), *cluster("b", 1, nodes=1)])
+    assert where(placement, "g") == ["a00", "a01", "b00"]
+
+
+def test_a_pipeline_is_near_the_other_half_of_its_model() -> None:
+    halves = [gang("p", 8, role=Role.PREFILL), gang("d", 4, 4, role=Role.DECODE)]
+    kept = [on("p", ("a00", EIGHT))]
+    in_rack = place(halves, [*cluster("a", nodes=3), *cluster("b", racks=3)], kept)
+    assert {name[:2] for name in where(in_rack, "d")} == {"a0"}
+    in_zone = place(halves, [*cluster("a", racks=3, nodes=1), *cluster("b", racks=4, nodes=1)], kept)
+    assert {name[:1] for name in where(in_zone, "d")} == {"a"}
 
 
 def test_stages_share_a_rack_and_else_a_zone() -> None:
@@ -143,6 +172,12 @@ def test_each_decode_replica_has_a_prefill_replica_in_its_zone_and_prefers_its_r
     assert len(spread(placement, halves, 1)) == 2
 
 
+def test_the_other_halfs_rack_comes_before_a_better_fit() -> None:
+    gangs = [gang("f", 7, model="f"), gang("p", 2, role=Role.PREFILL), gang("d", role=Role.DECODE)]
+    kept = [on("f", ("a00", tuple(range(7)))), on("p", ("a10", (0, 1)))]
+    assert where(place(gangs, cluster("a"), kept), "d")[0].startswith("a1")
+
+
 def test_one_prefill_replica_keeps_its_decode_replicas_in_its_zone_on_nodes_of_their_own() -> None:
     prefill, decode = gang("p", 2, role=Role.PREFILL), [gang(f"d{number}", role=Role.DECODE) for number in range(4)]
     placement = place([prefill, *decode], cluster("abc"))
@@ -166,7 +201,8 @@ def test_the_best_kind_that_has_room() -> None:
     assert [reason.nodes for reason in placement.unplaced[0].reasons] == [("h",), ("l",)]
 
 
-def test_who_has_a_choice_leaves_room_for_who_has_none() -> None:
+def test_who_has_a_choice_leaves_room_for_who_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(repairing, "MOST_FAILURES", 0)  # from the start, and not by being moved
     nodes = [node("h", 8, "H100"), node("l", 8, "L4")]
     gangs = [gang("big", 4, devices=("H100", "L4")), *(gang(f"g{number}") for number in range(8))]
     placement = place(gangs, nodes)
@@ -194,6 +230,12 @@ def test_shares_of_one_device_add_up_to_it_and_no_further() -> None:
 def test_thirds_and_tenths_add_up() -> None:
     assert not place([gang(f"g{number}", share=1 / 3) for number in range(3)], [node("n0", 1)]).unplaced
     assert not place([gang(f"g{number}", share=0.1) for number in range(10)], [node("n0", 1)]).unplaced
+
+
+def test_a_share_goes_where_the_least_is_left() -> None:
+    kept = [on("a", ("n0", (0,))), on("b", ("n1", (1,)))]
+    gangs = [gang("a", share=0.4, model="a"), gang("b", share=0.7, model="b"), gang("c", share=0.3)]
+    assert place(gangs, [node("n0", 4), node("n1", 4)], kept).placed[2] == on("c", ("n1", (1,)))
 
 
 def test_a_share_is_never_split_over_devices() -> None:

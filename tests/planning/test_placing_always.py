@@ -117,6 +117,24 @@ def test_all_are_placed_whenever_trying_everything_finds_a_way(gangs: list[Gang]
     assert bool(placement.unplaced) != can_all_be_placed(gangs, nodes)
 
 
+@given(st.integers(0, 1 << 30), st.booleans())
+@settings(max_examples=200)
+def test_what_was_cut_out_of_full_nodes_fits_back(seed: int, choosy: bool) -> None:
+    chance = random.Random(seed)
+    nodes = [node(f"n{place_}", 8, chance.choice(KINDS)) for place_ in range(8)]
+    gangs = []
+    for each in nodes:
+        free = each.count
+        while free:
+            size = chance.randint(1, free)
+            free -= size
+            kinds = (each.device,) if choosy else tuple(chance.sample(KINDS, 2))
+            gangs.append(gang(f"g{len(gangs)}", size, devices=kinds))
+    placement = place(gangs, nodes)
+    assert not placement.unplaced
+    check(placement, gangs, nodes)
+
+
 @given(*TINY, st.integers(0, 3))
 @settings(max_examples=150)
 def test_that_holds_with_gangs_already_there(gangs: list[Gang], nodes: list[Node], running: int) -> None:
@@ -162,4 +180,5 @@ def test_a_thousand_nodes_and_thousands_of_gangs() -> None:
     full = big(more, nodes, placement.placed)
     check(full, more, nodes)
     assert full.unplaced
+    assert not full.exhausted  # counting is enough to know
     assert not moves(placement.placed, full.placed).removed

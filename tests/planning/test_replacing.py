@@ -80,6 +80,12 @@ def test_a_place_that_is_no_longer_valid_is_replaced(gone: Placed) -> None:
     assert placement.placed == (on("g", ("n0", (0, 1))),)
 
 
+def test_stages_on_two_kinds_are_placed_anew() -> None:
+    either = gang("g", 1, 2, devices=("H100", "L4"))
+    placement = place([either], [node("h", 2), node("l", 2, "L4")], [on("g", ("h", (0,)), ("l", (0,)))])
+    assert where(placement, "g") == ["h", "h"]
+
+
 def test_two_that_claim_one_device_do_not_both_keep_it() -> None:
     kept = [on("a", ("n0", (0,))), on("b", ("n0", (0,)))]
     placement = place([gang("a"), gang("b")], [node("n0", 2)], kept)
@@ -96,6 +102,53 @@ def test_room_is_made_by_moving_few() -> None:
     fixed = place(gangs, nodes, kept, movable=False)
     assert moves(kept, fixed.placed).empty
     assert words(fixed) == "tensor_parallel 4 needs 4 H100 in one node, n0, n1 have 3 free at most"
+
+
+def test_the_smaller_of_two_moves() -> None:
+    gangs = [gang("a"), gang("b", 2), gang("c", 2), gang("big", 3)]
+    kept = [on("a", ("n0", (0,))), on("b", ("n0", (1, 2))), on("c", ("n1", (0, 1)))]
+    change = moves(kept, place(gangs, [node("n0", 5), node("n1", 4)], kept).placed)
+    assert [old.gang_id for old, _ in change.moved] == ["a"]
+    assert [each.gang_id for each in change.added] == ["big"]
+
+
+def test_a_search_for_a_tighter_packing_leaves_in_place_what_it_can() -> None:
+    gangs = [gang(f"g{number}", size) for number, size in enumerate((2, 3, 3, 3, 2, 4, 2, 2, 3))]
+    kept = [
+        on("g0", ("n3", (0, 3))),
+        on("g1", ("n2", (0, 2, 4))),
+        on("g2", ("n2", (1, 3, 5))),
+        on("g3", ("n3", (1, 4, 5))),
+        on("g4", ("n1", (4, 5))),
+        on("g5", ("n0", (1, 2, 3, 5))),
+    ]
+    placement = place(gangs, [node(f"n{number}", 6) for number in range(4)], kept)
+    assert not placement.unplaced  # each device is taken
+    assert [old.gang_id for old, _ in moves(kept, placement.placed).moved] == ["g0"]
+
+
+def test_it_settles_where_one_gangs_move_leaves_room_for_another() -> None:
+    either = ("L4", "H100")
+    gangs = [
+        gang("g2", 5, devices=either),
+        gang("g3", share=0.5, devices=("L4",)),
+        gang("g4", share=0.6, devices=either),
+        gang("g8", share=0.5, devices=either),
+        gang("g9", 1, 3, devices=("L4",)),
+        gang("g10", 1, 3),
+        gang("g11", share=0.6, devices=("L4",)),
+        gang("g15", 4, 3, devices=either),
+        gang("g16", 2, devices=either),
+    ]
+    nodes = [node("n0", 6, "L4"), *(node(f"n{number}", 4) for number in (1, 2, 4)), node("n5", 4, "L4")]
+    kept = [
+        on("g4", ("n0", (5,))),
+        on("g8", ("n5", (2,))),
+        on("g10", ("n1", (0,)), ("n1", (1,)), ("n1", (2,))),
+        on("g16", ("n5", (0, 1))),
+    ]
+    placement = place(gangs, nodes, kept)
+    assert moves(placement.placed, place(gangs, nodes, placement.placed).placed).empty
 
 
 def test_nobody_is_displaced_for_another() -> None:

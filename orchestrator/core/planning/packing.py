@@ -28,7 +28,7 @@ def pack(
     wanted: Sequence[Gang],
     ground: Ground,
     nodes: Sequence[Node],
-    kept: Iterable[Placed],
+    kept: Sequence[Placed],
     tried: Tried,
     *,
     movable: bool,
@@ -50,7 +50,7 @@ def pack(
         rest = [gang for gang in wanted if gang.gang_id not in fresh.placed]
         search = _Search(rest, Counter(map(_shape, fresh.islands)))
         if search.run():
-            _carry_out(fresh, rest, search.choices, [*stay, *ground.placed.values()])
+            _carry_out(fresh, rest, search.choices, kept)
             return fresh, False
         tried[frozenset(fixed)] = search.exhausted
     return ground, any(tried[frozenset(fixed)] for fixed in starts)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from orchestrator.core.planning.islands import Ground, Island
 from orchestrator.core.planning.places import WHOLE, Gang, Placed, parts_of
@@ -36,6 +36,8 @@ class _Room:
         self._ground = ground
         self._seeker = seeker
         self._fixed = fixed
+        self._queues: dict[tuple[str, int], list[Island]] = {}  # what is still to be tried, by kind and size
+        self._elsewhere: dict[tuple[object, ...], bool] = {}
 
     def make(self, gang: Gang) -> bool:
         placed = self._seeker.find(gang, NOTHING)
@@ -44,13 +46,15 @@ class _Room:
         if not self._enough(gang):
             return False
         for kind in gang.devices:
-            islands = self._by_effort(gang, kind)
-            for start in range(len(islands)):
+            queue = self._queue(kind, gang.tensor_parallel)
+            while queue:
                 if self.failures >= MOST_FAILURES:
                     return False
-                if self._displace(gang, kind, islands[start:]):
+                if self._displace(gang, kind, queue):
+                    self._elsewhere.clear()
                     return True
                 self.failures += 1
+                del queue[0]
         return False
 
     def _enough(self, gang: Gang) -> bool:
@@ -60,11 +64,29 @@ class _Room:
         free = sum(group.free * WHOLE + sum(left * len(some) for left, some in group.left.items()) for group in groups)
         return free >= need
 
-    def _by_effort(self, gang: Gang, kind: str) -> list[Island]:
-        """Islands that are large enough, those first that lack the fewest devices for one more stage."""
-        size = gang.tensor_parallel
-        fitting = (each for each in self._ground.islands if each.node.device == kind and len(each.devices) >= size)
-        return sorted(fitting, key=lambda island: (size - len(island.free) % size, -len(island.free)))
+    def _queue(self, kind: str, size: int) -> list[Island]:
+        """Islands that are large enough: first those with gangs that have somewhere to go, then those that lack little.
+
+        Successes keep the order, as it is only a guess.
+        """
+        if (kind, size) not in self._queues:
+            islands = [each for each in self._ground.islands if each.node.device == kind and len(each.devices) >= size]
+            islands.sort(key=lambda each: (self._stuck(each), size - len(each.free) % size, -len(each.free)))
+            self._queues[kind, size] = islands
+        return self._queues[kind, size]
+
+    def _stuck(self, island: Island) -> bool:
+        return not any(self._can_go(gangs) for gangs, _ in self._blocks(island))
+
+    def _can_go(self, gang_ids: Iterable[str]) -> bool:
+        """Whether each of these would find a place as things are."""
+        return all(self._finds_place(self._ground.gangs[gang_id]) for gang_id in gang_ids)
+
+    def _finds_place(self, gang: Gang) -> bool:
+        alike = (gang.devices, gang.tensor_parallel, gang.pipeline_parallel, gang.share)
+        if alike not in self._elsewhere:
+            self._elsewhere[alike] = self._seeker.find(gang, NOTHING) is not None
+        return self._elsewhere[alike]
 
     def _displace(self, gang: Gang, kind: str, islands: Sequence[Island]) -> bool:
         """Clear islands until the gang has room, then place those that were there; or leave all as it was."""
@@ -95,18 +117,19 @@ class _Room:
         if lacking + len(island.free) > len(island.devices):
             return []
         chosen: list[str] = []
-        blocks = list(self._blocks(island))
+        blocks = [(not self._can_go(gangs), len(devices), gangs) for gangs, devices in self._blocks(island)]
         while lacking > 0 and blocks:
-            # One that is enough, as small as can be; or else the largest. Of those alike the one with the fewest gangs.
-            enough = [block for block in blocks if len(block[1]) >= lacking]
-            block = min(enough or blocks, key=lambda each: (len(each[1]) if enough else -len(each[1]), len(each[0])))
+            # One that is enough, as small as can be; or else the largest. But first those that have somewhere to go.
+            enough = [block for block in blocks if block[1] >= lacking]
+            sign = 1 if enough else -1
+            block = min(enough or blocks, key=lambda each: (each[0], sign * each[1], len(each[2])))
             blocks.remove(block)
-            chosen += [gang_id for gang_id in sorted(block[0]) if gang_id not in chosen]
-            lacking -= len(block[1])
+            chosen += sorted(block[2])
+            lacking -= block[1]
         return chosen if lacking <= 0 else []
 
     def _blocks(self, island: Island) -> Iterator[tuple[frozenset[str], tuple[int, ...]]]:
-        """Devices that come free together, with the gangs that have to go for it."""
+        """Gangs that may go, with the devices that come free when they do."""
         devices: dict[frozenset[str], list[int]] = {}
         for device, gangs in island.gangs.items():
             if gangs and not gangs.intersection(self._fixed):
