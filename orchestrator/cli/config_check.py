@@ -9,7 +9,7 @@ from orchestrator import config
 from orchestrator.cli import terminal
 from orchestrator.cli.exits import Exit
 from orchestrator.core.errors import ConfigError
-from orchestrator.core.spec import ClusterSpec, ModelSpec
+from orchestrator.core.spec import AUTO, ClusterSpec, ModelSpec
 
 
 def run(args: argparse.Namespace) -> Exit:
@@ -31,5 +31,5 @@ def summary(spec: ClusterSpec) -> str:
 
 
 def _model(model: ModelSpec) -> str:
-    pools = ", ".join(f"{pool.replicas} {pool.role}" for pool in model.pools.values())
-    return f"{model.name} ({pools})"
+    counts = {pool.role: "auto" if pool.replicas == AUTO else pool.replicas for pool in model.pools.values()}
+    return f"{model.name} ({', '.join(f'{count} {role}' for role, count in counts.items())})"

@@ -22,7 +22,7 @@ from orchestrator.sim.run import Options, Result, routed, settings_of, shared_ou
 
 def run(args: argparse.Namespace) -> Exit:
     """Simulates and prints what came of it; exit 2 where the configuration, the trace or an option is wrong."""
-    spec = config.load(args.config)
+    spec = config.closed(config.load(args.config), args.config)
     model = _routed(_model(spec, args.model), args.policy)
     replicas = _replicas(model, args.replicas)
     limits = traces.Limits(args.speed, args.rate, args.requests, args.duration)

@@ -27,7 +27,7 @@ _GRACE_SECONDS = 5.0
 
 def run(args: argparse.Namespace) -> Exit:
     """Exit 0 when stopped after it was ready, 1 when it failed, 2 for a bad configuration, 130 when stopped before."""
-    spec = config.load(args.config)
+    spec = config.closed(config.load(args.config), args.config)
     path = Path(args.config).absolute()
     if args.record:
         spec = record.into(spec, Path(args.record).absolute())

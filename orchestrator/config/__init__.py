@@ -13,10 +13,11 @@ from orchestrator.config.cursor import Cursor
 from orchestrator.config.defaults import effective_engine_args
 from orchestrator.config.document import Document, read
 from orchestrator.config.parse import parse_document
+from orchestrator.config.planning import closed
 from orchestrator.core.errors import ConfigError
 from orchestrator.core.spec import ClusterSpec
 
-__all__ = ["dumps", "effective_engine_args", "load", "loads", "parse"]
+__all__ = ["closed", "dumps", "effective_engine_args", "load", "loads", "parse"]
 
 
 def load(path: str | Path) -> ClusterSpec:

@@ -8,7 +8,7 @@ from typing import Any
 from orchestrator.config.cursor import Cursor, shown
 from orchestrator.config.defaults import effective_engine_args
 from orchestrator.core.errors import ConfigError
-from orchestrator.core.spec import Backend, ClusterSpec, Endpoint, ModelSpec, PoolSpec, Role
+from orchestrator.core.spec import AUTO, Backend, ClusterSpec, Endpoint, ModelSpec, PoolSpec, Role
 
 # What KV blocks are made of: the two ends of a hand-over have to agree on it.
 ALIKE = ("dtype", "block_size", "kv_cache_dtype", "max_model_len")
@@ -34,16 +34,17 @@ def batches(cursor: Cursor, model: ModelSpec) -> None:
 
 
 def hand_over(cursor: Cursor, model: ModelSpec) -> None:
-    """Prefill and decode can pass KV on to one another."""
+    """Prefill and decode can pass KV on to one another; a size that is left open can't be judged yet."""
     if not model.disaggregated:
         return
     prefill, decode = model.pools[Role.PREFILL], model.pools[Role.DECODE]
     if prefill.device is not decode.device:
         raise _unlike(cursor, "device", prefill.device.value, decode.device.value)
-    if prefill.pipeline_parallel != decode.pipeline_parallel:
-        raise _unlike(cursor, "pipeline_parallel", prefill.pipeline_parallel, decode.pipeline_parallel)
+    stages = prefill.pipeline_parallel, decode.pipeline_parallel
+    if AUTO not in stages and stages[0] != stages[1]:
+        raise _unlike(cursor, "pipeline_parallel", *stages)
     small, large = sorted((prefill.tensor_parallel, decode.tensor_parallel))
-    if large % small:
+    if small != AUTO and large % small:
         raise cursor.error(
             f"found tensor_parallel {prefill.tensor_parallel} in prefill and {decode.tensor_parallel} in decode, "
             "allowed: one a multiple of the other",

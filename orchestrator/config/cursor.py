@@ -96,7 +96,8 @@ class Cursor:
             raise self.wrong("a list")
         return (self.child(place) for place in range(len(self.value)))
 
-    def integer(self, least: int, most: int | None = None) -> int:
+    def integer(self, least: int, most: int | None = None, also: str = "") -> int:
+        """A whole number; ``also`` names what else the caller takes here, for the error."""
         span = f"a whole number from {least} to {most}" if most is not None else f"a whole number, {least} or more"
         value = self.value
         if (
@@ -105,7 +106,7 @@ class Cursor:
             or value < least
             or (most is not None and value > most)
         ):
-            raise self.wrong(span)
+            raise self.wrong(f"{span}, or {also}" if also else span)
         return value
 
     def seconds(self, *, zero: bool = False) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from orchestrator.config import arguments, checks
+from orchestrator.config import arguments, checks, planning
 from orchestrator.config.admission import admission
 from orchestrator.config.cursor import Cursor, closest
 from orchestrator.config.document import Document
@@ -17,7 +17,6 @@ from orchestrator.core.spec import (
     Bind,
     ClusterSpec,
     ControllerSpec,
-    Device,
     GatewaySpec,
     ModelSpec,
     PoolSpec,
@@ -127,7 +126,7 @@ def _models(cursor: Cursor) -> tuple[ModelSpec, ...]:
 
 
 def _model(cursor: Cursor) -> ModelSpec:
-    fields = cursor.fields("name", "source", "engine", "frontend", "pools", "routing")
+    fields = cursor.fields("name", "source", "engine", "frontend", "pools", "routing", "slo", "load")
     allowed = "1 to 128 letters, digits and . _ : / -, with a letter or digit at either end"
     named = _required(cursor, fields, "name", allowed)
     name = named.text(allowed)
@@ -144,7 +143,10 @@ def _model(cursor: Cursor) -> ModelSpec:
     if "frontend" in fields:
         checks.frontend(fields["frontend"], options)
     routed = routing(fields["routing"], disaggregated=Role.PREFILL in pools) if "routing" in fields else RoutingSpec()
-    model = ModelSpec(name, source_at.value, pools, engine, options, routed)
+    slo = planning.slo(fields["slo"]) if "slo" in fields else None
+    load = planning.load(fields["load"]) if "load" in fields else None
+    model = ModelSpec(name, source_at.value, pools, engine, options, routed, slo, load)
+    planning.known_load(pools_at, model)
     checks.batches(pools_at, model)
     checks.hand_over(pools_at, model)
     return model
@@ -160,13 +162,16 @@ def _pools(cursor: Cursor) -> dict[Role, PoolSpec]:
 
 def _pool(role: Role, cursor: Cursor) -> PoolSpec:
     counts = {"replicas": MOST_REPLICAS, "tensor_parallel": None, "pipeline_parallel": None}
-    fields = cursor.fields(*counts, "device", "backend", "engine")
-    values: dict[str, Any] = {name: fields[name].integer(1, most) for name, most in counts.items() if name in fields}
-    if "device" in fields:
-        values["device"] = fields["device"].choice(Device)
+    fields = cursor.fields(*counts, "device", "gpu", "share", "backend", "engine")
     backend = fields["backend"].choice(Backend) if "backend" in fields else Backend.VLLM
+    values: dict[str, Any] = {
+        name: planning.count(fields[name], most, backend) for name, most in counts.items() if name in fields
+    }
     engine = _engine(fields["engine"], backend) if "engine" in fields else {}
-    return PoolSpec(role, backend=backend, engine=engine, **values)
+    pool = PoolSpec(role, backend=backend, engine=engine, **values, **planning.hardware(fields, backend))
+    if "share" in fields:
+        planning.one_device(fields["share"], pool)
+    return pool
 
 
 def _engine(cursor: Cursor, backend: Backend) -> dict[str, Any]:

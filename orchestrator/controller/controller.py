@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping
 
+from orchestrator.config import closed
 from orchestrator.controller.assignments import Assigner
 from orchestrator.controller.ports import ClusterPort
 from orchestrator.controller.roster import Bounds, Roster
@@ -22,6 +23,7 @@ class Controller:
     """Keeps the cluster as specified. ``publish`` gets each new view; it must not block.
 
     ``clock`` is monotonic seconds. All of it runs on one event loop and waits for nothing but time and its own events.
+    A specification that leaves a count to the planner is a ConfigError.
     """
 
     def __init__(
@@ -34,7 +36,7 @@ class Controller:
         bounds: Bounds | None = None,
     ) -> None:
         self._assigner = assigner
-        self._slots = slots_of(assigner.spec)
+        self._slots = slots_of(closed(assigner.spec))
         self._limits = Limits.of(assigner.spec.controller)
         self._publish = publish
         self._clock = clock

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+AUTO = 0  # a count that is left to the planner: ``auto`` in YAML
+
 
 class Role(StrEnum):
     """What a pool's workers do with a request."""
@@ -50,7 +52,10 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class PoolSpec:
-    """Replicas that are alike. ``engine`` holds this pool's own vLLM arguments, over the model's."""
+    """Replicas that are alike. ``engine`` holds this pool's own vLLM arguments, over the model's.
+
+    ``replicas``, ``tensor_parallel`` and ``pipeline_parallel`` may be AUTO.
+    """
 
     role: Role
     replicas: int = 1
@@ -59,10 +64,23 @@ class PoolSpec:
     pipeline_parallel: int = 1
     backend: Backend = Backend.VLLM
     engine: Mapping[str, Any] = field(default_factory=dict)
+    gpu: tuple[str, ...] = ()  # kinds of the catalogue that it may run on, best first; any, if there are none
+    share: float = 1.0  # of one GPU; below 1 only with one device
 
     @property
     def devices_per_replica(self) -> int:
+        """0 as long as either size is AUTO."""
         return self.tensor_parallel * self.pipeline_parallel
+
+    @property
+    def open_counts(self) -> tuple[str, ...]:
+        """The fields that are AUTO, by name."""
+        counts = {
+            "replicas": self.replicas,
+            "tensor_parallel": self.tensor_parallel,
+            "pipeline_parallel": self.pipeline_parallel,
+        }
+        return tuple(name for name, count in counts.items() if count == AUTO)
 
 
 class PrefillPlace(StrEnum):
@@ -83,11 +101,35 @@ class RoutingSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class SloSpec:
+    """What a typical (median) request should take at the model's load; None where it doesn't matter.
+
+    ``ttft_ms`` is the time to the first token, ``itl_ms`` the time between two tokens after it.
+    """
+
+    ttft_ms: float | None = None
+    itl_ms: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LoadSpec:
+    """What a model has to serve: how many requests, and the mean lengths of one.
+
+    ``prefix_hit`` is the part of the prompt tokens, from 0 to 1, that a prefix cache is expected to have.
+    """
+
+    requests_per_second: float
+    prompt_tokens: int
+    output_tokens: int
+    prefix_hit: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class ModelSpec:
     """A served model.
 
     ``pools`` is either {serve} or {prefill, decode}; ``engine`` holds vLLM arguments for all of them, ``frontend``
-    options of vLLM's API server (tool_call_parser, chat_template ...).
+    options of vLLM's API server (tool_call_parser, chat_template ...). ``slo`` and ``load`` are what is planned for.
     """
 
     name: str
@@ -96,6 +138,8 @@ class ModelSpec:
     engine: Mapping[str, Any] = field(default_factory=dict)
     frontend: Mapping[str, Any] = field(default_factory=dict)
     routing: RoutingSpec = RoutingSpec()
+    slo: SloSpec | None = None
+    load: LoadSpec | None = None
 
     @property
     def disaggregated(self) -> bool:
@@ -176,6 +220,11 @@ class ClusterSpec:
     gateway: GatewaySpec = GatewaySpec()
     controller: ControllerSpec = ControllerSpec()
     telemetry: TelemetrySpec = TelemetrySpec()
+
+    @property
+    def open(self) -> bool:
+        """Whether a count is left to the planner."""
+        return any(pool.open_counts for model in self.models for pool in model.pools.values())
 
     def model(self, name: str) -> ModelSpec:
         """The model of that name; KeyError if there is none."""

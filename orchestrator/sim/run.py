@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from random import Random
 
+from orchestrator.config import closed
 from orchestrator.core import messages as m
 from orchestrator.core.brain import MAX_ATTEMPTS, Brain
 from orchestrator.core.errors import ConfigError
@@ -206,11 +207,12 @@ def simulate(spec: ClusterSpec, model: ModelSpec, offers: Sequence[Offer], optio
     """Runs ``offers`` on the model's pools.
 
     Raises:
-        ConfigError: the options ask for what there is not.
+        ConfigError: the options ask for what there is not, or the model leaves a count to the planner.
         PromiseBroken: the brain or the simulation did what it must not.
     """
     if not offers:
         raise ConfigError("there are no requests to simulate", where="--trace")
+    closed(replace(spec, models=(model,)))
     run = Run(spec, model, offers, options)
     with _no_garbage_collection():
         began = time.perf_counter()

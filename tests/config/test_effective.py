@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from orchestrator.config import dumps, effective_engine_args, loads
 from orchestrator.core.spec import (
+    AUTO,
     AdmissionSpec,
     Backend,
     Bind,
@@ -15,11 +16,13 @@ from orchestrator.core.spec import (
     Device,
     Endpoint,
     GatewaySpec,
+    LoadSpec,
     ModelSpec,
     PoolSpec,
     PrefillPlace,
     Role,
     RoutingSpec,
+    SloSpec,
     TelemetrySpec,
     TenantSpec,
 )
@@ -68,13 +71,21 @@ values = st.recursive(
 arguments = st.dictionaries(names, values, max_size=3)
 
 
+targets = st.builds(SloSpec, st.none() | seconds, st.none() | seconds)
+traffic = st.builds(LoadSpec, seconds, counts, counts, st.floats(0, 1))
+
+
 @st.composite
 def models(draw: st.DrawFn) -> ModelSpec:
     roles = draw(st.sampled_from([(Role.SERVE,), (Role.PREFILL, Role.DECODE)]))
-    kinds = st.sampled_from(Device), counts, counts, st.sampled_from(Backend), arguments
-    pools = {role: draw(st.builds(PoolSpec, st.just(role), counts, *kinds)) for role in roles}
+    sizes = counts | st.just(AUTO)
+    kinds = st.sampled_from(Device), sizes, sizes, st.sampled_from(Backend), arguments
+    hardware = st.lists(names, max_size=3).map(tuple), st.floats(0.0001, 1)
+    pools = {role: draw(st.builds(PoolSpec, st.just(role), sizes, *kinds, *hardware)) for role in roles}
     routing = st.builds(RoutingSpec, names, st.dictionaries(names, seconds, max_size=3), st.sampled_from(PrefillPlace))
-    return ModelSpec(draw(names), draw(names), pools, draw(arguments), draw(arguments), draw(routing))
+    plain = [draw(each) for each in (names, names)]
+    rest = [draw(each) for each in (arguments, arguments, routing, st.none() | targets, st.none() | traffic)]
+    return ModelSpec(*plain, pools, *rest)
 
 
 tenants = st.builds(TenantSpec, seconds, st.none() | counts, st.none() | counts)

@@ -9,7 +9,8 @@ from .conftest import LOCAL
 
 def test_the_whole_line(refused_change):
     assert refused_change("replicas: 2", "replicas: zwei") == (
-        'cluster.yaml:10: models[0].pools.decode.replicas: found "zwei", allowed: a whole number from 1 to 10000'
+        "cluster.yaml:10: models[0].pools.decode.replicas: "
+        'found "zwei", allowed: a whole number from 1 to 10000, or auto'
     )
 
 

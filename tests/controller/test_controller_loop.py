@@ -9,7 +9,8 @@ from collections.abc import Callable
 
 import pytest
 
-from orchestrator.core.errors import ModelSourceError, WorkerStartFailed
+from orchestrator.core.errors import ConfigError, ModelSourceError, WorkerStartFailed
+from orchestrator.core.spec import AUTO
 from orchestrator.core.types import WorkerState
 from tests.controller.conftest import DECODE, GATEWAY, PREFILL, WAIT, Bench, spec_of
 from tests.controller.fake_cluster import FakeCluster, slot_of
@@ -25,6 +26,13 @@ async def test_everything_is_started_and_the_cluster_becomes_ready(start: Start)
     assert bench.status.controller.epoch == 1
     assert bench.worker(DECODE).epoch == 1
     assert bench.worker(DECODE).restarts == 0
+
+
+async def test_what_is_left_open_is_refused_rather_than_taken_for_nothing_to_start(start: Start) -> None:
+    with pytest.raises(
+        ConfigError, match=r"pools\.prefill\.replicas, models\[0\]\.pools\.decode\.replicas are still auto"
+    ):
+        start(spec_of(replicas=AUTO))
 
 
 async def test_a_ready_worker_is_seen_while_another_still_starts_with_its_stage(start: Start) -> None:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from orchestrator.core.errors import ConfigError
 from orchestrator.core.fleet import Fleet
 from orchestrator.core.policies import POLICIES
-from orchestrator.core.spec import Role
+from orchestrator.core.spec import AUTO, Role
 from orchestrator.sim.half import Half
 from orchestrator.sim.promise import PromiseBroken
 from orchestrator.sim.worker import Worker
@@ -154,6 +156,15 @@ def test_same_seed_same_hash_under_any_hash_seed(seed: int) -> None:
         )
         hashes.add(done.stdout)
     assert len(hashes) == 1
+
+
+def test_a_fleet_of_nobody_knows_how_many_is_refused() -> None:
+    spec = cluster()
+    model = spec.models[0]
+    left_open = {role: replace(pool, replicas=AUTO) for role, pool in model.pools.items()}
+    spec = replace(spec, models=(replace(model, pools=left_open),))
+    with pytest.raises(ConfigError, match=r"models\[0\]\.pools\.serve\.replicas is still auto"):
+        play(spec, requests(spec, requests=1))
 
 
 def test_another_seed_another_hash() -> None:
