@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.controller.ports import Order
+from orchestrator.core.planning.settings import UTILIZATION
 from orchestrator.core.slots import Kind, Slot
-from orchestrator.core.spec import ClusterSpec, ModelSpec, PoolSpec
+from orchestrator.core.spec import Backend, ClusterSpec, ModelSpec, PoolSpec
 from orchestrator.core.types import GatewayAssignment, WorkerAssignment
 
 EngineArgs = Callable[[ModelSpec, PoolSpec], dict[str, Any]]
@@ -42,9 +43,18 @@ class Assigner:
             bind=self.spec.bind,
             tensor_parallel=pool.tensor_parallel,
             pipeline_parallel=pool.pipeline_parallel,
-            engine=self.engine_args(model, pool),
+            engine=_within_share(self.engine_args(model, pool), pool),
             kv_transfer=model.disaggregated,
             otlp_endpoint=self.spec.telemetry.otlp_endpoint,
             log_level=self.spec.telemetry.log_level,
             log_dir=self.log_dir,
+            share=pool.share,
         )
+
+
+def _within_share(engine: dict[str, Any], pool: PoolSpec) -> dict[str, Any]:
+    """Ray only counts parts of a GPU: a vLLM engine keeps to its part by the memory that it takes."""
+    if pool.share == 1 or pool.backend is not Backend.VLLM:
+        return engine
+    whole = engine.get("gpu_memory_utilization")
+    return {**engine, "gpu_memory_utilization": pool.share * (UTILIZATION if whole is None else whole)}

@@ -25,16 +25,19 @@ class Footprint:
 def footprint(order: WorkerAssignment) -> Footprint:
     """One bundle a device, all on one node unless a pipeline may cross nodes.
 
-    A lone GPU belongs to the worker actor. Several belong to vLLM's own actors in the group (its Ray executor), one
-    bundle each; where the engine arguments ask for its multiprocessing executor, they are one bundle of the worker.
+    A lone GPU, or a share of one, belongs to the worker actor. Several belong to vLLM's own actors in the group (its
+    Ray executor), one bundle each; where the engine arguments ask for its multiprocessing executor, they are one bundle
+    of the worker.
     """
     devices = order.tensor_parallel * order.pipeline_parallel
     if order.device is Device.CPU:
         return Footprint(({"CPU": CPU_SHARE},) * devices, "STRICT_PACK", 0)
     if devices > 1 and order.engine.get("distributed_executor_backend") == "mp":
         return Footprint(({"GPU": devices, "CPU": devices},), "STRICT_PACK", devices)
+    if devices == 1:
+        return Footprint(({"GPU": order.share, "CPU": 1},), "STRICT_PACK", order.share)
     strategy = "PACK" if order.pipeline_parallel > 1 else "STRICT_PACK"
-    return Footprint(({"GPU": 1, "CPU": 1},) * devices, strategy, 1 if devices == 1 else 0)
+    return Footprint(({"GPU": 1, "CPU": 1},) * devices, strategy, 0)
 
 
 def why_waiting(need: Footprint, nodes: Iterable[Mapping[str, float]], *, infeasible: bool) -> str:

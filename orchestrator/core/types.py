@@ -75,6 +75,7 @@ class WorkerAssignment:
     otlp_endpoint: str | None = None
     log_level: str = "info"
     log_dir: str = ""
+    share: float = 1.0  # of its GPU that it may take; below 1 only with one device
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from orchestrator.core.spec import Backend, Bind, Device, Role
 from orchestrator.core.types import WorkerAssignment
 
 
-def order(device: Device, *, tensor: int = 1, pipeline: int = 1, **engine: Any) -> WorkerAssignment:
+def order(device: Device, *, tensor: int = 1, pipeline: int = 1, share: float = 1.0, **engine: Any) -> WorkerAssignment:
     return WorkerAssignment(
         cluster="test",
         worker_id="m-decode-0",
@@ -25,6 +25,7 @@ def order(device: Device, *, tensor: int = 1, pipeline: int = 1, **engine: Any) 
         tensor_parallel=tensor,
         pipeline_parallel=pipeline,
         engine=engine,
+        share=share,
     )
 
 
@@ -38,12 +39,13 @@ def test_many_cpu_replicas_fit_on_a_laptop() -> None:
     ("case", "bundles", "strategy", "actor_gpus"),
     [
         (order(Device.GPU), [{"GPU": 1, "CPU": 1}], "STRICT_PACK", 1),
+        (order(Device.GPU, share=0.25), [{"GPU": 0.25, "CPU": 1}], "STRICT_PACK", 0.25),
         (order(Device.GPU, tensor=4), [{"GPU": 1, "CPU": 1}] * 4, "STRICT_PACK", 0),
         (order(Device.GPU, tensor=2, pipeline=2), [{"GPU": 1, "CPU": 1}] * 4, "PACK", 0),
         (order(Device.GPU, tensor=4, distributed_executor_backend="mp"), [{"GPU": 4, "CPU": 4}], "STRICT_PACK", 4),
     ],
 )
-def test_gpus_are_booked_whole(
+def test_gpus_are_booked_whole_but_for_a_share_of_a_lone_one(
     case: WorkerAssignment, bundles: list[dict[str, float]], strategy: str, actor_gpus: float
 ) -> None:
     need = footprint(case)
