@@ -203,6 +203,7 @@ def test_the_best_kind_that_has_room() -> None:
 
 def test_who_has_a_choice_leaves_room_for_who_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(repairing, "MOST_FAILURES", 0)  # from the start, and not by being moved
+    monkeypatch.setattr(packing, "MOST_STEPS", 0)
     nodes = [node("h", 8, "H100"), node("l", 8, "L4")]
     gangs = [gang("big", 4, devices=("H100", "L4")), *(gang(f"g{number}") for number in range(8))]
     placement = place(gangs, nodes)

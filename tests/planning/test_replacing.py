@@ -104,6 +104,26 @@ def test_room_is_made_by_moving_few() -> None:
     assert words(fixed) == "tensor_parallel 4 needs 4 H100 in one node, n0, n1 have 3 free at most"
 
 
+def test_shares_move_together_for_a_gang_that_needs_a_whole_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing, "MOST_STEPS", 0)
+    kept = [on("a", ("n0", (0,))), on("b", ("n1", (0,)))]
+    gangs = [gang("a", share=0.5), gang("b", share=0.5), gang("whole")]
+    placement = place(gangs, [node("n0", 1), node("n1", 1)], kept)
+    assert not placement.unplaced
+    assert len(moves(kept, placement.placed).moved) == 1
+
+
+def test_many_with_a_choice_move_out_of_the_way_of_many_without() -> None:
+    either = ("H100", "L4")
+    nodes = [node(f"{kind}{number}", 8, kind) for kind in either for number in range(100)]
+    kept = [on(f"either{number}", (f"H100{number}", tuple(range(8)))) for number in range(99)]
+    gangs = [gang(f"either{number}", 8, devices=either) for number in range(99)]
+    gangs += [gang(f"fixed{number}", model="f") for number in range(800)]
+    placement = place(gangs, nodes, kept)
+    assert not placement.unplaced
+    assert len(moves(kept, placement.placed).moved) == 99
+
+
 def test_the_smaller_of_two_moves() -> None:
     gangs = [gang("a"), gang("b", 2), gang("c", 2), gang("big", 3)]
     kept = [on("a", ("n0", (0,))), on("b", ("n0", (1, 2))), on("c", ("n1", (0, 1)))]
