@@ -142,6 +142,22 @@ class TestWhatFits:
         fit = it_fits(models.BERT_BASE, Cut(), L4)
         assert (fit.kv_blocks, fit.kv_tokens, fit.device.kv, fit.sequences) == (0, 0, 0, SEQUENCES)
 
+    def test_a_step_and_the_driver_are_all_else(self) -> None:
+        def other(tokens: int, **reserve: int) -> int:
+            wanted = Settings(max_num_batched_tokens=tokens, max_num_seqs=1, reserve=Reserve(**reserve))
+            return it_fits(models.LLAMA_3_8B, Cut(), H100, wanted).device.other
+
+        # The residual and a layer's input, and the three parts of its feed-forward layer.
+        assert other(16384) - other(8192) == 8192 * (2 * 4096 + 3 * 14336) * 2
+        assert other(2048, context=GIB) - other(2048, context=0) == GIB
+
+    def test_a_cache_as_the_checkpoint_wants_it(self) -> None:
+        quantized = {"quant_method": "fp8", "kv_cache_scheme": {"num_bits": 8, "type": "float"}}
+        config = models.LLAMA_3_8B | {"quantization_config": quantized}
+        assert it_fits(config, Cut(), H100).kv_bytes_per_token == 65_536
+        wanted = Settings(kv_cache_dtype=Precision.BF16)
+        assert it_fits(config, Cut(), H100, wanted).kv_bytes_per_token == 131_072
+
     def test_a_cpu_has_neither_driver_nor_graphs(self) -> None:
         none = Reserve(0, 0, 0, 0, 0, 24)
         on_gpu, on_cpu = (
@@ -287,6 +303,12 @@ class TestEngineArguments:
         assert isinstance(fit, Fit)
         assert (fit.kv_blocks, fit.kv_tokens) == (blocks, blocks * fit.block_size)
         assert fit.weight_bytes == 269_030_016 * (2 if engine.get("dtype") == "float32" else 1)
+
+    @pytest.mark.parametrize(("engine", "size"), [({}, 2), ({"dtype": "auto"}, 2), ({"dtype": "float32"}, 4)])
+    def test_a_checkpoint_in_float32_is_loaded_in_half_of_it_unless_told(self, engine: Any, size: int) -> None:
+        fit = predicted(models.GPT2, engine, H100)
+        assert isinstance(fit, Fit)
+        assert fit.weight_bytes == size * (124_439_808 + 47 * 768)  # the vocabulary is filled up
 
     def test_all_that_memory_follows_from(self) -> None:
         engine = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from vllm.model_executor.layers.mamba.mamba_utils import MambaStateShapeCalculator
 from vllm.v1.core.kv_cache_utils import get_kv_cache_capacity, get_kv_cache_configs
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheSpec, MambaSpec, MLAAttentionSpec, SlidingWindowSpec
 from vllm.v1.kv_cache_layout import KVCacheLayout
@@ -17,6 +19,7 @@ from orchestrator.core.planning.cut import Cut, stage_layers
 from orchestrator.core.planning.devices import Precision
 from orchestrator.core.planning.kv import (
     CacheKept,
+    LayerCache,
     Pool,
     PoolRules,
     layer_cache,
@@ -24,7 +27,7 @@ from orchestrator.core.planning.kv import (
     sequence_bytes,
     token_bytes,
 )
-from orchestrator.core.planning.shape import Attention, Latent, Mixer, ModelShape, State
+from orchestrator.core.planning.shape import Attention, Latent, Mixer, ModelShape, State, StateKind
 from orchestrator.core.planning.shape_config import shape_of
 from tests.planning import models
 from tests.planning.models import Config
@@ -103,6 +106,22 @@ class TestSequences:
         assert sequence_bytes(jamba, 1000, KEPT) == state + 1000 * 16384
         wide = CacheKept(Precision.BF16, Precision.BF16, Precision.FP32)
         assert sequence_bytes(jamba, 0, wide) == state + 28 * 8192 * 16 * 2
+
+    @pytest.mark.parametrize("ways", [1, 2, 4])
+    def test_states_are_as_large_as_vllms(self, ways: int) -> None:
+        calculate = MambaStateShapeCalculator
+        first = State(StateKind.MAMBA1, heads=8192, head_dim=1, groups=1, size=16, kernel=4)
+        second = State(StateKind.MAMBA2, heads=128, head_dim=64, groups=1, size=256, kernel=4)
+        grouped = State(StateKind.MAMBA2, heads=128, head_dim=64, groups=8, size=128, kernel=4)
+        delta = State(StateKind.GATED_DELTA, heads=32, head_dim=128, groups=16, size=128, kernel=4)
+        shapes = {
+            first: calculate.mamba1_state_shape(ways, 8192, 16, 4),
+            second: calculate.mamba2_state_shape(ways, 8192, 1, 128, 64, 256, 4),
+            grouped: calculate.mamba2_state_shape(ways, 8192, 8, 128, 64, 128, 4),
+            delta: calculate.gated_delta_net_state_shape(ways, 16, 32, 128, 128, 4),
+        }
+        for state, theirs in shapes.items():
+            assert layer_cache(state, ways, KEPT) == LayerCache(state=2 * sum(prod(shape) for shape in theirs))
 
     @pytest.mark.parametrize("name", CACHES)
     @given(lengths=st.tuples(st.integers(0, 100_000), st.integers(0, 100_000)), ways=st.sampled_from((1, 2, 4, 8)))
