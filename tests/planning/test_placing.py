@@ -257,6 +257,7 @@ def test_a_device_in_shared_use_is_not_free_for_a_whole_gang() -> None:
         (gang("g", 1, 3, share=0.5), "tensor_parallel 1 x pipeline_parallel 3 are 3"),
         (gang("g", share=0.0), "a share of 0, allowed: from 0.0001 to 1"),
         (gang("g", share=1.5), "a share of 1.5, allowed: from 0.0001 to 1"),
+        (gang("g", devices=()), "found 0 kinds of devices"),
         (gang("g", 0), "tensor_parallel 0 and pipeline_parallel 1, allowed: 1 or more"),
     ],
 )
@@ -267,6 +268,11 @@ def test_a_gang_that_makes_no_sense_is_refused_with_its_numbers(wrong: Gang, tex
 
 
 # What is no inventory
+
+
+def test_a_node_without_devices_is_nobodys() -> None:
+    placement = place([gang("g")], [node("empty", 0), node("n0", 1)])
+    assert placement.placed == (on("g", ("n0", (0,))),)
 
 
 def test_two_of_one_name_are_refused() -> None:

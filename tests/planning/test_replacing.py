@@ -124,6 +124,14 @@ def test_many_with_a_choice_move_out_of_the_way_of_many_without() -> None:
     assert len(moves(kept, placement.placed).moved) == 99
 
 
+def test_the_one_that_has_somewhere_to_go_moves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing, "MOST_STEPS", 0)
+    gangs = [gang("a"), gang("b", devices=("H100", "L4")), gang("c")]
+    kept = [on("a", ("h", (0,))), on("b", ("h", (1,)))]
+    change = moves(kept, place(gangs, [node("h", 2), node("l", 1, "L4")], kept).placed)
+    assert [old.gang_id for old, _ in change.moved] == ["b"]
+
+
 def test_the_smaller_of_two_moves() -> None:
     gangs = [gang("a"), gang("b", 2), gang("c", 2), gang("big", 3)]
     kept = [on("a", ("n0", (0,))), on("b", ("n0", (1, 2))), on("c", ("n1", (0, 1)))]

@@ -102,7 +102,7 @@ class Ground:
             if node.name in self.nodes:
                 raise ConfigError(f"two nodes have the name {node.name}", hint="give each a name of its own")
             self.nodes[node.name] = node
-            islands = [Island(node, devices) for devices in domains(node)]
+            islands = [Island(node, devices) for devices in domains(node) if devices]
             self._by_device[node.name] = {device: island for island in islands for device in island.devices}
             for island in islands:
                 self._join(island, len(islands) > 1)

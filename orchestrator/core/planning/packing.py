@@ -13,14 +13,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from orchestrator.core.planning.islands import Ground, Island
 from orchestrator.core.planning.places import WHOLE, Gang, Node, Placed, parts_of
 
-MOST_STEPS = 20_000  # some tenths of a second
+MOST_STEPS = 20_000  # up to half a second
 MOST_STAGES = 400  # a step is a stage deeper
 MOST_KIND_SETS = 8  # of which all unions are counted
 
 Shape = tuple[str, int, tuple[int, ...]]  # kind, whole devices, what is left of devices in shared use
 Choice = tuple[Shape, int]  # an island's shape before, and what is left before of the device: WHOLE if it was free
-
-
 Tried = dict[frozenset[Placed], bool]
 
 

@@ -73,7 +73,7 @@ class Reason:
 
     constraint: Constraint
     nodes: tuple[str, ...]
-    needed: float  # devices, for SHARE and parts of a device: devices too; for STAGES: stages
+    needed: float  # devices, or a share of one; for STAGES: stages; for SHARE: the devices that a share may be of
     found: float
     words: str
 

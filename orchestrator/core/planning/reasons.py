@@ -49,7 +49,7 @@ def unplaced(gangs: Sequence[Gang], ground: Ground, beyond: Collection[str]) -> 
 
 def _wrong_shape(gang: Gang) -> bool:
     devices, parts = gang.tensor_parallel * gang.pipeline_parallel, parts_of(gang.share)
-    counts = min(gang.tensor_parallel, gang.pipeline_parallel) >= 1
+    counts = min(gang.tensor_parallel, gang.pipeline_parallel, len(gang.devices)) >= 1
     return not counts or not 0 < parts <= WHOLE or (parts < WHOLE and devices > 1)
 
 
@@ -80,6 +80,8 @@ def _of_shape(gang: Gang) -> Reason:
         words = (
             f"tensor_parallel {gang.tensor_parallel} and pipeline_parallel {gang.pipeline_parallel}, allowed: 1 or more"
         )
+    elif not gang.devices:
+        words = "found 0 kinds of devices that it may run on, allowed: 1 or more"
     elif devices > 1 and 0 < gang.share < 1:
         words = (
             f"a share of {gang.share:g} is of 1 device, and tensor_parallel {gang.tensor_parallel} x pipeline_parallel "
