@@ -3,13 +3,13 @@ blocks.
 
 A block's hash stands for its tokens and all tokens before them:
 
-    H_k = H_(k-1) + STEP^k * fold(START + sum over i of token_i * COEFFICIENT_i + what else it is made of)   mod 2^60
+    H_k = H_(k-1) + STEP^k * fold(START + sum over i of token_i * FACTOR^(n-1-i) + what else it is made of)   mod 2^60
 
-with fold(x) = x xor x / 2^32 on 64 bits, k counted from 1, and H_0 made of the model, the adapter and the salt. The sum
-over blocks needs no order, so a gateway computes all of a prompt's hashes in a few vector operations
-(``gateway.hashing``); 60 bits are what Python holds in an integer of 32 bytes. This is no cryptography: whoever looks
-for two prompts with one hash will find them, and gains a misjudged cache. Which KV an engine reuses is decided by the
-engine's own hashes.
+with n tokens in a block, fold(x) = x xor x / 2^32 on 64 bits, k counted from 1, and H_0 made of the model, the adapter
+and the salt. Within a block that is a multiplication and an addition a token (``prompt_blocks``), and neither sum needs
+an order, so that a few vector operations do it for all of a prompt too (``gateway.hashing``); 60 bits are what Python
+holds in an integer of 32 bytes. This is no cryptography: whoever looks for two prompts with one hash will find them,
+and gains a misjudged cache. Which KV an engine reuses is decided by the engine's own hashes.
 """
 
 from __future__ import annotations
@@ -36,14 +36,19 @@ def splitmix(place: int) -> int:
     return z ^ z >> 31
 
 
-STEP = splitmix(0) & ~7 | 5  # 5 mod 8: its powers repeat only after 2^58
+# 5 mod 8: their powers repeat as late as can be, after 2^58 and 2^62.
+STEP = splitmix(0) & ~7 | 5
+FACTOR = splitmix(2) & ~7 | 5
 START = splitmix(1)  # so that a block of zeros is something too
 
 
 @cache
 def coefficients(block_size: int) -> tuple[int, ...]:
-    """One odd number of 64 bits for each place in a block, so that any single token that differs shows."""
-    return tuple(splitmix(2 + place) | 1 for place in range(block_size))
+    """What the token at each place of a block is multiplied by, 64 bits.
+
+    They are odd, so any single token that differs shows, and far apart, so two that change places do too.
+    """
+    return tuple(pow(FACTOR, block_size - 1 - place, 1 << 64) for place in range(block_size))
 
 
 def root(model: str, adapter: str = "", salt: str = "") -> int:

@@ -10,7 +10,6 @@ grow, but nothing above bit 63 is ever looked at.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache
 from typing import TYPE_CHECKING, Final
 
 from orchestrator.core import blocks
@@ -22,48 +21,38 @@ _HALF: Final = 32
 _LOW: Final = (1 << 32) - 1
 
 
-class _Weight:
-    """A number that is read without a Python object being made of it."""
-
-    __slots__ = ("value",)
-
-    def __init__(self, value: i64) -> None:
-        self.value = value
-
-
 def hashes(tokens: list[int], block_size: int, root: int, extras: Mapping[int, int]) -> list[int]:
     """Hashes of the full blocks of ``tokens``; ``extras`` (see ``blocks.extra_term``) by the number of the block.
 
     Raises:
         OverflowError: a token has more than 63 bits (where this is compiled).
     """
-    weights = _weights(block_size)
+    size: i64 = block_size
     start: i64 = _signed(blocks.START)
+    factor: i64 = _signed(blocks.FACTOR)
     step: i64 = blocks.STEP & blocks.MASK
     mask: i64 = blocks.MASK
     low: i64 = _LOW
     half: i64 = _HALF
     before: i64 = root
     power: i64 = 1
-    place: i64 = 0
+    special = bool(extras)
     found: list[int] = []
-    for number in range(len(tokens) // block_size):
-        x: i64 = start
-        for weight in weights:
-            token: i64 = tokens[place]
-            x += token * weight.value
-            place += 1
-        if extras:
-            x += _signed(extras.get(number, 0))
-        power = (power * step) & mask
-        before = (before + (x ^ ((x >> half) & low)) * power) & mask
-        found.append(before)
+    x: i64 = 0
+    left: i64 = size
+    token: i64
+    for token in tokens:
+        x = x * factor + token
+        left -= 1
+        if left == 0:
+            x += start
+            if special:
+                x += _signed(extras.get(len(found), 0))
+            power = (power * step) & mask
+            before = (before + (x ^ ((x >> half) & low)) * power) & mask
+            found.append(before)
+            x, left = 0, size
     return found
-
-
-@cache
-def _weights(block_size: int) -> list[_Weight]:
-    return [_Weight(_signed(number)) for number in blocks.coefficients(block_size)]
 
 
 def _signed(word: int) -> int:
