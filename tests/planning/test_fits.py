@@ -151,6 +151,12 @@ class TestWhatFits:
         assert other(16384) - other(8192) == 8192 * (2 * 4096 + 3 * 14336) * 2
         assert other(2048, context=GIB) - other(2048, context=0) == GIB
 
+    def test_whole_experts_are_as_wide_on_many_devices(self) -> None:
+        wanted = Settings(max_num_batched_tokens=16384, max_num_seqs=1)
+        shared, whole = (it_fits(models.MIXTRAL_8X7B, Cut(8, expert=each), H100, wanted) for each in (False, True))
+        assert shared.weight_bytes == whole.weight_bytes
+        assert whole.device.other > shared.device.other
+
     def test_a_cache_as_the_checkpoint_wants_it(self) -> None:
         quantized = {"quant_method": "fp8", "kv_cache_scheme": {"num_bits": 8, "type": "float"}}
         config = models.LLAMA_3_8B | {"quantization_config": quantized}
@@ -303,6 +309,36 @@ class TestEngineArguments:
         assert isinstance(fit, Fit)
         assert (fit.kv_blocks, fit.kv_tokens) == (blocks, blocks * fit.block_size)
         assert fit.weight_bytes == 269_030_016 * (2 if engine.get("dtype") == "float32" else 1)
+
+    @pytest.mark.parametrize(
+        ("config", "engine", "device", "size"),
+        [
+            (models.LLAMA_3_8B, {}, H100, 16),
+            (models.LLAMA_3_8B, {}, CPU, 128),
+            (models.LLAMA_3_8B, {"block_size": 64}, H100, 64),
+            (models.DEEPSEEK_V2_LITE, {}, H100, 64),
+            (models.DEEPSEEK_V2_LITE, {"block_size": 128}, CPU, 16),
+        ],
+    )
+    def test_tokens_of_a_block(self, config: Config, engine: Config, device: DeviceKind, size: int) -> None:
+        rules = settings_of(engine).pool_rules(shape_of(config), Cut(), device.kind)
+        assert rules.block_size == size
+
+    @pytest.mark.parametrize(
+        ("cut", "device", "batches"), [(Cut(), H100, 2), (Cut(1, 3), H100, 4), (Cut(), CPU, 2), (Cut(1, 3), CPU, 3)]
+    )
+    def test_batches_that_may_be_under_way_at_once(self, cut: Cut, device: DeviceKind, batches: int) -> None:
+        rules = settings_of({"max_num_batched_tokens": 100}).pool_rules(shape_of(models.MISTRAL_7B), cut, device.kind)
+        assert rules.in_flight == 100 * batches
+
+    def test_without_prefix_caching_a_sequence_has_one_state(self) -> None:
+        with_it, without = (
+            predicted(models.JAMBA, {"enable_prefix_caching": each, "max_model_len": 4096}, H200)
+            for each in (True, False)
+        )
+        assert isinstance(with_it, Fit)
+        assert isinstance(without, Fit)
+        assert without.sequences > with_it.sequences
 
     @pytest.mark.parametrize(("engine", "size"), [({}, 2), ({"dtype": "auto"}, 2), ({"dtype": "float32"}, 4)])
     def test_a_checkpoint_in_float32_is_loaded_in_half_of_it_unless_told(self, engine: Any, size: int) -> None:
