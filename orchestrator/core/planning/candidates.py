@@ -1,0 +1,150 @@
+"""Every way to run a pool: kinds of devices that it may have, cuts that may be made, and those of them that fit."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from math import ceil
+
+from orchestrator.core.planning.choices import Stock
+from orchestrator.core.planning.cut import Cut, cut_reasons
+from orchestrator.core.planning.devices import Precision, plain
+from orchestrator.core.planning.fits import Fit, NoFit, fits
+from orchestrator.core.planning.serving import MOST_REPLICAS, Demand, Option, option
+from orchestrator.core.planning.settings import Settings
+from orchestrator.core.planning.shape import ModelShape
+from orchestrator.core.spec import AUTO, Device, PoolSpec, Role
+
+MOST_STAGES = 8  # that are tried where the spec leaves it open
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A way that is none."""
+
+    role: Role
+    device: str
+    cut: Cut
+    why: str
+
+
+class Candidates:
+    """The ways to run one pool, those that fit and the others. ``cut`` has the sizes that no planner decides."""
+
+    __slots__ = ("options", "pool", "refused", "stock")
+
+    def __init__(
+        self, pool: PoolSpec, shape: ModelShape, stock: Sequence[Stock], settings: Settings, cut: Cut, demand: Demand
+    ) -> None:
+        self.pool = pool
+        self.stock = {each.kind.name: each for each in allowed(pool, stock)}
+        self.options: list[Option] = []
+        self.refused: list[Refused] = []
+        whole = demand.prompt + (1 if pool.role is Role.PREFILL else demand.output)
+        settings = replace(settings, context=ceil(whole), share=pool.share)
+        for each in self.stock.values():
+            for way in _cuts(pool, each, shape, settings, cut):
+                found = _fitting(shape, way, each, settings, ceil(whole))
+                if isinstance(found, str):
+                    self.refused.append(Refused(pool.role, each.kind.name, way, found))
+                else:
+                    self.options.append(option(pool.role, shape, each.kind, way, settings, found, demand))
+
+    def replicas(self, option: Option) -> range:
+        """How many replicas there may be: as many as the spec says, or one and more, as far as the devices go."""
+        wanted = self.pool.replicas
+        most = room(self.stock[option.kind.name], option)
+        if wanted != AUTO:
+            return range(wanted, min(wanted, most) + 1)
+        return range(1, most + 1)
+
+
+def allowed(pool: PoolSpec, stock: Sequence[Stock]) -> list[Stock]:
+    """What there is of the kinds that the pool may run on."""
+    words = {plain(word) for word in pool.gpu}
+    return [
+        each
+        for each in stock
+        if each.kind.kind is pool.device
+        and (not words or words & {plain(word) for word in (each.kind.name, *each.kind.aliases)})
+    ]
+
+
+def _cuts(pool: PoolSpec, stock: Stock, shape: ModelShape, settings: Settings, cut: Cut) -> Iterator[Cut]:
+    """Where sizes are open: powers of two, as models and nodes are made for them, and pipelines only over whole nodes,
+    as a wider stage is faster and one more is slower. A part of a device can't be cut."""
+    tensors = [pool.tensor_parallel]
+    widest = set(tensors)
+    if pool.tensor_parallel == AUTO:
+        quantization = settings.weights_kept(shape).quantization
+        sizes = _sizes(stock.largest if pool.share == 1 else 1)
+        tensors = [ways for ways in sizes if not cut_reasons(shape, replace(cut, tensor=ways), quantization)]
+        widest = {max((ways for ways in tensors if ways <= node), default=1) for node in stock.sizes}
+    pipelines = [pool.pipeline_parallel]
+    if pool.pipeline_parallel == AUTO:
+        pipelines = _sizes(min(len(shape.layers), MOST_STAGES) if pool.share == 1 else 1)
+    for ways in tensors:
+        for stages in pipelines:
+            if stages == 1 or ways in widest or pool.pipeline_parallel != AUTO:
+                yield replace(cut, tensor=ways, pipeline=stages)
+
+
+def _sizes(most: int) -> list[int]:
+    return [1 << power for power in range(max(1, most).bit_length())]
+
+
+def _fitting(shape: ModelShape, cut: Cut, stock: Stock, settings: Settings, tokens: int) -> Fit | str:
+    """The fit, or why there is none: by devices, by memory, or because requests of the load are too long."""
+    kind = stock.kind
+    if stock.nodes is not None and cut.tensor > stock.largest:
+        return f"{cut.tensor} devices of one node are needed, no node has more than {stock.largest} {kind.name} free"
+    dtype = settings.weights_kept(shape).dtype
+    if kind.kind is Device.GPU and dtype is Precision.BF16 and dtype not in kind.flops:
+        return f"{kind.name} has no units for bfloat16, which vLLM then refuses (dtype: float16 does without)"
+    found = fits(shape, cut, kind, settings, most_tensor=1)
+    if isinstance(found, NoFit):
+        return str(found)
+    if found.max_model_len < tokens:
+        return f"requests of the load have {tokens} tokens, max_model_len is {found.max_model_len}"
+    return found
+
+
+def room(stock: Stock, option: Option) -> int:
+    """How many replicas there are devices for."""
+    if stock.nodes is None:
+        return MOST_REPLICAS
+    if option.share < 1:
+        return sum(stock.nodes) * _sharing(option)
+    stages = sum(count // option.cut.tensor for count in stock.nodes)
+    return stages // (option.cut.pipeline * option.cut.data)
+
+
+def together(stock: Stock, wanted: Sequence[tuple[Option, int]]) -> bool:
+    """Whether there are devices for so many replicas of each, all of this kind: the largest stages first.
+
+    Where one size divides the other, as powers of two do, that finds room wherever there is some.
+    """
+    if stock.nodes is None:
+        return True
+    free = Counter(stock.nodes)
+    for wish, replicas in sorted(wanted, key=lambda each: -each[0].cut.tensor):
+        size, stages = wish.cut.tensor, replicas * wish.cut.pipeline * wish.cut.data
+        if wish.share < 1:
+            stages = -(-replicas // _sharing(wish))
+        for node in sorted(free, key=lambda node: (node % size, node)):
+            each, count = node // size, free[node]
+            full = min(count, stages // each) if each else 0
+            rest = min(stages - full * each, each) if full < count else 0
+            stages -= full * each + rest
+            free[node] -= full + (rest > 0)
+            free[node - each * size] += full
+            free[node - rest * size] += rest > 0
+        if stages:
+            return False
+    return True
+
+
+def _sharing(option: Option) -> int:
+    """Replicas on one device."""
+    return int(1 / option.share + 1e-9)
