@@ -14,6 +14,7 @@ class Exit(IntEnum):
     FAILED = 1
     USAGE = 2
     NOT_READY = 3
+    DOES_NOT_FIT = 3
     INTERRUPTED = 130
 
 
@@ -22,7 +23,7 @@ exit codes:
   0    it worked; for status: ready; for up: stopped as asked
   1    it failed
   2    wrong usage or configuration; nothing was started
-  3    the cluster is not running or not ready
+  3    the cluster is not running or not ready; for plan: it does not fit
   130  interrupted by Ctrl-C
 """
 

@@ -20,7 +20,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for add in (_up, _down, _status, _chat, _config, _logs, _explain, _replay, _sim):
+    for add in (_up, _plan, _down, _status, _chat, _config, _logs, _explain, _replay, _sim):
         add(commands)
     return parser
 
@@ -58,6 +58,14 @@ def _up(commands: _Commands[argparse.ArgumentParser]) -> None:
     parser.add_argument("--record", metavar="FILE", help="write what routing sees and decides into a new file")
     parser.add_argument("--background", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--in-session", action="store_true", help=argparse.SUPPRESS)
+
+
+def _plan(commands: _Commands[argparse.ArgumentParser]) -> None:
+    parser = _command(commands, "plan", "does it fit, how is it cut, where does it go and what does it cost")
+    parser.add_argument("config", metavar="CONFIG", help="the cluster's YAML file; nothing is started")
+    without = "nodes and their devices (YAML); without it: this machine's CPU, and GPUs as they would have to be bought"
+    parser.add_argument("--inventory", metavar="FILE", help=without)
+    parser.add_argument("--json", action="store_true", help="for programs")
 
 
 def _down(commands: _Commands[argparse.ArgumentParser]) -> None:

@@ -1,0 +1,225 @@
+"""A whole configuration's plan: what each model needs, whether that is there, and where each replica goes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from orchestrator.core.planning.choices import NODE_DEVICES, Choice, NoChoice, Stock
+from orchestrator.core.planning.choosing import choose
+from orchestrator.core.planning.cut import Cut
+from orchestrator.core.planning.devices import Catalogue
+from orchestrator.core.planning.kv import token_bytes
+from orchestrator.core.planning.moves import Moves, moves
+from orchestrator.core.planning.places import WHOLE, Gang, Node, Placed, Placement, Unplaced, parts_of
+from orchestrator.core.planning.placing import place
+from orchestrator.core.planning.settings import Settings
+from orchestrator.core.planning.shape import ModelShape
+from orchestrator.core.planning.weights import parameters, stage_weights
+from orchestrator.core.slots import Kind, slots_of
+from orchestrator.core.spec import ClusterSpec, Device, ModelSpec, Role
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What is known of a model before it is planned: its shape, and what the engines of its pools are started with."""
+
+    shape: ModelShape
+    settings: Mapping[Role, Settings]
+
+
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """Nodes, and the kinds of their devices. ``buys``: besides them, any number of GPUs of any kind can be had."""
+
+    nodes: tuple[Node, ...]
+    catalogue: Catalogue
+    buys: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ModelPlan:
+    """One model's part. Bytes are of the whole model, as its engines keep it."""
+
+    name: str
+    parameters: int
+    weight_bytes: int
+    kv_bytes_per_token: int
+    choice: Choice | NoChoice
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterPlan:
+    """``nodes`` are those of the inventory, and those that have to be bought for it (``bought``).
+
+    ``spec`` is the configuration with all that it left open filled in, as far as there is a choice. ``skipped`` are
+    models without weights. It fits where there is no reason against it.
+    """
+
+    spec: ClusterSpec
+    models: tuple[ModelPlan, ...]
+    nodes: tuple[Node, ...]
+    bought: tuple[Node, ...]
+    gangs: tuple[Gang, ...]
+    placement: Placement
+    moves: Moves
+    skipped: tuple[str, ...]
+    reasons: tuple[str, ...]
+
+    @property
+    def fits(self) -> bool:
+        return not self.reasons
+
+
+def plan(
+    spec: ClusterSpec, asked: Mapping[str, Asked], inventory: Inventory, kept: Iterable[Placed] = ()
+) -> ClusterPlan:
+    """Chooses for one model after the other from what those before it left, and places all of them together.
+
+    ``asked`` has the models to plan, by name; others are passed over. ``kept`` is where replicas are now.
+
+    Raises:
+        ConfigError: a device has no rate for a model's numbers, or an inventory contradicts itself.
+    """
+    kept = tuple(kept)
+    planned: list[ModelPlan] = []
+    placement = Placement(())
+    gangs: tuple[Gang, ...] = ()
+    bought: tuple[Node, ...] = ()
+    for model in spec.models:
+        if model.name not in asked:
+            continue
+        free = _free(inventory.nodes, gangs, placement)
+        one = _model(model, asked[model.name], _stock(inventory, free))
+        planned.append(one)
+        if isinstance(one.choice, Choice):
+            spec = replace(spec, models=tuple(_filled(each, one) for each in spec.models))
+            gangs = (*gangs, *_gangs(spec, one.name, one.choice))
+            bought, placement = _placed(gangs, inventory, kept)
+    return ClusterPlan(
+        spec=spec,
+        models=tuple(planned),
+        nodes=(*inventory.nodes, *bought),
+        bought=bought,
+        gangs=gangs,
+        placement=placement,
+        moves=moves(kept, placement.placed),
+        skipped=tuple(model.name for model in spec.models if model.name not in asked),
+        reasons=tuple(_reasons(planned, placement)),
+    )
+
+
+def _model(model: ModelSpec, asked: Asked, stock: Sequence[Stock]) -> ModelPlan:
+    shape = asked.shape
+    settings = next(iter(asked.settings.values()))
+    return ModelPlan(
+        name=model.name,
+        parameters=parameters(shape),
+        weight_bytes=sum(stage_weights(shape, Cut(), settings.weights_kept(shape))),
+        kv_bytes_per_token=token_bytes(shape, settings.cache_kept(shape)),
+        choice=choose(model, shape, stock, asked.settings),
+    )
+
+
+def _stock(inventory: Inventory, free: Mapping[str, int]) -> list[Stock]:
+    """Each kind of device, with what is free of it a node."""
+    there: dict[str, list[int]] = {}
+    for node in inventory.nodes:
+        there.setdefault(node.device, []).append(free[node.name])
+    stock = [Stock(inventory.catalogue.find(kind), tuple(counts)) for kind, counts in there.items()]
+    if inventory.buys:
+        gpus = (kind for kind in inventory.catalogue if kind.kind is Device.GPU and kind.name not in there)
+        stock += [Stock(kind) for kind in gpus]
+    return stock
+
+
+def _free(nodes: Sequence[Node], gangs: Sequence[Gang], placement: Placement) -> dict[str, int]:
+    """Devices of each node that nothing is on."""
+    used = {each: parts for each, parts in _used(gangs, placement).items() if parts}
+    taken = Counter(node for node, _ in used)
+    return {node.name: node.count - taken[node.name] for node in nodes}
+
+
+def _used(gangs: Sequence[Gang], placement: Placement) -> Counter[tuple[str, int]]:
+    """Ten-thousandths of each device that are taken."""
+    shares = {gang.gang_id: parts_of(gang.share) for gang in gangs}
+    used: Counter[tuple[str, int]] = Counter()
+    for placed in placement.placed:
+        for node, devices in placed.stages:
+            for device in devices:
+                used[node, device] += shares.get(placed.gang_id, WHOLE)
+    return used
+
+
+def _filled(model: ModelSpec, planned: ModelPlan) -> ModelSpec:
+    if model.name != planned.name or not isinstance(planned.choice, Choice):
+        return model
+    pools = {
+        pool.role: replace(
+            model.pools[pool.role],
+            replicas=pool.replicas,
+            tensor_parallel=pool.tensor_parallel,
+            pipeline_parallel=pool.pipeline_parallel,
+        )
+        for pool in planned.choice.pools
+    }
+    return replace(model, pools={role: pools[role] for role in model.pools})
+
+
+def _gangs(spec: ClusterSpec, name: str, choice: Choice) -> list[Gang]:
+    return [
+        Gang(
+            slot.slot_id,
+            name,
+            pool.role,
+            (pool.device.name,),
+            pool.tensor_parallel,
+            pool.pipeline_parallel,
+            pool.share,
+        )
+        for pool in choice.pools
+        for slot in slots_of(spec)
+        if slot.kind is Kind.WORKER and slot.model == name and slot.role is pool.role
+    ]
+
+
+def _placed(gangs: Sequence[Gang], inventory: Inventory, kept: Sequence[Placed]) -> tuple[tuple[Node, ...], Placement]:
+    """Where they go; where devices can be bought, with as few servers more as it takes."""
+    bought: list[Node] = []
+    placement = place(gangs, inventory.nodes, kept)
+    while inventory.buys and placement.unplaced:
+        wanted = {gang.gang_id: gang for gang in gangs}
+        missing = Counter[str]()
+        for left in placement.unplaced:
+            gang = wanted[left.gang_id]
+            missing[gang.devices[0]] += gang.tensor_parallel * gang.pipeline_parallel * parts_of(gang.share)
+        buyable = {kind: parts for kind, parts in missing.items() if _for_sale(kind, inventory)}
+        if not buyable:
+            break
+        for kind, parts in sorted(buyable.items()):
+            bought += _servers(kind, max(1, parts // (NODE_DEVICES * WHOLE)), bought)
+        placement = place(gangs, (*inventory.nodes, *bought), kept)
+    return tuple(bought), placement
+
+
+def _for_sale(kind: str, inventory: Inventory) -> bool:
+    owned = {node.device for node in inventory.nodes}
+    return kind not in owned and inventory.catalogue.find(kind).kind is Device.GPU
+
+
+def _servers(kind: str, count: int, bought: Sequence[Node]) -> list[Node]:
+    first = sum(node.device == kind for node in bought)
+    return [Node(f"buy-{kind}-{number}", kind, NODE_DEVICES) for number in range(first, first + count)]
+
+
+def _reasons(models: Sequence[ModelPlan], placement: Placement) -> list[str]:
+    found: list[str] = []
+    for model in models:
+        against = model.choice.reasons if isinstance(model.choice, NoChoice) else model.choice.misses
+        found += [f"{model.name}: {reason}" for reason in against]
+    return found + [_words(left) for left in placement.unplaced]
+
+
+def _words(left: Unplaced) -> str:
+    return f"{left.gang_id}: " + "; ".join(reason.words for reason in left.reasons)

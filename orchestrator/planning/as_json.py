@@ -1,0 +1,88 @@
+"""A plan for programs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from orchestrator.core.planning.choices import Choice, Loser, PoolChoice
+from orchestrator.core.planning.places import Node, Placed
+from orchestrator.core.planning.plan import ClusterPlan, ModelPlan
+
+
+def as_json(plan: ClusterPlan) -> dict[str, Any]:
+    """Plain values. Times are in milliseconds; a pool's bytes are those of its fullest device."""
+    return {
+        "fits": plan.fits,
+        "reasons": list(plan.reasons),
+        "models": [_model(model, plan) for model in plan.models],
+        "skipped": list(plan.skipped),
+        "buy": [_node(node) for node in plan.bought],
+    }
+
+
+def _model(model: ModelPlan, plan: ClusterPlan) -> dict[str, Any]:
+    choice = model.choice
+    found: dict[str, Any] = {
+        "name": model.name,
+        "parameters": model.parameters,
+        "weight_bytes": model.weight_bytes,
+        "kv_bytes_per_token": model.kv_bytes_per_token,
+        "pools": [],
+        "losers": [_loser(loser) for loser in choice.losers],
+    }
+    if isinstance(choice, Choice):
+        placed = {each.gang_id: each for each in plan.placement.placed}
+        gangs = {
+            role: [gang.gang_id for gang in plan.gangs if gang.model == model.name and gang.role is role]
+            for role in (pool.role for pool in choice.pools)
+        }
+        found["pools"] = [
+            _pool(pool, [placed[gang_id] for gang_id in gangs[pool.role] if gang_id in placed]) for pool in choice.pools
+        ]
+        found |= {
+            "ttft_ms": choice.ttft_ms,
+            "itl_ms": choice.itl_ms,
+            "requests_per_second": choice.requests_per_second,
+            "most_requests_per_second": choice.most_requests_per_second,
+            "usd_per_hour": choice.usd_per_hour,
+            "watts": choice.watts,
+            "usd_per_million_tokens": choice.usd_per_million_tokens,
+            "wh_per_million_tokens": choice.wh_per_million_tokens,
+        }
+    return found
+
+
+def _pool(pool: PoolChoice, placed: list[Placed]) -> dict[str, Any]:
+    device = pool.fit.device
+    return {
+        "role": pool.role.value,
+        "replicas": pool.replicas,
+        "tensor_parallel": pool.tensor_parallel,
+        "pipeline_parallel": pool.pipeline_parallel,
+        "device": pool.device.name,
+        "share": pool.share,
+        "bytes_per_device": {"weights": device.weights, "kv": device.kv, "other": device.other},
+        "kv_tokens": pool.fit.kv_tokens,
+        "placement": [[[node, list(devices)] for node, devices in each.stages] for each in placed],
+        "ttft_ms": pool.ttft_ms,
+        "itl_ms": pool.itl_ms,
+        "tokens_per_second": pool.tokens_per_second,
+        "busy": pool.busy,
+        "notes": list(pool.fit.notes),
+    }
+
+
+def _loser(loser: Loser) -> dict[str, Any]:
+    return {
+        "role": loser.role.value,
+        "device": loser.device,
+        "tensor_parallel": loser.tensor_parallel,
+        "pipeline_parallel": loser.pipeline_parallel,
+        "replicas": loser.replicas,
+        "usd_per_hour": loser.usd_per_hour,
+        "why": loser.why,
+    }
+
+
+def _node(node: Node) -> dict[str, Any]:
+    return {"name": node.name, "device": node.device, "count": node.count}

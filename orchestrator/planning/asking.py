@@ -1,0 +1,130 @@
+"""What has to be known before a configuration can be planned: its models' shapes, without any weights, and devices."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+
+from orchestrator import models
+from orchestrator.config import effective_engine_args
+from orchestrator.core.errors import ModelSourceError
+from orchestrator.core.planning.places import Node
+from orchestrator.core.planning.plan import Asked, Inventory
+from orchestrator.core.planning.settings import settings_of
+from orchestrator.core.planning.shape_config import shape_of
+from orchestrator.core.planning.weights import index_total, stored_total
+from orchestrator.core.spec import Backend, ClusterSpec, Device, ModelSpec
+from orchestrator.models.cache import Progress
+from orchestrator.planning import catalogue, inventory
+
+INDEX = "model.safetensors.index.json"
+MOST_HEADER_BYTES = 100 << 20  # of a safetensors file: a limit of the format itself
+
+
+def asked(spec: ClusterSpec, progress: Progress) -> dict[str, Asked]:
+    """By name, all models that have weights.
+
+    Raises:
+        ModelSourceError: a config.json can't be had.
+        ConfigError: it can't be understood, or an engine argument is wrong.
+    """
+    return {model.name: _asked(model, progress) for model in spec.models if not _is_mock(model)}
+
+
+def _is_mock(model: ModelSpec) -> bool:
+    return all(pool.backend is Backend.MOCK for pool in model.pools.values())
+
+
+def _asked(model: ModelSpec, progress: Progress) -> Asked:
+    progress(f"reading {model.source}")
+    place = models.prepare(model.source, progress)
+    folder = Path(place)
+    if folder.is_dir():
+        config, stored = _json(folder / "config.json"), _stored(folder)
+    else:
+        config, stored = _json(_downloaded(place, "config.json")), _indexed(place)
+    settings = {
+        role: settings_of(
+            effective_engine_args(model, pool),
+            f"models.{model.name}.pools.{role}.engine",
+            share=pool.share,
+            stored_bytes=stored,
+        )
+        for role, pool in model.pools.items()
+    }
+    return Asked(shape_of(config, f"{model.source} config.json"), settings)
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelSourceError(f"it can't be read: {error}", where=str(file), hint="it has to be JSON") from error
+    if not isinstance(value, dict):
+        raise ModelSourceError("it is no JSON object", where=str(file), hint="take the model's own")
+    return value
+
+
+def _stored(folder: Path) -> int | None:
+    """Bytes of a folder's tensors, from its index or the files' headers; None if it has no safetensors."""
+    if (folder / INDEX).is_file() and (total := index_total(_json(folder / INDEX))):
+        return total
+    totals = [stored_total(_header(file)) for file in sorted(folder.glob("*.safetensors"))]
+    return sum(totals) or None
+
+
+def _header(file: Path) -> Mapping[str, tuple[str, list[int]]]:
+    """A safetensors file's tensors: 8 bytes of length, then JSON (the format's own specification)."""
+    try:
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(min(length, MOST_HEADER_BYTES)))
+        return {name: (entry["dtype"], entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelSourceError(f"its header can't be read: {error}", where=str(file), hint="fetch it again") from error
+
+
+def _downloaded(model_id: str, file: str) -> Path:
+    try:
+        return Path(hf_hub_download(model_id, file))
+    except (HfHubHTTPError, LocalEntryNotFoundError, EntryNotFoundError, OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        hint = "fetch it where there is a network (hf download), or name a folder that has the model's config.json"
+        raise ModelSourceError(f"{file} can't be had: {first}", where=model_id, hint=hint) from error
+
+
+def _indexed(model_id: str) -> int | None:
+    """A model of one file has no index: then config.json has to do."""
+    try:
+        return index_total(_json(Path(hf_hub_download(model_id, INDEX))))
+    except (HfHubHTTPError, LocalEntryNotFoundError, EntryNotFoundError, OSError, ValueError):
+        return None
+
+
+def devices(spec: ClusterSpec, file: str | None) -> Inventory:
+    """What an inventory file has; without one, this machine's CPU for pools on CPUs, and GPUs as they can be bought.
+
+    Workers on CPUs share a machine, so its CPU counts as that many equal parts.
+    """
+    if file is not None:
+        read = inventory.load(file)
+        return Inventory(read.nodes, read.catalogue)
+    known = catalogue.builtin()
+    parts = _cpu_parts(spec)
+    if not parts:
+        return Inventory((), known, buys=True)
+    cpu = catalogue.this_cpu(parts)
+    return Inventory((Node("this-machine", cpu.name, parts),), known.extended((cpu,)), buys=True)
+
+
+def _cpu_parts(spec: ClusterSpec) -> int:
+    pools = [pool for model in spec.models if not _is_mock(model) for pool in model.pools.values()]
+    sizes = [
+        (pool.replicas, pool.tensor_parallel, pool.pipeline_parallel) for pool in pools if pool.device is Device.CPU
+    ]
+    return sum((a or 1) * (b or 1) * (c or 1) for a, b, c in sizes)  # an open one counts as one
