@@ -196,7 +196,15 @@ class TestInventories:
         short = outcome(models.LLAMA_3_8B, pools, there=[stock("H100", 8, 4, 2, 2)])
         assert isinstance(enough, Choice)
         assert isinstance(short, NoChoice)
-        assert str(short).startswith("prefill on H100-80GB takes 2 x 4 devices, 16 are free; decode on ")
+        assert str(short) == (
+            "the prefill pool takes at least 2 x 4 H100-80GB, the decode pool takes at least 2 x 4 H100-80GB; "
+            "free are 16 H100-80GB"
+        )
+
+    def test_none_is_free(self) -> None:
+        found = outcome(models.LLAMA_3_8B, SERVE, there=[Stock(CATALOGUE.find("H100"), (0, 0))])
+        assert isinstance(found, NoChoice)
+        assert "no H100-80GB is free" in str(found)
 
 
 class TestNumbers:

@@ -24,7 +24,7 @@ from tests.planning.models import PARAMETERS, Config
 
 CATALOGUE = builtin()
 H100, A100, L4, H200 = (CATALOGUE.find(name) for name in ("H100", "A100-80GB", "L4", "H200"))
-CPU = DeviceKind("cpu", "", Device.CPU, 24 << 30, 24e9, {Precision.FP32: 23e9}, 12e9, "memory", 1.25e9, 0.1, 10.0)
+CPU = DeviceKind("cpu", "", Device.CPU, 24 << 30, 24e9, {Precision.FP32: 1e11}, 12e9, "memory", 1.25e9, 0.1, 10.0)
 SHAPES = {name: shape_of(config) for name, (config, _) in PARAMETERS.items()}
 GENERATIVE = [shape for shape in SHAPES.values() if shape.cached]
 CUTS = st.builds(Cut, *(st.sampled_from(sizes) for sizes in ((1, 2, 4, 8), (1, 2, 4), (1, 2))), st.booleans())
@@ -221,6 +221,11 @@ class TestPrompts:
         prompt = reached(models.LLAMA_3_8B, H100).prompt(32)
         assert prompt.together == 64
         assert prompt.busy < prompt.alone / 4
+
+    def test_data_parallel_ranks_take_prompts_each(self) -> None:
+        one, four = (reached(models.LLAMA_3_8B, H100, Cut(data=ranks)).prompt(2048) for ranks in (1, 4))
+        assert four.busy == pytest.approx(one.busy / 4, rel=0.1)
+        assert four.alone >= one.alone
 
     def test_units_for_eight_bits_count_where_there_are_some(self) -> None:
         narrow = Settings(quantization=NAMED[Precision.FP8])

@@ -97,6 +97,8 @@ def _sizes(most: int) -> list[int]:
 def _fitting(shape: ModelShape, cut: Cut, stock: Stock, settings: Settings, tokens: int) -> Fit | str:
     """The fit, or why there is none: by devices, by memory, or because requests of the load are too long."""
     kind = stock.kind
+    if stock.devices == 0:
+        return f"no {kind.name} is free"
     if stock.nodes is not None and cut.tensor > stock.largest:
         return f"{cut.tensor} devices of one node are needed, no node has more than {stock.largest} {kind.name} free"
     dtype = settings.weights_kept(shape).dtype

@@ -96,16 +96,18 @@ def _refusals(pools: Sequence[Candidates]) -> list[Loser]:
 
 
 def _too_few(pools: Sequence[Candidates]) -> tuple[str, ...]:
-    found = []
+    """What the pools take at least, where there aren't enough devices for all of them."""
+    found, free = [], dict[str, int | None]()
     for pool in pools:
-        for each in pool.stock.values():
-            needed = min((option.devices for option in pool.options if option.kind is each.kind), default=0)
-            if needed:
-                replicas = max(1, pool.pool.replicas)
-                found.append(
-                    f"{pool.pool.role} on {each.kind.name} takes {replicas} x {needed} devices, {each.devices} are free"
-                )
-    return tuple(found)
+        smallest: dict[str, int] = {}
+        for option in pool.options:
+            name = option.kind.name
+            smallest[name] = min(option.devices, smallest.get(name, option.devices))
+            free[name] = pool.stock[name].devices
+        takes = " or ".join(f"{max(1, pool.pool.replicas)} x {count} {name}" for name, count in smallest.items())
+        found.append(f"the {pool.pool.role} pool takes at least {takes}")
+    there = ", ".join(f"{count} {name}" for name, count in free.items())
+    return (f"{', '.join(found)}; free are {there}",)
 
 
 def _choice(plan: Plan, goal: Goal, load: LoadSpec, assumed: bool, lost: tuple[Loser, ...]) -> Choice:

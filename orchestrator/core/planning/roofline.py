@@ -51,11 +51,35 @@ class Reached:
 # The same caution as in core.cost: 45% of the operations, half the network, 5 ms a hand-over. That one has 65% of an
 # A100's bandwidth and 3 ms a step, a router's guess that is soon corrected; here the fixed part is split into steps,
 # layers and hops, as it weighs more on fast and on many devices, which leaves 75% for bandwidth: 7.5 ms for Llama 3 8B
-# on an H100 and 11 ms on an A100 80GB. A CPU's peaks are measured (planning/this_cpu), so that more of them is reached
-# than of a data sheet's, but an engine's matrix products by a few threads still don't come near numpy's best.
+# on an H100 and 11 ms on an A100 80GB. A CPU's peaks are measured (planning/this_cpu), and engines come less near them:
+# on two cores with 24 GB/s SmolLM2 135M makes some 40 tokens a second, which half of that bandwidth explains.
 REACHED = {
-    Device.GPU: Reached(0.45, 0.75, 0.7, 0.5, 1e-3, 15e-6, 60e-6, 2e-6, 10e-6, 20e-6, 5e-3),
-    Device.CPU: Reached(0.5, 0.6, 0.5, 0.5, 2e-3, 50e-6, 200e-6, 20e-6, 20e-6, 50e-6, 5e-3),
+    Device.GPU: Reached(
+        compute=0.45,
+        memory=0.75,
+        link=0.7,
+        network=0.5,
+        step=1e-3,
+        layer=15e-6,
+        routing=60e-6,
+        hop=2e-6,
+        bus_hop=10e-6,
+        far_hop=20e-6,
+        handover=5e-3,
+    ),
+    Device.CPU: Reached(
+        compute=0.4,
+        memory=0.5,
+        link=0.5,
+        network=0.5,
+        step=2e-3,
+        layer=50e-6,
+        routing=200e-6,
+        hop=20e-6,
+        bus_hop=20e-6,
+        far_hop=50e-6,
+        handover=5e-3,
+    ),
 }
 FASTEST_BUS = 64e9  # bytes a second: PCIe 5.0 x16
 
@@ -161,12 +185,13 @@ class Roofline:
         """Seconds of a prompt of which ``cached`` tokens are found and ``fresh`` ones are computed, in chunks.
 
         Chunks follow each other through the stages, so that the last ones idle at first (Narayanan et al., 2021); short
-        prompts share a chunk when they wait for it together.
+        prompts share a chunk when they wait for it together. Each data-parallel rank has chunks of its own.
         """
         steps = ceil(fresh / self._chunk)
         alone, drain = self._filled(fresh, cached, 1.0, steps)
-        together = max(1.0, min(self._sequences, self._chunk / fresh))
-        full, _ = self._filled(fresh, cached, together, steps)
+        rows = max(1.0, min(self._sequences, self._chunk / fresh))
+        full, _ = self._filled(fresh, cached, rows, steps)
+        together = rows * self.cut.data
         return PromptSeconds(alone + drain, full / together, together, steps)
 
     def _filled(self, fresh: float, cached: float, prompts: float, steps: int) -> tuple[float, float]:
@@ -187,7 +212,7 @@ class Roofline:
             + stage.head.seconds(rows)
             + self._routed(stage, rows, 1)
             + max(read, rows * attention)
-            + stage.work.reductions * self._reduce(rows)
+            + self._exchanged(stage, rows)
         )
 
     def _prompt(self, stage: _Stage, fresh: float, cached: float, prompts: float, steps: int) -> float:
@@ -203,7 +228,7 @@ class Roofline:
             + stage.head.seconds(prompts)
             + self._routed(stage, tokens, steps)
             + max(read, prompts * attention)
-            + steps * stage.work.reductions * self._reduce(tokens / steps)
+            + steps * self._exchanged(stage, tokens / steps)
         )
 
     def _routed(self, stage: _Stage, tokens: float, steps: int) -> float:
@@ -214,11 +239,15 @@ class Roofline:
             total += timed.seconds(everyone, steps * routed.touched(everyone / steps))
         return total
 
-    def _reduce(self, tokens: float) -> float:
+    def _exchanged(self, stage: _Stage, tokens: float) -> float:
+        """All-reduces of a step; routed experts that data-parallel ranks share add up the tokens of all of them."""
+        tensor, data = self.cut.tensor, self.cut.data
+        total = stage.work.reductions * self._ring(tokens, tensor)
+        return total if data == 1 else total + stage.work.routings * self._ring(tokens * data, tensor * data)
+
+    def _ring(self, tokens: float, ways: int) -> float:
         """An all-reduce over a ring: 2 (n - 1) / n of the bytes over each link, in 2 (n - 1) messages."""
-        ways = self.cut.tensor * self.cut.data
-        size = tokens * self.cut.data * self._hidden
-        return 2.0 * (ways - 1) * (size / ways / self._link + self._hop)
+        return 2.0 * (ways - 1) * (tokens * self._hidden / ways / self._link + self._hop)
 
     def _passing(self, tokens: float) -> float:
         """From a stage to the next one, which may be on another node; each device sends its share."""
