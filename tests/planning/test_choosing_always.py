@@ -156,7 +156,7 @@ class TestAlways:
         assert many is not None
         assert many.usd_per_hour <= few.usd_per_hour * (1 + 1e-9)
 
-    @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
+    @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
     @given(ROLES, LOADS, SLOS, KIND_LISTS)
     def test_trying_everything_finds_nothing_cheaper(
         self, roles: Sequence[Role], load: LoadSpec, slo: SloSpec, kinds: list[DeviceKind]

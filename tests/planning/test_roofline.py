@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from orchestrator.core.planning.cut import Cut, cut_reasons
 from orchestrator.core.planning.devices import DeviceKind, Precision
+from orchestrator.core.planning.kv import sequence_bytes
 from orchestrator.core.planning.quantization import NAMED
 from orchestrator.core.planning.roofline import REACHED, Roofline, attended_tokens, prompt_bytes, transfer_seconds
 from orchestrator.core.planning.settings import Settings
@@ -117,10 +118,19 @@ class TestBytes:
         roofline = reached(models.MISTRAL_7B, H100)
         assert roofline.step(8, 4096) == roofline.step(8, 30_000) > roofline.step(8, 1024)
 
+    def test_latent_attention_reads_one_of_its_two_copies(self) -> None:
+        shape = shape_of(models.DEEPSEEK_V2_LITE)
+        (held,) = stage_weights(shape, Cut(), Settings().weights_kept(shape))
+        (stage,) = work_of(models.DEEPSEEK_V2_LITE)
+        read = stage.dense.bytes + stage.head.bytes + sum(each.all.bytes for each in stage.routed)
+        embedding, copy = 102400 * 2048 * 2, 512 * 16 * (128 + 128) * 2
+        assert read == held - embedding - 27 * copy
+
     def test_states_are_read_and_written_however_long_a_sequence_is(self) -> None:
-        (states,) = work_of(models.JAMBA)
-        assert states.cache_bytes(0) > 0
-        assert states.state > 0
+        shape = shape_of(models.JAMBA)
+        (stage,) = work_of(models.JAMBA)
+        assert stage.cache_bytes(0) == 2 * sequence_bytes(shape, 0, Settings().cache_kept(shape)) > 0
+        assert stage.state > 0
 
 
 class TestSteps:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
-from math import floor, inf, log
+from math import ceil, inf, log
 
 from orchestrator.core.planning.candidates import Candidates, together
 from orchestrator.core.planning.roofline import transfer_seconds
@@ -196,11 +196,9 @@ class Weighing:
         if low is None:
             return None
         best: Plan | None = None
-        for prompts, count in self._trades(prefill, decode) if low else ():
-            if (
-                best is not None
-                and count * decode.usd_per_hour + (low or 0) * prefill.usd_per_hour >= best.usd_per_hour
-            ):
+        for prompts, count in self._trades(prefill, decode):
+            floor = low * prefill.usd_per_hour + count * decode.usd_per_hour
+            if best is not None and floor >= best.usd_per_hour:
                 break
             plan = self._joined(self.part(prefill, prompts), self.part(decode, count))
             if plan is not None and (best is None or plan.order < best.order):
@@ -256,7 +254,7 @@ def alike(options: Sequence[Option]) -> bool:
 
 def _rank(over: float) -> int:
     """A tenth nearer to what can't be had is worth no money."""
-    return floor(log(over) / log(1.1))
+    return ceil(log(over) / log(1.1)) if over > 1 else 0
 
 
 def transfer(prefill: Option, decode: Option) -> float:
