@@ -179,7 +179,7 @@ class Brain:
         session.advance(Signal.FIRST_TOKEN, now)
         session.cached_tokens = event.cached_tokens
         session.transferred_tokens = event.transferred_tokens
-        self._halves.arrived(session)
+        self._halves.arrived(session, now)
         if not session.prefill_worker:
             self._computed(session, session.decode_worker, event.cached_tokens, now, out)
         elif view := self.fleet.get(session.decode_worker):

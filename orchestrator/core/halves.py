@@ -5,6 +5,7 @@ All of it is taken and given back here, so that the books can be checked in one 
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING
 
 from orchestrator.core import messages as m
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from random import Random
 
 ORPHAN_SECONDS = 60.0  # how long an aborted prefill may still report a result that has to be released
+NEWS_SECONDS = 0.1  # within which a worker that computed a prompt tells what it stored: some steps
 OUTPUT_ROOM = 128  # tokens of output that room is kept for at first; most requests stop long before their limit
 
 
@@ -27,6 +29,7 @@ class Halves:
         self._fleet = fleet
         self._rng = rng
         self._by_wire: dict[str, Session] = {}
+        self._arrived: deque[tuple[float, Session]] = deque()  # until when their prompts count as on their way
         self._orphans: dict[str, tuple[str, float]] = {}  # aborted prefill wire -> (model, give up at)
 
     def of_wire(self, wire_id: str) -> Session | None:
@@ -111,9 +114,18 @@ class Halves:
             if worker_id:
                 self._fleet.left(worker_id, session.request_id)
         self._by_wire.pop(session.decode_wire, None)
-        self.arrived(session)
+        self._settle(session)
 
-    def arrived(self, session: Session) -> None:
+    def arrived(self, session: Session, now: float) -> None:
+        """Its prompt was computed. What the worker stored of it may be told a little later than its first token."""
+        self._arrived.append((now + NEWS_SECONDS, session))
+        self._settle_arrived(now)
+
+    def _settle_arrived(self, now: float) -> None:
+        while self._arrived and self._arrived[0][0] <= now:
+            self._settle(self._arrived.popleft()[1])
+
+    def _settle(self, session: Session) -> None:
         """Its prompt is not on its way any more: by now the workers have said what they stored of it, or never will."""
         views, session.expected_at = session.expected_at, ()
         for view in views:
@@ -133,7 +145,8 @@ class Halves:
         return self.release(event.wire_id, model) if event.collectable else None
 
     def tick(self, now: float) -> None:
-        """Stops waiting for aborted prefills that said nothing more."""
+        """Stops waiting for aborted prefills that said nothing more, and for what prompts that were computed left."""
+        self._settle_arrived(now)
         while self._orphans:
             wire_id, (_, until) = next(iter(self._orphans.items()))
             if until > now:
@@ -157,6 +170,8 @@ class Halves:
             for request_id in view.claims:
                 session = sessions[request_id]
                 assert view.info.worker_id in (session.prefill_worker, session.decode_worker), request_id  # noqa: S101
+        for session in sessions.values():
+            assert session.state is not State.WAITING or not session.expected_at, session.request_id  # noqa: S101
         for wire_id, session in self._by_wire.items():
             assert sessions.get(session.request_id) is session, wire_id  # noqa: S101
             assert wire_id in (session.prefill_wire, session.decode_wire), wire_id  # noqa: S101

@@ -1,7 +1,8 @@
 """Hashes of a prompt's blocks (``blocks`` defines them) in the machine's own arithmetic, where this file is compiled.
 
-As it stands it gives the same results, but slowly: then ``gateway.hashing`` takes vectors, which are quicker than this
-interpreted and several times as slow as this compiled, most of all where a gateway did other things in between.
+As it stands it gives the same results, but slowly, the more so the larger a block is: then ``gateway.hashing`` takes
+vectors, which are quicker than this interpreted and several times as slow as this compiled, most of all where a gateway
+did other things in between.
 
 Numbers of 64 bits are taken for signed ones, which changes no bit of them. Compiled they wrap around; interpreted they
 grow, but nothing above bit 63 is ever looked at.
@@ -25,7 +26,7 @@ def hashes(tokens: list[int], block_size: int, root: int, extras: Mapping[int, i
     """Hashes of the full blocks of ``tokens``; ``extras`` (see ``blocks.extra_term``) by the number of the block.
 
     Raises:
-        OverflowError: a token has more than 63 bits (where this is compiled).
+        ValueError: a token has more than 63 bits (where this is compiled).
     """
     size: i64 = block_size
     start: i64 = _signed(blocks.START)

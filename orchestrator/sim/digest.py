@@ -1,6 +1,6 @@
 """A hash over all that a run's brains were told and what they answered: (time, event, commands), in order.
 
-What is taken in is numbers, which hash alike in every process, and a few words, which don't.
+What is taken in is numbers (never NaN), which hash alike in every process, and a few words, which don't.
 """
 
 from __future__ import annotations

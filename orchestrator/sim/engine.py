@@ -31,6 +31,10 @@ Report = Callable[[list[Half], list[Half]], None]
 """Told at the end of a step: halves with their first token in it, and halves that it ended."""
 
 
+def _nothing(_: object) -> None:
+    pass
+
+
 class Engine(Batch):
     """One engine. ``speed``: how much longer its steps take than the settings say.
 
@@ -147,6 +151,7 @@ class Engine(Batch):
         self._settle()
         self._version += 1
         self._pace = 0.0
+        self._woken = _nothing  # else it would keep itself
 
     # ---- steps
 

@@ -11,7 +11,7 @@ from random import Random
 from typing import Any
 
 from orchestrator.core.errors import ConfigError
-from orchestrator.sim.offer import UNSHARED, Offer, spread
+from orchestrator.sim.offer import Offer, spread, unshared
 
 DEFAULT_SECONDS = 60.0
 KINDS = ("poisson", "bursts")
@@ -81,7 +81,7 @@ def generate(shape: Shape, block_size: int, seed: int, requests: int | None, sec
     weights = list(accumulate(1 / n**shape.zipf for n in range(1, shape.prefixes + 1)))
     tenants = ["" if shape.tenants == 1 else f"tenant-{n}" for n in range(shape.tenants)]
     found: list[Offer] = []
-    own = UNSHARED
+    own = 0
     at = 0.0
     while requests is None or len(found) < requests:
         at = _next(at, shape, rng)
@@ -89,11 +89,11 @@ def generate(shape: Shape, block_size: int, seed: int, requests: int | None, sec
             break
         front = bisect(weights, rng.random() * weights[-1]) if rng.random() < shape.shared else -1
         prompt = _length(shape.prompt, shape.prompt_cv, rng)
-        blocks: Sequence[int] = range(own, own + prompt // block_size)
+        blocks: Sequence[int] = unshared(own, prompt // block_size)
         if front >= 0:
             prompt = max(prompt, shape.prefix + 1)
             shared = fronts[front]
-            blocks = [*shared, *range(own, own + prompt // block_size - len(shared))]
+            blocks = [*shared, *unshared(own, prompt // block_size - len(shared))]
         own += len(blocks)
         tenant = tenants[int(rng.random() * shape.tenants)] if shape.tenants > 1 else ""
         output = _length(shape.output, shape.output_cv, rng)

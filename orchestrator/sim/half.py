@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from orchestrator.sim.offer import placed
+
 if TYPE_CHECKING:
     from orchestrator.sim.cache import Run
     from orchestrator.sim.flight import Flight
     from orchestrator.sim.network import Link
 
 _GENERATED = 1 << 59  # hashes of blocks with generated tokens: nobody else's, no prompt has them
-_TOGETHER = 5  # bits that number the blocks of a half; a further group of so many begins
-_APART = 40  # bits above
+_TOGETHER = 32  # blocks of a half whose hashes are in a row
+_FURTHER = 1 << 40  # from there to its next 32; no run has so many halves that they would meet
 
 
 class Half:
@@ -85,6 +87,5 @@ class Half:
 
     def generated_blocks(self, full: int) -> list[int]:
         """Hashes of its full blocks beyond those of its prompt's hashes."""
-        base = _GENERATED + (self.number << _TOGETHER)
-        low = (1 << _TOGETHER) - 1  # near each other in the lowest bits, by which a dict places them
-        return [base + (place >> _TOGETHER << _APART) + (place & low) for place in range(self.sealed, full)]
+        base = _GENERATED + placed(self.number * _TOGETHER)
+        return [base + place // _TOGETHER * _FURTHER + place % _TOGETHER for place in range(self.sealed, full)]

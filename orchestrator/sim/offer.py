@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 UNSHARED = 1 << 58  # hashes from here on are of blocks that no other prompt has
+_GROUP = 1 << 16
 
 
 class Offer(NamedTuple):
@@ -22,6 +23,21 @@ class Offer(NamedTuple):
 def spread(number: int) -> int:
     """A hash that looks like one: numbers in a row come out all over 58 bits, no two alike."""
     return number * 0x2545F4914F6CDD1D & (UNSHARED - 1)
+
+
+def placed(number: int) -> int:
+    """A hash for what is numbered, no two alike. Those in a row are near each other in the lowest bits, by which dicts
+    place them, and after 65,536 of them come others in another shard of the index (``core.block_table``)."""
+    low, shard, middle, high = number & _GROUP - 1, number >> 16 & 63, number >> 22 & 255, number >> 30
+    return high << 30 | shard << 24 | middle << 16 | low
+
+
+def unshared(number: int, count: int) -> Sequence[int]:
+    """Hashes of so many blocks that no other prompt has, numbered from ``number`` on."""
+    if (number & _GROUP - 1) + count <= _GROUP:
+        first = UNSHARED + placed(number)
+        return range(first, first + count)
+    return [UNSHARED + placed(each) for each in range(number, number + count)]
 
 
 def best_hits(offers: Sequence[Offer], block_size: int) -> int:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from orchestrator.core.errors import ConfigError
 from orchestrator.sim.generate import Shape, generate
-from orchestrator.sim.offer import UNSHARED, Offer, spread
+from orchestrator.sim.offer import Offer, spread, unshared
 
 GENERATE = "generate:"
 AZURE_HEADER = "TIMESTAMP,ContextTokens,GeneratedTokens"
@@ -152,7 +152,7 @@ class _Chains:
 
 def _azure(lines: Sequence[str], name: str, block_size: int) -> list[Offer]:
     found = []
-    unshared = UNSHARED
+    own = 0
     for number, line in enumerate(lines, 1):
         where = f"{name}:{number}"
         if not line.strip() or line.strip() == AZURE_HEADER:
@@ -162,8 +162,8 @@ def _azure(lines: Sequence[str], name: str, block_size: int) -> list[Offer]:
             raise ConfigError(f"{len(fields)} fields, not 3", where=where)
         prompt, output = _count(fields[1], "ContextTokens", where), _count(fields[2], "GeneratedTokens", where)
         full = prompt // block_size
-        found.append(Offer(_seconds(fields[0], where), prompt, output, range(unshared, unshared + full)))
-        unshared += full
+        found.append(Offer(_seconds(fields[0], where), prompt, output, unshared(own, full)))
+        own += full
     return found
 
 
