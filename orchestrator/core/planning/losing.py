@@ -8,7 +8,7 @@ from math import inf
 
 from orchestrator.core.planning.candidates import Candidates
 from orchestrator.core.planning.choices import Loser
-from orchestrator.core.planning.serving import MOST_BUSY, Option
+from orchestrator.core.planning.serving import MOST_BUSY, MOST_REPLICAS, Option
 from orchestrator.core.planning.weighing import Goal, Plan, Weighing, alike, without_load
 from orchestrator.core.spec import Role
 
@@ -31,13 +31,23 @@ def losers(pool: Candidates, weighing: Weighing, plan: Plan) -> list[Loser]:
     """
     role = pool.pool.role
     winner = next(part.option for part in plan.parts if part.option.role is role)
-    lost = [_judged(pool, option, weighing, plan) for option in pool.options if option is not winner]
+    lost = [_judged(pool, option, weighing, plan) for option in _rivals(pool, weighing, plan) if option is not winner]
     lost += [
         _Lost((2, -float(each.cut.tensor)), Loser(role, each.device, each.cut.tensor, each.cut.pipeline, each.why))
         for each in pool.refused
     ]
     lost.sort(key=lambda each: (*each.near, each.loser.pipeline_parallel, each.loser.tensor_parallel))
     return [each.loser for each in _telling(lost, winner)][:MOST_LOSERS]
+
+
+def _rivals(pool: Candidates, weighing: Weighing, plan: Plan) -> Iterator[Option]:
+    """All options; of kinds that take another second half the cheapest only, as each means a search of its own."""
+    seen = set()
+    for option in sorted(pool.options, key=lambda each: (weighing.fewest(each) or MOST_REPLICAS) * each.usd_per_hour):
+        near = alike([option, *(part.option for part in plan.parts if part.option.role is not option.role)])
+        if near or option.kind.name not in seen:
+            yield option
+        seen.add(option.kind.name)
 
 
 def _telling(lost: Sequence[_Lost], winner: Option) -> Iterator[_Lost]:

@@ -192,24 +192,24 @@ class Weighing:
         return self.part(option, replicas).estimate.busy <= MOST_BUSY
 
     def _pair(self, prefill: Option, decode: Option) -> Plan | None:
-        low = self.fewest(prefill)
-        if low is None:
+        if self.fewest(prefill) is None:
             return None
         best: Plan | None = None
-        for prompts, count in self._trades(prefill, decode):
-            floor = low * prefill.usd_per_hour + count * decode.usd_per_hour
-            if best is not None and floor >= best.usd_per_hour:
-                break
+        left = self.goal.first - transfer(prefill, decode)
+        idle = self._prompts(prefill, left - decode.at(0.0).first)
+        for prompts, count in self._trades(prefill, decode, left, idle):
+            # However many decode, no fewer prefill replicas will do than beside idle ones.
+            floor = (idle or 0) * prefill.usd_per_hour + (count + 1) * decode.usd_per_hour
             plan = self._joined(self.part(prefill, prompts), self.part(decode, count))
             if plan is not None and (best is None or plan.order < best.order):
                 best = plan
+            if best is not None and floor >= best.usd_per_hour:
+                break
         return best
 
-    def _trades(self, prefill: Option, decode: Option) -> Iterator[tuple[int, int]]:
+    def _trades(self, prefill: Option, decode: Option, left: float, idle: int | None) -> Iterator[tuple[int, int]]:
         """Replicas of both that meet the goal, from the fewest that decode on, as more of them shorten the first step
         and so may save prefill replicas."""
-        left = self.goal.first - transfer(prefill, decode)
-        idle = self._prompts(prefill, left - decode.at(0.0).first)
         prompts, count = MOST_REPLICAS + 1, self.fewest(decode)
         while idle is not None and count is not None and prompts > idle:
             saves = partial(self._saves, prefill, decode, left, prompts)
