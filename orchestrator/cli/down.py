@@ -11,7 +11,7 @@ from orchestrator.cli import guard, rpc, run_folder, terminal
 from orchestrator.cli.exits import Exit
 from orchestrator.cli.progress import Progress
 from orchestrator.cli.run_folder import RunFolder, RunRecord
-from orchestrator.core.errors import SegueError
+from orchestrator.core.errors import DeadlineExceeded, SegueError
 
 _POLL_SECONDS = 0.2
 # Beyond the drain itself: ending processes, Ray, and looking that nothing is left.
@@ -54,7 +54,10 @@ def _wait(folder: RunFolder, record: RunRecord, progress: Progress) -> None:
 
 def _requests_left(record: RunRecord) -> str:
     addresses = [address for address in (record.controller,) if address]
-    status = rpc.first_status(addresses, seconds=1.0)
+    try:
+        status = rpc.first_status(addresses, seconds=1.0)
+    except DeadlineExceeded:
+        return "waiting; the controller is busy"
     if status is None:
         return "ending processes"
     workers = [worker for model in status.models for pool in model.pools for worker in pool.workers]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from random import Random
 
 ORPHAN_SECONDS = 60.0  # how long an aborted prefill may still report a result that has to be released
-NEWS_SECONDS = 0.1  # within which a worker that computed a prompt tells what it stored: some steps
+NEWS_SECONDS = 0.05  # within which a worker that computed a prompt tells what it stored: some steps
 OUTPUT_ROOM = 128  # tokens of output that room is kept for at first; most requests stop long before their limit
 
 

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from orchestrator.sim.flight import Flight
     from orchestrator.sim.network import Link
 
-_GENERATED = 1 << 59  # hashes of blocks with generated tokens: nobody else's, no prompt has them
+# Hashes of blocks with generated tokens: nobody else's, no prompt has them, and a dict places them elsewhere.
+_GENERATED = (1 << 59) + (1 << 16)
 _TOGETHER = 32  # blocks of a half whose hashes are in a row
 _FURTHER = 1 << 40  # from there to its next 32; no run has so many halves that they would meet
 
@@ -88,4 +89,6 @@ class Half:
     def generated_blocks(self, full: int) -> list[int]:
         """Hashes of its full blocks beyond those of its prompt's hashes."""
         base = _GENERATED + placed(self.number * _TOGETHER)
+        if full <= _TOGETHER:
+            return list(range(base + self.sealed, base + full))
         return [base + place // _TOGETHER * _FURTHER + place % _TOGETHER for place in range(self.sealed, full)]

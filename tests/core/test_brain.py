@@ -270,9 +270,9 @@ class TestBalance:
             brain.step(m.FirstToken(f"{request_id}~d1", 0, 0), 1.5)
         assert expected("third") == 32, "what it stored may be told a little later than the first token"
         brain.step(m.FirstToken("third~d1", 0, 0), 1.5)
-        brain.step(m.Tick(), 1.55)
+        brain.step(m.Tick(), 1.54)
         assert expected("fourth") == 32
-        brain.step(m.FirstToken("fourth~d1", 0, 0), 1.55)
+        brain.step(m.FirstToken("fourth~d1", 0, 0), 1.54)
         brain.step(m.Tick(), 1.7)
         assert expected("fifth") == 0, "all have arrived long ago, and the worker has told of no block"
         brain.step(m.CacheChanged("s0", stored=(7, 8)), 1.7)
