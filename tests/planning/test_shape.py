@@ -93,6 +93,11 @@ class TestKnownModels:
         assert [isinstance(layer.feed, Experts) for layer in shape.layers] == [False] * 3 + [True] * 58
         assert shape.layers[0].mixer == Latent(128, 1536, 512, 128, 64, 128)
 
+    def test_layers_with_experts_may_be_marked_one_by_one(self) -> None:
+        marks = [0, 1] * 30 + [1]
+        shape = shape_of(models.DEEPSEEK_V3 | {"moe_layer_freq": marks})
+        assert [isinstance(layer.feed, Experts) for layer in shape.layers] == [mark == 1 for mark in marks]
+
     def test_gemma_3_has_a_layer_in_six_that_attends_to_everything(self) -> None:
         shape = shape_of(models.GEMMA_3_4B)
         assert [index for index, kind in enumerate(kinds(shape)) if kind == "full_attention"] == [5, 11, 17, 23, 29]
@@ -149,6 +154,7 @@ class TestUnknown:
             ({"is_encoder_decoder": True}, "encoder and a decoder"),
             ({"quantization_config": {"quant_method": "quip"}}, "quip"),
             ({"quantization_config": "gptq"}, "quantization_config"),
+            ({"n_routed_experts": 8, "moe_intermediate_size": 64, "moe_layer_freq": [0, 1]}, "each of the 32 layers"),
         ],
     )
     def test_what_nobody_can_size_is_refused_by_name(self, change: Config, word: str) -> None:

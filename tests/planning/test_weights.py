@@ -146,6 +146,7 @@ class TestFormats:
     def test_a_checkpoint_may_want_its_cache_in_fp8(self) -> None:
         config = compressed({"num_bits": 8, "type": "float", "strategy": "tensor"}, kv_cache_scheme={"num_bits": 8})
         assert quantization(config).kv is Precision.FP8
+        assert quantization({**config, "kv_cache_scheme": "FP8"}).kv is Precision.FP8
 
 
 def made_by_vllm(name: str, config: Config) -> int:

@@ -159,6 +159,8 @@ def _compressed_scheme(weights: Fields) -> Scheme:
 
 
 def _kv(fields: Fields) -> Precision | None:
+    if isinstance(named := fields.get("kv_cache_scheme"), str):
+        return Precision.FP8 if named.lower().startswith("fp8") else None
     scheme = fields.inner("kv_cache_scheme")
     return Precision.FP8 if scheme and scheme.integer("num_bits", default=16) == 8 else None
 

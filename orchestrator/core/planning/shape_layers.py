@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from orchestrator.core.errors import ConfigError
 from orchestrator.core.planning.fields import Fields
@@ -182,12 +182,21 @@ def _experts(model_type: str, family: Family, fields: Fields) -> Experts | None:
     )
 
 
+def _marked(marks: Sequence[object], count: int, where: str) -> frozenset[int]:
+    """Layers that a list marks with 1."""
+    if len(marks) != count or not all(mark in (0, 1) for mark in marks):
+        raise ConfigError(f"moe_layer_freq has to be a number, or 0 or 1 for each of the {count} layers", where=where)
+    return frozenset(index for index, mark in enumerate(marks) if mark)
+
+
 def _routed(model_type: str, fields: Fields) -> frozenset[int]:
     """Layers that have experts."""
     count = fields.positive(*LAYERS)
     listed = _indices(fields, "moe_layers")
     if listed:
         return frozenset(listed)
+    if isinstance(fields.get("moe_layer_freq"), list):
+        return _marked(fields.get("moe_layer_freq"), count, fields.where)
     first = fields.integer("first_k_dense_replace", "moe_layer_start_index", default=0)
     steps = ("moe_layer_freq", "decoder_sparse_step", "interleave_moe_layer_step", "moe_layer_interval")
     step = fields.integer(*steps, default=1) or 1
