@@ -27,6 +27,7 @@ from orchestrator.core.spec import Device, Role
 from orchestrator.core.types import EngineFacts, Load, WorkerAssignment
 from orchestrator.telemetry.logs import events
 from workers import inventory, kv_events, plugin, wire
+from workers.executors import executor_arguments
 from workers.nudge import Nudger
 from workers.ports import EngineStep, Progress, Transfers
 from workers.transfer import connector_settings, transfers_of
@@ -54,6 +55,7 @@ class VllmEngine:
         self._flush: asyncio.TimerHandle | None = None
         self._steps: asyncio.Queue[EngineStep | SegueError | None] = asyncio.Queue()
         self._closing = False
+        self._memory: set[Path] = set()  # shared between its processes, of which the killed remove none
         self._nudger = Nudger(self._look)
         self._looks = count()
 
@@ -83,8 +85,9 @@ class VllmEngine:
         self._load = Load(kv_blocks_total=self._facts.kv_blocks_total)
         if self._assignment.device is Device.CPU:
             # NIXL pins the process that moves KV, which on a CPU also computes, to one core.
-            for pid in [self.pid, *inventory.descendants(self.pid)]:
+            for pid in self._family():
                 inventory.widen_affinity(pid)
+        self._memory = inventory.shared_memory(self._family())
         if self._feed is not None:
             await self._feed.start()
         self._reader = asyncio.create_task(self._read(self._client))
@@ -125,18 +128,17 @@ class VllmEngine:
             await asyncio.gather(self._reader, return_exceptions=True)
         if self._feed is not None:
             await self._feed.stop()
-        family = [self.pid, *inventory.descendants(self.pid)] if self.pid else []
-        memory = inventory.shared_memory(family)
+        memory = self._memory | inventory.shared_memory(self._family())
         if self._client is not None:
             await asyncio.to_thread(self._client.shutdown, _SHUTDOWN_SECONDS)
         for process in self._processes():
             with suppress(ValueError):  # closed by the client: it is gone
                 process.kill()
-        inventory.remove_files(memory)  # what had to be killed did not do it
+        inventory.remove_files(memory)
         self._steps.put_nowait(None)
 
     def _configure(self) -> VllmConfig:
-        arguments = dict(self._assignment.engine)
+        arguments = {**executor_arguments(self._assignment), **self._assignment.engine}
         chosen = arguments.pop("kv_transfer_config", None) or {}
         if self._assignment.kv_transfer:
             settings = connector_settings(self._assignment.device, chosen)
@@ -184,6 +186,9 @@ class VllmEngine:
             return list(getattr(self._client.resources.engine_manager, "processes", ()))
         return [child for child in multiprocessing.active_children() if child.name.startswith("EngineCore")]
 
+    def _family(self) -> list[int]:
+        return [self.pid, *inventory.descendants(self.pid)] if self.pid else []
+
     async def _read(self, client: AsyncMPClient) -> None:
         try:
             while True:
@@ -191,6 +196,7 @@ class VllmEngine:
         except Exception as error:
             if not self._closing:
                 _log.error("engine_lost", error)
+                inventory.remove_files(self._memory)
             what = f"the engine died: {type(error).__name__}"
             self._steps.put_nowait(WorkerLost(what, where=self._assignment.worker_id))
 

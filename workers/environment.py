@@ -30,6 +30,8 @@ def _fixed(assignment: WorkerAssignment, model: str, host: str, run_folder: Path
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # the worker has threads and an event loop: a fork would copy locks
         "VLLM_RPC_BASE_PATH": str(run_folder),
         "VLLM_HOST_IP": host,
+        # A rank that lost its peer waits for it for ever: the sooner it is ended, the sooner the loss is known.
+        "VLLM_WORKER_SHUTDOWN_TIMEOUT_SECONDS": "1",
     }
     if assignment.kv_transfer:
         fixed["VLLM_NIXL_SIDE_CHANNEL_HOST"] = host
@@ -51,7 +53,9 @@ def _fixed(assignment: WorkerAssignment, model: str, host: str, run_folder: Path
 def _suggested(assignment: WorkerAssignment) -> Mapping[str, str]:
     suggested: dict[str, str] = {}
     if assignment.device is Device.CPU:
-        suggested["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // 2))
+        # Half of the cores, as there is often a second worker; ranks compute at the same time and have to share them.
+        ranks = assignment.tensor_parallel * assignment.pipeline_parallel
+        suggested["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // (2 * ranks)))
     if assignment.kv_transfer and assignment.bind is Bind.LOOPBACK:
         suggested["UCX_NET_DEVICES"] = "lo"
     return suggested

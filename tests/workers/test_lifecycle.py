@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import tempfile
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,29 +14,12 @@ import psutil
 import pytest
 
 from orchestrator.proto.worker_pb2 import Rejected
-from tests.workers.support import TINY_ENGINE, WorkerProcess, engine_process, gateway, tokens
-from workers.inventory import descendants, started
+from tests.workers.leftovers import gone, left_behind, shared_memory, wait
+from tests.workers.support import TINY_ENGINE, engine_process, gateway, tokens
+from workers.inventory import descendants
 
 MOCK = {"backend": "mock", "engine": {"step_seconds": 0.02}}
 KINDS = [pytest.param(MOCK, id="mock"), pytest.param({}, id="vllm", marks=pytest.mark.engine)]
-
-
-def wait(condition: Callable[[], bool], seconds: float) -> float:
-    """Seconds until ``condition`` held; fails after ``seconds``."""
-    began = time.monotonic()
-    while not condition():
-        assert time.monotonic() - began < seconds, f"not within {seconds} s"
-        time.sleep(0.02)
-    return time.monotonic() - began
-
-
-def gone(pids: list[int]) -> bool:
-    return not any(started(pid) for pid in pids)
-
-
-def left_behind(worker: WorkerProcess) -> list[Path]:
-    """Socket folders and shared memory that name a worker's processes."""
-    return list(Path(tempfile.gettempdir()).glob(f"segue-worker-{worker.process.pid}-*"))
 
 
 def commands(pid: int) -> list[str]:
@@ -48,16 +29,6 @@ def commands(pid: int) -> list[str]:
         with suppress(psutil.NoSuchProcess):
             found.append(" ".join(child.cmdline()))
     return found
-
-
-def shared_memory(pids: list[int]) -> set[Path]:
-    """Files of shared memory that processes have open or mapped: the machine may hold others, of others."""
-    found: set[Path] = set()
-    for pid in pids:
-        for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
-            found.add(Path(line.split(maxsplit=5)[-1]))
-        found.update(Path(os.readlink(each)) for each in Path(f"/proc/{pid}/fd").iterdir() if each.is_symlink())
-    return {path for path in found if path.is_relative_to("/dev/shm") and path.exists()}  # noqa: S108
 
 
 @pytest.mark.parametrize("assignment", KINDS)
