@@ -2,6 +2,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
+from typing import Any
 
 from orchestrator.core.candidates import computes, in_place_weight
 from orchestrator.core.fleet import WorkerView
@@ -38,14 +40,20 @@ class Cost(Policy):
     Options = _Options
     about = "the shortest predicted time to the first token, what decodes there and how busy it was counted in"
 
+    def __init__(self, options: Any) -> None:
+        super().__init__(options)
+        # Said what they are, so that compiled arithmetic has plain numbers.
+        self._work: float = options.work
+        self._decode: float = options.decode
+        self._balance: float = options.balance
+
     def score(self, views: Sequence[WorkerView], cached: Sequence[int], ask: Ask) -> list[float]:
         prompt, limit = ask.session.prompt_tokens, ask.session.output_limit
-        options, ahead = self.options, ask.ahead
-        work: float = options.work  # said, as compiled arithmetic needs to know what it is about
-        balance: float = options.balance
-        output: float = options.decode * (min(limit, USUAL_OUTPUT) if limit else USUAL_OUTPUT)
+        ahead, work, balance = ask.ahead, self._work, self._balance
+        output = self._decode * (min(limit, USUAL_OUTPUT) if limit else USUAL_OUTPUT)
         decodes = ask.role is not Role.PREFILL
         costs: list[float] = []
+        best = inf
         for place in range(len(cached)):
             view, held = views[place], cached[place]
             cost, depth = view.cost, view.depth
@@ -58,5 +66,6 @@ class Cost(Policy):
                 if apart < seconds or not computes(view, held):
                     seconds = apart
             costs.append(seconds)
-        best = min(costs)
+            if seconds < best:
+                best = seconds
         return [best / seconds for seconds in costs]
