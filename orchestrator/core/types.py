@@ -76,6 +76,7 @@ class WorkerAssignment:
     log_level: str = "info"
     log_dir: str = ""
     share: float = 1.0  # of its GPU that it may take; below 1 only with one device
+    hosts: tuple[str, ...] = ()  # Ray's node id for each pipeline stage; empty where Ray is to choose
 
 
 @dataclass(frozen=True, slots=True)
