@@ -14,11 +14,11 @@ from orchestrator import models
 from orchestrator.config import effective_engine_args
 from orchestrator.core.errors import ModelSourceError
 from orchestrator.core.planning.places import Node
-from orchestrator.core.planning.plan import Asked, Inventory
+from orchestrator.core.planning.plan import Asked, Inventory, cpu_parts
 from orchestrator.core.planning.settings import settings_of
 from orchestrator.core.planning.shape_config import shape_of
 from orchestrator.core.planning.weights import index_total, stored_total
-from orchestrator.core.spec import Backend, ClusterSpec, Device, ModelSpec
+from orchestrator.core.spec import Backend, ClusterSpec, ModelSpec
 from orchestrator.models.cache import Progress
 from orchestrator.planning import catalogue, inventory
 
@@ -115,16 +115,8 @@ def devices(spec: ClusterSpec, file: str | None) -> Inventory:
         read = inventory.load(file)
         return Inventory(read.nodes, read.catalogue)
     known = catalogue.builtin()
-    parts = _cpu_parts(spec)
+    parts = cpu_parts(model for model in spec.models if not _is_mock(model))
     if not parts:
         return Inventory((), known, buys=True)
     cpu = catalogue.this_cpu(parts)
     return Inventory((Node("this-machine", cpu.name, parts),), known.extended((cpu,)), buys=True)
-
-
-def _cpu_parts(spec: ClusterSpec) -> int:
-    pools = [pool for model in spec.models if not _is_mock(model) for pool in model.pools.values()]
-    sizes = [
-        (pool.replicas, pool.tensor_parallel, pool.pipeline_parallel) for pool in pools if pool.device is Device.CPU
-    ]
-    return sum((a or 1) * (b or 1) * (c or 1) for a, b, c in sizes)  # an open one counts as one

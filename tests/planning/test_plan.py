@@ -9,24 +9,40 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.core.planning.places import Node
-from orchestrator.core.planning.plan import Asked, ClusterPlan, Inventory, plan
+from orchestrator.core.planning.plan import Asked, ClusterPlan, Inventory, cpu_parts, plan
 from orchestrator.core.planning.settings import Settings
 from orchestrator.core.planning.shape_config import shape_of
 from orchestrator.core.spec import AUTO, ClusterSpec, Device, LoadSpec, ModelSpec, PoolSpec, Role
 from orchestrator.planning import catalogue
-from tests.planning.models import LLAMA_3_8B, LLAMA_3_70B
+from tests.planning.models import LLAMA_3_8B, LLAMA_3_70B, SMOLLM2_135M
 
-SHAPES = {"small": shape_of(LLAMA_3_8B), "large": shape_of(LLAMA_3_70B)}
+SHAPES = {"tiny": shape_of(SMOLLM2_135M), "small": shape_of(LLAMA_3_8B), "large": shape_of(LLAMA_3_70B)}
+L4 = [Node("l0", "L4", 1)]
 MOST_SECONDS = 2.0  # for 1,000 nodes
 
 
-def model(name: str, replicas: int, tensor_parallel: int, load: LoadSpec | None = None) -> ModelSpec:
-    pool = PoolSpec(Role.SERVE, replicas, Device.GPU, tensor_parallel)
+def model(
+    name: str,
+    replicas: int,
+    tensor_parallel: int,
+    load: LoadSpec | None = None,
+    share: float = 1.0,
+    pipeline_parallel: int = 1,
+) -> ModelSpec:
+    pool = PoolSpec(Role.SERVE, replicas, Device.GPU, tensor_parallel, pipeline_parallel, share=share)
     return ModelSpec(name, f"./{name}", {Role.SERVE: pool}, load=load)
 
 
+def part(number: int, share: float, replicas: int = 1, load: LoadSpec | None = None) -> ModelSpec:
+    return model(f"tiny-{number}", replicas, 1, load, share)
+
+
 def planned(models: list[ModelSpec], nodes: list[Node], before: ClusterPlan | None = None) -> ClusterPlan:
-    asked = {each.name: Asked(SHAPES[each.name], {Role.SERVE: Settings()}) for each in models}
+    shapes = {each.name: SHAPES[each.name.partition("-")[0]] for each in models}
+    asked = {
+        each.name: Asked(shapes[each.name], {role: Settings(share=pool.share) for role, pool in each.pools.items()})
+        for each in models
+    }
     kept = before.placement.placed if before else ()
     return plan(ClusterSpec("c", tuple(models)), asked, Inventory(tuple(nodes), catalogue.builtin()), kept)
 
@@ -73,6 +89,45 @@ def test_what_one_model_takes_the_next_one_has_not() -> None:
     assert any("small" in reason for reason in found.reasons)
 
 
+def test_models_with_parts_of_a_device_share_it() -> None:
+    two = planned([part(0, 0.5), part(1, 0.5)], L4)
+    assert two.reasons == ()
+    assert {placed.stages for placed in two.placement.placed} == {(("l0", (0,)),)}
+    three = planned([part(0, 0.5), part(1, 0.5), part(2, 0.5)], L4)
+    assert three.reasons == ("tiny-2: serve on L4 with TP=1, PP=1: no L4 has 0.5 of it free, 0 at most",)
+    uneven = planned([part(0, 0.5), part(1, 0.6)], L4)
+    assert uneven.reasons == ("tiny-1: serve on L4 with TP=1, PP=1: no L4 has 0.6 of it free, 0.5 at most",)
+
+
+def test_a_whole_device_is_none_that_is_shared() -> None:
+    found = planned([part(0, 0.5), part(1, 1.0)], L4)
+    assert found.reasons == ("tiny-1: serve on L4 with TP=1, PP=1: no L4 is free",)
+
+
+def test_replicas_go_where_parts_are_left_and_no_further() -> None:
+    load = LoadSpec(1000.0, 200, 50)
+    found = planned([part(0, 0.7), part(1, 0.1, AUTO, load)], L4)
+    (pool,) = found.spec.models[1].pools.values()
+    assert pool.replicas == 3
+    assert len(found.placement.placed) == 4
+    assert not found.placement.unplaced
+
+
+def test_both_halves_share_one_device() -> None:
+    pools = {role: PoolSpec(role, 1, Device.GPU, share=0.5) for role in (Role.PREFILL, Role.DECODE)}
+    halves = ModelSpec("tiny", "./tiny", pools)
+    assert planned([halves], L4).reasons == ()
+    assert not planned([halves, part(1, 0.1)], L4).fits
+
+
+def test_a_split_node_has_no_more_together_than_its_nvlink_domains() -> None:
+    whole, split = (Node("a0", "A100-40GB", 8, labels) for labels in ({}, {"nvlink_domain": "0-3,4-7"}))
+    cuts = [planned([model("large", 1, AUTO, pipeline_parallel=AUTO)], [node]).gangs[0] for node in (whole, split)]
+    assert [(gang.tensor_parallel, gang.pipeline_parallel) for gang in cuts] == [(8, 1), (4, 2)]
+    found = planned([model("large", 1, 8)], [split])
+    assert "8 devices of one node are needed, no node has more than 4 A100-40GB free together" in found.reasons[0]
+
+
 def test_a_thousand_nodes_are_planned_in_two_seconds() -> None:
     load = LoadSpec(2000.0, 1000, 200)
     models = [model("large", AUTO, AUTO, load), model("small", AUTO, AUTO, load)]
@@ -81,3 +136,14 @@ def test_a_thousand_nodes_are_planned_in_two_seconds() -> None:
     assert time.perf_counter() - began < MOST_SECONDS
     assert found.fits
     assert len(found.placement.placed) > 100
+
+
+def test_a_cpu_goes_into_as_many_parts_as_pools_ask_for() -> None:
+    def on(device: Device, role: Role, *counts: int) -> PoolSpec:
+        replicas, tensor, pipeline = counts
+        return PoolSpec(role, replicas, device, tensor, pipeline)
+
+    both = {Role.PREFILL: on(Device.CPU, Role.PREFILL, 2, 2, 1), Role.DECODE: on(Device.CPU, Role.DECODE, AUTO, 1, 3)}
+    assert cpu_parts([ModelSpec("both", "./both", both)]) == 4 + 3
+    gpu = ModelSpec("gpu", "./gpu", {Role.SERVE: on(Device.GPU, Role.SERVE, 4, 1, 1)})
+    assert cpu_parts([gpu]) == 0

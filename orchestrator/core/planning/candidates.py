@@ -11,6 +11,7 @@ from orchestrator.core.planning.choices import Stock
 from orchestrator.core.planning.cut import Cut, cut_reasons
 from orchestrator.core.planning.devices import Precision, plain
 from orchestrator.core.planning.fits import Fit, NoFit, fits
+from orchestrator.core.planning.places import WHOLE, parts_of
 from orchestrator.core.planning.serving import MOST_REPLICAS, Demand, Option, option
 from orchestrator.core.planning.settings import Settings
 from orchestrator.core.planning.shape import ModelShape
@@ -97,10 +98,9 @@ def _sizes(most: int) -> list[int]:
 def _fitting(shape: ModelShape, cut: Cut, stock: Stock, settings: Settings, tokens: int) -> Fit | str:
     """The fit, or why there is none: by devices, by memory, or because requests of the load are too long."""
     kind = stock.kind
-    if stock.devices == 0:
-        return f"no {kind.name} is free"
-    if stock.nodes is not None and cut.tensor > stock.largest:
-        return f"{cut.tensor} devices of one node are needed, no node has more than {stock.largest} {kind.name} free"
+    lacking = _none_free(stock, cut, settings.share)
+    if lacking:
+        return lacking
     dtype = settings.weights_kept(shape).dtype
     if kind.kind is Device.GPU and dtype is Precision.BF16 and dtype not in kind.flops:
         return f"{kind.name} has no units for bfloat16, which vLLM then refuses (dtype: float16 does without)"
@@ -112,41 +112,60 @@ def _fitting(shape: ModelShape, cut: Cut, stock: Stock, settings: Settings, toke
     return found
 
 
+def _none_free(stock: Stock, cut: Cut, share: float) -> str:
+    """Why there is no device for it; empty if there is."""
+    name = stock.kind.name
+    if share < 1 and stock.devices == 0:
+        most = max(stock.left, default=0)
+        return "" if most >= parts_of(share) else f"no {name} has {share:g} of it free, {most / WHOLE:g} at most"
+    if stock.devices == 0:
+        return f"no {name} is free"
+    if stock.nodes is not None and cut.tensor > stock.largest:
+        most = f"{stock.largest} {name} free together"
+        return f"{cut.tensor} devices of one node are needed, no node has more than {most}"
+    return ""
+
+
 def room(stock: Stock, option: Option) -> int:
     """How many replicas there are devices for."""
     if stock.nodes is None:
         return MOST_REPLICAS
-    if option.share < 1:
-        return sum(stock.nodes) * _sharing(option)
     stages = sum(count // option.cut.tensor for count in stock.nodes)
+    if option.share < 1:
+        parts = parts_of(option.share)
+        stages = stages * (WHOLE // parts) + sum(left // parts for left in stock.left)
     return stages // (option.cut.pipeline * option.cut.data)
 
 
 def together(stock: Stock, wanted: Sequence[tuple[Option, int]]) -> bool:
-    """Whether there are devices for so many replicas of each, all of this kind: the largest stages first.
+    """Whether there are devices for so many replicas of each, all of this kind: the largest stages and shares first.
 
     Where one size divides the other, as powers of two do, that finds room wherever there is some.
     """
     if stock.nodes is None:
         return True
-    free = Counter(stock.nodes)
-    for wish, replicas in sorted(wanted, key=lambda each: -each[0].cut.tensor):
-        size, stages = wish.cut.tensor, replicas * wish.cut.pipeline * wish.cut.data
+    free, left = Counter(stock.nodes), Counter(stock.left)
+    for wish, replicas in sorted(wanted, key=lambda each: (-each[0].cut.tensor, -each[0].share)):
+        stages = replicas * wish.cut.pipeline * wish.cut.data
         if wish.share < 1:
-            stages = -(-replicas // _sharing(wish))
-        for node in sorted(free, key=lambda node: (node % size, node)):
-            each, count = node // size, free[node]
-            full = min(count, stages // each) if each else 0
-            rest = min(stages - full * each, each) if full < count else 0
-            stages -= full * each + rest
-            free[node] -= full + (rest > 0)
-            free[node - each * size] += full
-            free[node - rest * size] += rest > 0
-        if stages:
+            parts = parts_of(wish.share)
+            others = _taken(left, parts, stages)
+            stages = -(-others // (WHOLE // parts))
+            left[WHOLE] += stages
+            _taken(left, parts, others)
+        if _taken(free, wish.cut.tensor, stages):
             return False
     return True
 
 
-def _sharing(option: Option) -> int:
-    """Replicas on one device."""
-    return int(1 / option.share + 1e-9)
+def _taken(rooms: Counter[int], size: int, wanted: int) -> int:
+    """Takes so many of a size out of rooms: first those that it divides, small ones first. How many found none."""
+    for room in sorted(rooms, key=lambda room: (room % size, room)):
+        each, count = room // size, rooms[room]
+        full = min(count, wanted // each) if each else 0
+        rest = min(wanted - full * each, each) if full < count else 0
+        wanted -= full * each + rest
+        rooms[room] -= full + (rest > 0)
+        rooms[room - each * size] += full
+        rooms[room - rest * size] += rest > 0
+    return wanted

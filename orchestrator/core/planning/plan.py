@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 
 from orchestrator.core.planning.choices import NODE_DEVICES, Choice, NoChoice, Stock
 from orchestrator.core.planning.choosing import choose
@@ -12,7 +13,7 @@ from orchestrator.core.planning.cut import Cut
 from orchestrator.core.planning.devices import Catalogue
 from orchestrator.core.planning.kv import token_bytes
 from orchestrator.core.planning.moves import Moves, moves
-from orchestrator.core.planning.places import WHOLE, Gang, Node, Placed, Placement, Unplaced, parts_of
+from orchestrator.core.planning.places import WHOLE, Gang, Node, Placed, Placement, Unplaced, domains, parts_of
 from orchestrator.core.planning.placing import place
 from orchestrator.core.planning.settings import Settings
 from orchestrator.core.planning.shape import ModelShape
@@ -72,6 +73,14 @@ class ClusterPlan:
         return not self.reasons
 
 
+def cpu_parts(models: Iterable[ModelSpec]) -> int:
+    """Into how many equal parts a machine's CPU goes: one for each device that pools on CPUs ask for; of sizes and
+    counts that are open, one."""
+    pools = [pool for model in models for pool in model.pools.values() if pool.device is Device.CPU]
+    counts = [(pool.replicas, pool.tensor_parallel, pool.pipeline_parallel) for pool in pools]
+    return sum(prod(max(1, count) for count in each) for each in counts)
+
+
 def plan(
     spec: ClusterSpec, asked: Mapping[str, Asked], inventory: Inventory, kept: Iterable[Placed] = ()
 ) -> ClusterPlan:
@@ -90,8 +99,7 @@ def plan(
     for model in spec.models:
         if model.name not in asked:
             continue
-        free = _free(inventory.nodes, gangs, placement)
-        one = _model(model, asked[model.name], _stock(inventory, free))
+        one = _model(model, asked[model.name], _stock(inventory, gangs, placement))
         planned.append(one)
         if isinstance(one.choice, Choice):
             spec = replace(spec, models=tuple(_filled(each, one) for each in spec.models))
@@ -122,23 +130,21 @@ def _model(model: ModelSpec, asked: Asked, stock: Sequence[Stock]) -> ModelPlan:
     )
 
 
-def _stock(inventory: Inventory, free: Mapping[str, int]) -> list[Stock]:
-    """Each kind of device, with what is free of it a node."""
-    there: dict[str, list[int]] = {}
+def _stock(inventory: Inventory, gangs: Sequence[Gang], placement: Placement) -> list[Stock]:
+    """Each kind of device, with what these gangs leave of it a node, or an NVLink domain of one that is split."""
+    used = _used(gangs, placement)
+    there: dict[str, tuple[list[int], list[int]]] = {}
     for node in inventory.nodes:
-        there.setdefault(node.device, []).append(free[node.name])
-    stock = [Stock(inventory.catalogue.find(kind), tuple(counts)) for kind, counts in there.items()]
+        free, left = there.setdefault(node.device, ([], []))
+        for domain in domains(node):
+            parts = [WHOLE - used[node.name, device] for device in domain]
+            free.append(parts.count(WHOLE))
+            left += [part for part in parts if 0 < part < WHOLE]
+    stock = [Stock(inventory.catalogue.find(kind), tuple(free), tuple(left)) for kind, (free, left) in there.items()]
     if inventory.buys:
         gpus = (kind for kind in inventory.catalogue if kind.kind is Device.GPU and kind.name not in there)
         stock += [Stock(kind) for kind in gpus]
     return stock
-
-
-def _free(nodes: Sequence[Node], gangs: Sequence[Gang], placement: Placement) -> dict[str, int]:
-    """Devices of each node that nothing is on."""
-    used = {each: parts for each, parts in _used(gangs, placement).items() if parts}
-    taken = Counter(node for node, _ in used)
-    return {node.name: node.count - taken[node.name] for node in nodes}
 
 
 def _used(gangs: Sequence[Gang], placement: Placement) -> Counter[tuple[str, int]]:
