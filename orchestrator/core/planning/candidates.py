@@ -121,8 +121,8 @@ def _none_free(stock: Stock, cut: Cut, share: float) -> str:
     if stock.devices == 0:
         return f"no {name} is free"
     if stock.nodes is not None and cut.tensor > stock.largest:
-        most = f"{stock.largest} {name} free together"
-        return f"{cut.tensor} devices of one node are needed, no node has more than {most}"
+        largest = f"{stock.largest} {name} free together"
+        return f"{cut.tensor} devices of one node are needed, no node has more than {largest}"
     return ""
 
 
