@@ -36,7 +36,8 @@ def _verdict(plan: ClusterPlan) -> Text:
     if plan.fits:
         buy = ", ".join(f"{count} x {size} {kind}" for kind, size, count in _to_buy(plan))
         return Text("It fits" + (f", if you have {buy}" if buy else ""), style="bold green")
-    return Text("\n".join(["It does not fit:", *(f"  {reason}" for reason in plan.reasons)]), style="bold red")
+    heading = "It does not fit:" if plan.reasons else "It fits, but does not do what is asked:"
+    return Text("\n".join([heading, *(f"  {reason}" for reason in (*plan.reasons, *plan.misses))]), style="bold red")
 
 
 def _to_buy(plan: ClusterPlan) -> list[tuple[str, int, int]]:

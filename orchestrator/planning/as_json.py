@@ -13,7 +13,7 @@ def as_json(plan: ClusterPlan) -> dict[str, Any]:
     """Plain values. Times are in milliseconds; a pool's bytes are those of its fullest device."""
     return {
         "fits": plan.fits,
-        "reasons": list(plan.reasons),
+        "reasons": [*plan.reasons, *plan.misses],
         "models": [_model(model, plan) for model in plan.models],
         "skipped": list(plan.skipped),
         "buy": [_node(node) for node in plan.bought],

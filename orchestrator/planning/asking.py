@@ -119,4 +119,5 @@ def devices(spec: ClusterSpec, file: str | None) -> Inventory:
     if not parts:
         return Inventory((), known, buys=True)
     cpu = catalogue.this_cpu(parts)
-    return Inventory((Node("this-machine", cpu.name, parts),), known.extended((cpu,)), buys=True)
+    here = Node("this-machine", cpu.name, parts, shared_bytes=cpu.memory_bytes)
+    return Inventory((here,), known.extended((cpu,)), buys=True)

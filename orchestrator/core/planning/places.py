@@ -23,12 +23,16 @@ _DOMAINS = re.compile(rf"{_SPAN}(?:\+{_SPAN})*(?:,{_SPAN}(?:\+{_SPAN})*)+")
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A machine with ``count`` devices of one kind, numbered from 0; ``device`` is the kind's name in the catalogue."""
+    """A machine with ``count`` devices of one kind, numbered from 0; ``device`` is the kind's name in the catalogue.
+
+    ``shared_bytes``: the memory that its devices have together, where each could have all of it (parts of a CPU).
+    """
 
     name: str
     device: str
     count: int
     labels: Mapping[str, str] = field(default_factory=dict)
+    shared_bytes: int = 0
 
     def label(self, names: tuple[str, ...]) -> str:
         """The first of these labels that the node has; empty if it has none."""

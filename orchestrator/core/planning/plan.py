@@ -9,6 +9,7 @@ from math import prod
 
 from orchestrator.core.planning.choices import NODE_DEVICES, Choice, NoChoice, Stock
 from orchestrator.core.planning.choosing import choose
+from orchestrator.core.planning.crowding import crowded
 from orchestrator.core.planning.cut import Cut
 from orchestrator.core.planning.devices import Catalogue
 from orchestrator.core.planning.kv import token_bytes
@@ -55,7 +56,8 @@ class ClusterPlan:
     """``nodes`` are those of the inventory, and those that have to be bought for it (``bought``).
 
     ``spec`` is the configuration with all that it left open filled in, as far as there is a choice. ``skipped`` are
-    models without weights. It fits where there is no reason against it.
+    models without weights. ``reasons`` keep it from being started; ``misses`` are goals that it is predicted not to
+    reach. Where there is neither it fits.
     """
 
     spec: ClusterSpec
@@ -67,10 +69,11 @@ class ClusterPlan:
     moves: Moves
     skipped: tuple[str, ...]
     reasons: tuple[str, ...]
+    misses: tuple[str, ...]
 
     @property
     def fits(self) -> bool:
-        return not self.reasons
+        return not (self.reasons or self.misses)
 
 
 def cpu_parts(models: Iterable[ModelSpec]) -> int:
@@ -114,7 +117,8 @@ def plan(
         placement=placement,
         moves=moves(kept, placement.placed),
         skipped=tuple(model.name for model in spec.models if model.name not in asked),
-        reasons=tuple(_reasons(planned, placement)),
+        reasons=(*_reasons(planned, placement), *_crowded(planned, gangs, placement, inventory.nodes)),
+        misses=tuple(_misses(planned)),
     )
 
 
@@ -167,6 +171,7 @@ def _filled(model: ModelSpec, planned: ModelPlan) -> ModelSpec:
             replicas=pool.replicas,
             tensor_parallel=pool.tensor_parallel,
             pipeline_parallel=pool.pipeline_parallel,
+            gpu=(pool.device.name,) if pool.device.kind is Device.GPU else (),
         )
         for pool in planned.choice.pools
     }
@@ -220,11 +225,25 @@ def _servers(kind: str, count: int, bought: Sequence[Node]) -> list[Node]:
 
 
 def _reasons(models: Sequence[ModelPlan], placement: Placement) -> list[str]:
-    found: list[str] = []
-    for model in models:
-        against = model.choice.reasons if isinstance(model.choice, NoChoice) else model.choice.misses
-        found += [f"{model.name}: {reason}" for reason in against]
+    found = [
+        f"{model.name}: {reason}"
+        for model in models
+        if isinstance(model.choice, NoChoice)
+        for reason in model.choice.reasons
+    ]
     return found + [_words(left) for left in placement.unplaced]
+
+
+def _crowded(
+    models: Sequence[ModelPlan], gangs: Sequence[Gang], placement: Placement, nodes: Sequence[Node]
+) -> list[str]:
+    return crowded({model.name: model.choice for model in models}, gangs, placement, nodes)
+
+
+def _misses(models: Sequence[ModelPlan]) -> list[str]:
+    return [
+        f"{model.name}: {miss}" for model in models if isinstance(model.choice, Choice) for miss in model.choice.misses
+    ]
 
 
 def _words(left: Unplaced) -> str:
