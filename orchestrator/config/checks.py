@@ -8,7 +8,8 @@ from typing import Any
 from orchestrator.config.cursor import Cursor, shown
 from orchestrator.config.defaults import effective_engine_args
 from orchestrator.core.errors import ConfigError
-from orchestrator.core.spec import AUTO, Backend, ClusterSpec, Endpoint, ModelSpec, PoolSpec, Role
+from orchestrator.core.planning.hand_over import Half, Unlike, unlike
+from orchestrator.core.spec import Backend, ClusterSpec, Endpoint, ModelSpec, PoolSpec, Role
 
 # What KV blocks are made of: the two ends of a hand-over have to agree on it.
 ALIKE = ("dtype", "block_size", "kv_cache_dtype", "max_model_len")
@@ -38,32 +39,24 @@ def hand_over(cursor: Cursor, model: ModelSpec) -> None:
     if not model.disaggregated:
         return
     prefill, decode = model.pools[Role.PREFILL], model.pools[Role.DECODE]
-    if prefill.device is not decode.device:
-        raise _unlike(cursor, "device", prefill.device.value, decode.device.value)
-    stages = prefill.pipeline_parallel, decode.pipeline_parallel
-    if AUTO not in stages and stages[0] != stages[1]:
-        raise _unlike(cursor, "pipeline_parallel", *stages)
-    small, large = sorted((prefill.tensor_parallel, decode.tensor_parallel))
-    if small != AUTO and large % small:
-        raise cursor.error(
-            f"found tensor_parallel {prefill.tensor_parallel} in prefill and {decode.tensor_parallel} in decode, "
-            "allowed: one a multiple of the other",
-            "KV heads are split evenly between the two",
-        )
+    halves = (Half(pool.device, pool.tensor_parallel, pool.pipeline_parallel) for pool in (prefill, decode))
+    found = unlike(*halves)
+    if found:
+        raise _unlike(cursor, found)
     ours, theirs = effective_engine_args(model, prefill), effective_engine_args(model, decode)
     for name in ALIKE:
         if ours.get(name) != theirs.get(name):
-            raise _unlike(cursor, name, ours.get(name), theirs.get(name))
+            words = (
+                "vLLM's default" if value is None else shown(value) for value in (ours.get(name), theirs.get(name))
+            )
+            raise _unlike(cursor, Unlike(name, *words))
     if ours.get("runner") == "pooling" or theirs.get("runner") == "pooling":
         raise cursor.error("found prefill and decode with runner pooling, allowed: serve", "pooling has no decode half")
 
 
-def _unlike(cursor: Cursor, name: str, prefill: object, decode: object) -> ConfigError:
-    words = ["vLLM's default" if value is None else shown(value) for value in (prefill, decode)]
-    return cursor.error(
-        f"found {name} {words[0]} in prefill and {words[1]} in decode, allowed: the same in both",
-        "the KV hand-over needs it",
-    )
+def _unlike(cursor: Cursor, found: Unlike) -> ConfigError:
+    what = f"found {found.name} {found.prefill} in prefill and {found.decode} in decode, allowed: {found.allowed}"
+    return cursor.error(what, found.why)
 
 
 def frontend(cursor: Cursor, options: Mapping[str, Any]) -> None:

@@ -166,6 +166,46 @@ class TestWhatIsFixed:
         assert "64 attention heads can't be divided by TP=7" in str(found)
 
 
+class TestHandingOver:
+    """The halves of a plan are halves that ``segue up`` takes."""
+
+    def test_both_have_as_many_stages(self) -> None:
+        there = [stock("A100-80GB", *[8] * 8)]
+        choice = chosen(models.LLAMA_31_405B, BOTH, LoadSpec(2, 2000, 300), None, there)
+        assert {each.pipeline_parallel for each in choice.pools} == {2}
+        assert choice.misses == ()
+
+    def test_stages_that_are_open_are_those_of_the_other_half_however_narrow(self) -> None:
+        halves = [pool(Role.PREFILL, pipeline_parallel=2, tensor_parallel=1), pool(Role.DECODE)]
+        for pools in (halves, [replace(halves[0], role=Role.DECODE), replace(halves[1], role=Role.PREFILL)]):
+            choice = chosen(models.LLAMA_3_8B, pools, None, None, [stock("L4", 8, 8)])
+            assert [(each.tensor_parallel, each.pipeline_parallel) for each in choice.pools] == [(1, 2), (1, 2)]
+
+    def test_a_width_that_is_open_goes_with_one_that_is_no_power_of_two(self) -> None:
+        sixths = {"num_attention_heads": 48, "num_key_value_heads": 6, "head_dim": 128, "intermediate_size": 27648}
+        pools = [pool(Role.PREFILL, tensor_parallel=6), pool(Role.DECODE)]
+        choice = chosen(models.LLAMA_3_70B | sixths, pools, None, None, [stock("A100-40GB", 8, 8)])
+        assert choice.pool(Role.DECODE).tensor_parallel == 6
+
+    @pytest.mark.parametrize(
+        ("prefill", "decode", "words"),
+        [
+            ({"tensor_parallel": 4}, {"tensor_parallel": 6}, "tensor_parallel 4 in prefill and 6 in decode"),
+            ({"pipeline_parallel": 2}, {"pipeline_parallel": 3}, "pipeline_parallel 2 in prefill and 3 in decode"),
+            ({"gpu": ("H100",)}, {"gpu": ("MI300X",)}, "devices by NVIDIA in prefill and AMD in decode"),
+            ({"device": Device.CPU}, {}, "device cpu in prefill and gpu in decode"),
+        ],
+    )
+    def test_halves_that_can_not_are_told_by_what(
+        self, prefill: dict[str, object], decode: dict[str, object], words: str
+    ) -> None:
+        pools = [pool(Role.PREFILL, **prefill), pool(Role.DECODE, **decode)]
+        wanted = Settings(max_model_len=1024, dtype=Precision.FP32)
+        found = outcome(models.GPT2, pools, None, None, [Stock(CPU), *ANYTHING], wanted)
+        assert isinstance(found, NoChoice)
+        assert str(found) == f"{words} can't hand KV over"
+
+
 class TestInventories:
     def test_no_more_than_there_is(self) -> None:
         choice = chosen(models.LLAMA_3_8B, BOTH, replace(LOAD, requests_per_second=100), there=[stock("H100", 8, 8)])

@@ -11,6 +11,9 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+from orchestrator.config.checks import hand_over
+from orchestrator.config.cursor import Cursor
+from orchestrator.config.document import Document
 from orchestrator.core.planning.candidates import Candidates
 from orchestrator.core.planning.choices import Choice, Stock
 from orchestrator.core.planning.cut import Cut
@@ -18,8 +21,8 @@ from orchestrator.core.planning.devices import DeviceKind, Precision
 from orchestrator.core.planning.fits import Fit, fits
 from orchestrator.core.planning.serving import demand_of, least
 from orchestrator.core.planning.shape_config import shape_of
-from orchestrator.core.planning.weighing import Goal, Part, Plan, Weighing, transfer
-from orchestrator.core.spec import LoadSpec, Role, SloSpec
+from orchestrator.core.planning.weighing import Goal, Plan, Weighing, apart, transfer
+from orchestrator.core.spec import AUTO, LoadSpec, ModelSpec, Role, SloSpec
 from tests.planning import models
 from tests.planning.plans import (
     BOTH,
@@ -52,6 +55,8 @@ KIND_LISTS = st.lists(KINDS, min_size=1, max_size=3, unique_by=lambda kind: kind
 LOADS = st.builds(LoadSpec, st.floats(0.1, 200), st.integers(10, 4000), st.integers(1, 1000), st.floats(0, 0.95))
 SLOS = st.builds(SloSpec, st.none() | st.floats(50, 3000), st.none() | st.floats(5, 100))
 ROLES = st.sampled_from((SERVE, BOTH))
+SIZES = st.sampled_from((AUTO, 1, 2, 4))
+HALVES = st.fixed_dictionaries({"tensor_parallel": SIZES, "pipeline_parallel": SIZES})
 MORE = st.floats(1, 3)
 NODES = st.lists(st.integers(1, 8), min_size=1, max_size=4)
 SLOWLY = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
@@ -62,8 +67,12 @@ def met(roles: Sequence[Role], load: LoadSpec, slo: SloSpec, there: Sequence[Sto
     return found if isinstance(found, Choice) and not found.misses else None
 
 
-def plan_of(parts: tuple[Part, ...]) -> Plan:
-    return Plan(parts, transfer(*(part.option for part in parts)) if len(parts) > 1 else 0.0)
+def never_cheaper(hard: Choice | None, *, than: Choice | None) -> None:
+    """Where the harder can be had at all."""
+    assume(hard is not None)
+    assert hard is not None
+    assert than is not None
+    assert than.usd_per_hour <= hard.usd_per_hour * (1 + 1e-9)
 
 
 class TestAlways:
@@ -74,12 +83,7 @@ class TestAlways:
     ) -> None:
         tighter = SloSpec(slo.ttft_ms and slo.ttft_ms / first, slo.itl_ms and slo.itl_ms / other)
         there = [Stock(kind) for kind in kinds]
-        hard = met(roles, load, tighter, there)
-        assume(hard is not None)
-        easy = met(roles, load, slo, there)
-        assert hard is not None
-        assert easy is not None
-        assert easy.usd_per_hour <= hard.usd_per_hour * (1 + 1e-9)
+        never_cheaper(met(roles, load, tighter, there), than=met(roles, load, slo, there))
 
     @SLOWLY
     @given(ROLES, LOADS, SLOS, KIND_LISTS, MORE, MORE, MORE, MORE)
@@ -101,12 +105,7 @@ class TestAlways:
             load.prefix_hit / hit,
         )
         there = [Stock(kind) for kind in kinds]
-        hard = met(roles, more, slo, there)
-        assume(hard is not None)
-        easy = met(roles, load, slo, there)
-        assert hard is not None
-        assert easy is not None
-        assert easy.usd_per_hour <= hard.usd_per_hour * (1 + 1e-9)
+        never_cheaper(met(roles, more, slo, there), than=met(roles, load, slo, there))
 
     @SLOWLY
     @given(ROLES, LOADS, SLOS, KIND_LISTS, KINDS)
@@ -114,12 +113,8 @@ class TestAlways:
         self, roles: Sequence[Role], load: LoadSpec, slo: SloSpec, kinds: list[DeviceKind], another: DeviceKind
     ) -> None:
         assume(another.name not in {kind.name for kind in kinds})
-        few = met(roles, load, slo, [Stock(kind) for kind in kinds])
-        assume(few is not None)
-        more = met(roles, load, slo, [Stock(kind) for kind in (*kinds, another)])
-        assert few is not None
-        assert more is not None
-        assert more.usd_per_hour <= few.usd_per_hour * (1 + 1e-9)
+        few, more = [Stock(kind) for kind in kinds], [Stock(kind) for kind in (*kinds, another)]
+        never_cheaper(met(roles, load, slo, few), than=met(roles, load, slo, more))
 
     @SLOWLY
     @given(ROLES, LOADS, SLOS, KIND_LISTS, NODES)
@@ -139,6 +134,27 @@ class TestAlways:
         assert all(count <= sum(nodes) for count in used.values())
 
     @SLOWLY
+    @given(LOADS, SLOS, KIND_LISTS, NODES, HALVES, HALVES)
+    def test_halves_that_are_chosen_are_no_wrong_configuration(
+        self,
+        load: LoadSpec,
+        slo: SloSpec,
+        kinds: list[DeviceKind],
+        nodes: list[int],
+        prefill: dict[str, int],
+        decode: dict[str, int],
+    ) -> None:
+        halves = [pool(Role.PREFILL, **prefill), pool(Role.DECODE, **decode)]
+        found = outcome(models.LLAMA_3_8B, halves, load, slo, [Stock(kind, tuple(nodes)) for kind in kinds])
+        assume(isinstance(found, Choice))
+        assert isinstance(found, Choice)
+        sizes = ("replicas", "tensor_parallel", "pipeline_parallel")
+        filled = {each.role: pool(each.role, **{name: getattr(each, name) for name in sizes}) for each in found.pools}
+        hand_over(Cursor(Document({}, "plan")), ModelSpec("m", "m", filled))
+        for half, fixed in ((filled[Role.PREFILL], prefill), (filled[Role.DECODE], decode)):
+            assert all(getattr(half, name) == size for name, size in fixed.items() if size != AUTO)
+
+    @SLOWLY
     @given(ROLES, LOADS, SLOS, KIND_LISTS, NODES, NODES)
     def test_more_devices_never_make_it_dearer(
         self,
@@ -149,12 +165,8 @@ class TestAlways:
         nodes: list[int],
         more: list[int],
     ) -> None:
-        few = met(roles, load, slo, [Stock(kind, tuple(nodes)) for kind in kinds])
-        assume(few is not None)
-        many = met(roles, load, slo, [Stock(kind, (*nodes, *more)) for kind in kinds])
-        assert few is not None
-        assert many is not None
-        assert many.usd_per_hour <= few.usd_per_hour * (1 + 1e-9)
+        few, many = ([Stock(kind, tuple(there)) for kind in kinds] for there in (nodes, nodes + more))
+        never_cheaper(met(roles, load, slo, few), than=met(roles, load, slo, many))
 
     @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
     @given(ROLES, LOADS, SLOS, KIND_LISTS)
@@ -167,9 +179,8 @@ class TestAlways:
         goal = Goal((slo.ttft_ms or inf) / 1e3, (slo.itl_ms or inf) / 1e3, load.requests_per_second)
         weighing = Weighing(pools, goal)
         parts = [[weighing.part(each, count) for each in own.options for count in range(1, 5)] for own in pools]
-        plans = (
-            Plan(way, transfer(*(each.option for each in way)) if len(way) > 1 else 0.0) for way in product(*parts)
-        )
+        ways = (way for way in product(*parts) if not apart([each.option for each in way]))
+        plans = (Plan(way, transfer(*(each.option for each in way)) if len(way) > 1 else 0.0) for way in ways)
         costs = [plan.usd_per_hour for plan in plans if plan.meets(goal)]
         assume(costs)
         found = met(roles, load, slo, there)

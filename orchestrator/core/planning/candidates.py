@@ -31,12 +31,22 @@ class Refused:
 
 
 class Candidates:
-    """The ways to run one pool, those that fit and the others. ``cut`` has the sizes that no planner decides."""
+    """The ways to run one pool, those that fit and the others.
+
+    ``cut`` has the sizes that no planner decides, ``other`` is the tensor parallelism of a model's other half.
+    """
 
     __slots__ = ("options", "pool", "refused", "stock")
 
     def __init__(
-        self, pool: PoolSpec, shape: ModelShape, stock: Sequence[Stock], settings: Settings, cut: Cut, demand: Demand
+        self,
+        pool: PoolSpec,
+        shape: ModelShape,
+        stock: Sequence[Stock],
+        settings: Settings,
+        cut: Cut,
+        demand: Demand,
+        other: int = AUTO,
     ) -> None:
         self.pool = pool
         self.stock = {each.kind.name: each for each in allowed(pool, stock)}
@@ -45,7 +55,7 @@ class Candidates:
         whole = demand.prompt + (1 if pool.role is Role.PREFILL else demand.output)
         settings = replace(settings, context=ceil(whole), share=pool.share)
         for each in self.stock.values():
-            for way in _cuts(pool, each, shape, settings, cut):
+            for way in _cuts(pool, each, shape, settings, cut, other):
                 found = _fitting(shape, way, each, settings, ceil(whole))
                 if isinstance(found, str):
                     self.refused.append(Refused(pool.role, each.kind.name, way, found))
@@ -72,14 +82,17 @@ def allowed(pool: PoolSpec, stock: Sequence[Stock]) -> list[Stock]:
     ]
 
 
-def _cuts(pool: PoolSpec, stock: Stock, shape: ModelShape, settings: Settings, cut: Cut) -> Iterator[Cut]:
-    """Where sizes are open: powers of two, as models and nodes are made for them, and pipelines only over whole nodes,
-    as a wider stage is faster and one more is slower. A part of a device can't be cut."""
+def _cuts(pool: PoolSpec, stock: Stock, shape: ModelShape, settings: Settings, cut: Cut, other: int) -> Iterator[Cut]:
+    """Where sizes are open: powers of two, as models and nodes are made for them, and what goes with the other half's;
+    pipelines only over whole nodes, as a wider stage is faster and one more is slower. A part of a device can't be cut.
+    """
     tensors = [pool.tensor_parallel]
     widest = set(tensors)
     if pool.tensor_parallel == AUTO:
         quantization = settings.weights_kept(shape).quantization
-        sizes = _sizes(stock.largest if pool.share == 1 else 1)
+        most = stock.largest if pool.share == 1 else 1
+        fitting = (ways for ways in range(1, most + 1) if other and max(ways, other) % min(ways, other) == 0)
+        sizes = sorted({*_sizes(most), *fitting})
         tensors = [ways for ways in sizes if not cut_reasons(shape, replace(cut, tensor=ways), quantization)]
         widest = {max((ways for ways in tensors if ways <= node), default=1) for node in stock.sizes}
     pipelines = [pool.pipeline_parallel]

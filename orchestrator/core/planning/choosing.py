@@ -13,21 +13,25 @@ them counts into the time to the first token.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import product
 from math import inf
 
 from orchestrator.core.planning.candidates import Candidates, allowed
 from orchestrator.core.planning.choices import Choice, Loser, NoChoice, PoolChoice, Stock
 from orchestrator.core.planning.cut import Cut
+from orchestrator.core.planning.hand_over import Half, unlike
 from orchestrator.core.planning.losing import losers, misses
-from orchestrator.core.planning.serving import demand_of
+from orchestrator.core.planning.serving import Demand, demand_of
 from orchestrator.core.planning.settings import Settings, cut_of
 from orchestrator.core.planning.shape import ModelShape
-from orchestrator.core.planning.weighing import Goal, Part, Plan, Weighing
+from orchestrator.core.planning.weighing import Goal, Part, Plan, Weighing, apart
 from orchestrator.core.spec import LoadSpec, ModelSpec, PoolSpec, Role
 
 # A request's size where the spec has no load: a page of prompt, a paragraph of answer; less for models of less context.
 USUAL_PROMPT, USUAL_OUTPUT = 1024, 128
 ORDER = (Role.SERVE, Role.PREFILL, Role.DECODE)
+MOST_UNLIKE = 4  # ways in which halves differ that are told
 SECONDS, MILLION = 3600.0, 1e6
 
 
@@ -40,11 +44,7 @@ def choose(
     ConfigError if a device has no rate for the model's numbers.
     """
     load = model.load or _usual(shape, settings)
-    demand = demand_of(load)
-    pools = [
-        Candidates(pool, shape, stock, settings[role], _own_cut(model, pool), demand)
-        for role, pool in ((role, model.pools[role]) for role in ORDER if role in model.pools)
-    ]
+    pools = _ways(model, shape, stock, settings, demand_of(load))
     reasons = [reason for pool in pools for reason in _impossible(pool, stock)]
     if reasons:
         return NoChoice(tuple(reasons), tuple(_refusals(pools)))
@@ -53,9 +53,22 @@ def choose(
     weighing = Weighing(pools, goal)
     plan = weighing.best() or weighing.nearest()
     if plan is None:
-        return NoChoice(_too_few(pools), tuple(_refusals(pools)))
+        return NoChoice(_apart(pools) or _too_few(pools), tuple(_refusals(pools)))
     lost = tuple(loser for pool in pools for loser in losers(pool, weighing, plan))
     return _choice(plan, goal, load, model.load is None, lost)
+
+
+def _ways(
+    model: ModelSpec, shape: ModelShape, stock: Sequence[Stock], settings: Mapping[Role, Settings], demand: Demand
+) -> list[Candidates]:
+    """For each pool. Halves have as many stages each, so one that leaves them open takes the other's."""
+    found = []
+    for pool in (model.pools[role] for role in ORDER if role in model.pools):
+        other = next((each for each in model.pools.values() if each is not pool), pool)
+        stages = pool.pipeline_parallel or other.pipeline_parallel
+        wanted, cut = replace(pool, pipeline_parallel=stages), _own_cut(model, pool)
+        found.append(Candidates(wanted, shape, stock, settings[pool.role], cut, demand, other.tensor_parallel))
+    return found
 
 
 def _usual(shape: ModelShape, settings: Mapping[Role, Settings]) -> LoadSpec:
@@ -93,6 +106,25 @@ def _refusals(pools: Sequence[Candidates]) -> list[Loser]:
         for pool in pools
         for each in {(each.device, each.cut.pipeline): each for each in pool.refused}.values()
     ]
+
+
+def _apart(pools: Sequence[Candidates]) -> tuple[str, ...]:
+    """Why no way to run one half can hand over to a way to run the other; empty if some can."""
+    if len(pools) < 2:
+        return ()
+    prefill, decode = (_half(pool) for pool in pools)
+    fixed = unlike(prefill, decode)
+    if fixed:
+        return (str(fixed),)
+    found = [apart(ways) for ways in product(*(pool.options for pool in pools))]
+    return tuple(dict.fromkeys(map(str, found)))[:MOST_UNLIKE] if all(found) else ()
+
+
+def _half(pool: Candidates) -> Half:
+    """As far as it is the same for all ways."""
+    makers = {option.kind.maker for option in pool.options}
+    spec = pool.pool
+    return Half(spec.device, spec.tensor_parallel, spec.pipeline_parallel, max(makers) if len(makers) == 1 else "")
 
 
 def _too_few(pools: Sequence[Candidates]) -> tuple[str, ...]:

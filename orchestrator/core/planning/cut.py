@@ -38,6 +38,11 @@ class Cut:
         """Of one data-parallel rank."""
         return self.tensor * self.pipeline
 
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Tensor and pipeline parallel."""
+        return self.tensor, self.pipeline
+
     def __str__(self) -> str:
         parts = [f"TP={self.tensor}", f"PP={self.pipeline}"]
         parts += [f"DP={self.data}"] * (self.data > 1) + ["EP"] * self.expert

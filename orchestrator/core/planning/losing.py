@@ -9,7 +9,7 @@ from math import inf
 from orchestrator.core.planning.candidates import Candidates
 from orchestrator.core.planning.choices import Loser
 from orchestrator.core.planning.serving import MOST_BUSY, MOST_REPLICAS, Option
-from orchestrator.core.planning.weighing import Goal, Plan, Weighing, alike, without_load
+from orchestrator.core.planning.weighing import Goal, Plan, Weighing, apart, without_load
 from orchestrator.core.spec import Role
 
 MOST_LOSERS = 12  # of a pool
@@ -44,8 +44,8 @@ def _rivals(pool: Candidates, weighing: Weighing, plan: Plan) -> Iterator[Option
     """All options; of kinds that take another second half the cheapest only, as each means a search of its own."""
     seen = set()
     for option in sorted(pool.options, key=lambda each: (weighing.fewest(each) or MOST_REPLICAS) * each.usd_per_hour):
-        near = alike([option, *(part.option for part in plan.parts if part.option.role is not option.role)])
-        if near or option.kind.name not in seen:
+        far = apart([option, *(part.option for part in plan.parts if part.option.role is not option.role)])
+        if not far or option.kind.name not in seen:
             yield option
         seen.add(option.kind.name)
 
@@ -65,7 +65,7 @@ def _telling(lost: Sequence[_Lost], winner: Option) -> Iterator[_Lost]:
 def _judged(pool: Candidates, option: Option, weighing: Weighing, plan: Plan) -> _Lost:
     options = tuple(option if part.option.role is option.role else part.option for part in plan.parts)
     cut, name = option.cut, option.kind.name
-    other = weighing.plan(options) if alike(options) else weighing.best(option)
+    other = weighing.best(option) if apart(options) else weighing.plan(options)
     if other is not None:
         replicas = next(part.replicas for part in other.parts if part.option is option)
         why = _dearer(other, plan) + _beside(other, options)
@@ -99,9 +99,9 @@ def _dearer(other: Plan, plan: Plan) -> str:
 def _missing(pool: Candidates, option: Option, options: tuple[Option, ...], weighing: Weighing) -> tuple[float, str]:
     """By how much it misses, and what: at best, without any load, or with all replicas that there may be."""
     goal = weighing.goal
-    if not alike(options):
-        makers = " and ".join(sorted({each.kind.maker for each in options}))
-        return inf, f"{makers} devices can't hand over to each other, and it doesn't do with its own maker's"
+    unlike = apart(options)
+    if unlike:
+        return inf, f"{unlike}, and it doesn't do beside any other"
     alone = without_load(options)
     if alone.over(goal) > 1:
         return alone.over(goal), "; ".join(misses(alone, goal)) + ", even without load"

@@ -14,9 +14,10 @@ from itertools import product
 from math import ceil, inf, log
 
 from orchestrator.core.planning.candidates import Candidates, together
+from orchestrator.core.planning.hand_over import Half, Unlike, unlike
 from orchestrator.core.planning.roofline import transfer_seconds
 from orchestrator.core.planning.serving import MOST_BUSY, MOST_REPLICAS, Estimate, Option, least
-from orchestrator.core.spec import Device, Role
+from orchestrator.core.spec import Role
 
 TINY = 1e-9  # dollars, for devices that cost nothing
 SHARE_HALVINGS = 12  # of a load that is too much for the devices
@@ -174,7 +175,7 @@ class Weighing:
     def _ways(self) -> Iterator[tuple[Option, ...]]:
         """In the order of roles: the one that serves, or prompts before decoding."""
         order = (Role.SERVE,) if Role.SERVE in self._pools else (Role.PREFILL, Role.DECODE)
-        return (way for way in product(*(self._pools[role].options for role in order)) if alike(way))
+        return (way for way in product(*(self._pools[role].options for role in order)) if not apart(way))
 
     def _floor(self, options: tuple[Option, ...]) -> float:
         """What these cost at least, by the hour; inf if one of them can't meet its own goals with any number."""
@@ -246,10 +247,10 @@ def without_load(options: Sequence[Option]) -> Plan:
     return Plan(parts, transfer(*options) if len(options) == 2 else 0.0)
 
 
-def alike(options: Sequence[Option]) -> bool:
-    """Whether these can hand KV over: GPUs of two makers take different builds of the engine, with layouts of their
-    own."""
-    return len({option.kind.maker for option in options if option.kind.kind is Device.GPU}) <= 1
+def apart(options: Sequence[Option]) -> Unlike | None:
+    """Why these, in any order, can't hand KV over to each other; None if they can, or it is one that serves."""
+    halves = {option.role: Half(option.kind.kind, *option.cut.sizes, option.kind.maker) for option in options}
+    return unlike(halves[Role.PREFILL], halves[Role.DECODE]) if len(halves) == 2 else None
 
 
 def _rank(over: float) -> int:
