@@ -31,7 +31,8 @@ def footprint(order: WorkerAssignment) -> Footprint:
     """
     devices = order.tensor_parallel * order.pipeline_parallel
     if order.device is Device.CPU:
-        return Footprint(({"CPU": CPU_SHARE},) * devices, "STRICT_PACK", 0)
+        strategy = "PACK" if len(set(order.hosts)) > 1 else "STRICT_PACK"
+        return Footprint(({"CPU": CPU_SHARE},) * devices, strategy, 0)
     if devices > 1 and order.engine.get("distributed_executor_backend") == "mp":
         return Footprint(({"GPU": devices, "CPU": devices},), "STRICT_PACK", devices)
     if devices == 1:
