@@ -52,7 +52,7 @@ class PrefixIndex:
     """One model's index. What is told of a slot that is not joined is ignored: news crosses.
 
     A block that one or more workers have costs at most 100 bytes, and each distinct set of workers about 300 and one
-    for each 7 slots; a request under way some 400, however long its prompt; a worker that tells no events about
+    for each 7 slots; a prompt on its way some 400, however long it is; a worker that tells no events about
     150 for each block of its capacity. All in ``shards`` parts, of which a call sweeps out so many that they hold
     ``sweep`` blocks.
     """
