@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from orchestrator import models
 from orchestrator.config import effective_engine_args
@@ -22,7 +22,7 @@ from orchestrator.core.spec import Backend, ClusterSpec, ModelSpec
 from orchestrator.models.cache import Progress
 from orchestrator.planning import catalogue, inventory
 
-INDEX = "model.safetensors.index.json"
+INDEX, WHOLE = "model.safetensors.index.json", "model.safetensors"  # of a model of several files, and of one
 MOST_HEADER_BYTES = 100 << 20  # of a safetensors file: a limit of the format itself
 
 
@@ -47,7 +47,10 @@ def _asked(model: ModelSpec, progress: Progress) -> Asked:
     if folder.is_dir():
         config, stored = _json(folder / "config.json"), _stored(folder)
     else:
-        config, stored = _json(_downloaded(place, "config.json")), _indexed(place)
+        file = _downloaded(place, "config.json")
+        if file is None:
+            raise ModelSourceError("the repository has no config.json", where=place, hint="name one of a model")
+        config, stored = _json(file), _weighed(place, file.parent)
     settings = {
         role: settings_of(
             effective_engine_args(model, pool),
@@ -89,21 +92,27 @@ def _header(file: Path) -> Mapping[str, tuple[str, list[int]]]:
         raise ModelSourceError(f"its header can't be read: {error}", where=str(file), hint="fetch it again") from error
 
 
-def _downloaded(model_id: str, file: str) -> Path:
+def _weighed(model_id: str, snapshot: Path) -> int | None:
+    """Bytes of a repository's tensors; None if it doesn't say them, as a model of one file has no index."""
+    if (snapshot / WHOLE).is_file():
+        return stored_total(_header(snapshot / WHOLE))
+    index = _downloaded(model_id, INDEX)
+    return None if index is None else index_total(_json(index))
+
+
+def _downloaded(model_id: str, file: str) -> Path | None:
+    """None if the repository has no such file; ModelSourceError where that can't be found out."""
     try:
         return Path(hf_hub_download(model_id, file))
-    except (HfHubHTTPError, LocalEntryNotFoundError, EntryNotFoundError, OSError, ValueError) as error:
+    except (EntryNotFoundError, OSError, ValueError) as error:  # all of the hub's own are among these
+        unreached = isinstance(error, LocalEntryNotFoundError)
+        if unreached and try_to_load_from_cache(model_id, file) is _CACHED_NO_EXIST:
+            return None
+        if isinstance(error, EntryNotFoundError) and not unreached:
+            return None
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         hint = "fetch it where there is a network (hf download), or name a folder that has the model's config.json"
         raise ModelSourceError(f"{file} can't be had: {first}", where=model_id, hint=hint) from error
-
-
-def _indexed(model_id: str) -> int | None:
-    """A model of one file has no index: then config.json has to do."""
-    try:
-        return index_total(_json(Path(hf_hub_download(model_id, INDEX))))
-    except (HfHubHTTPError, LocalEntryNotFoundError, EntryNotFoundError, OSError, ValueError):
-        return None
 
 
 def devices(spec: ClusterSpec, file: str | None) -> Inventory:
