@@ -72,7 +72,7 @@ class Constraint(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Reason:
+class Shortfall:
     """One constraint that failed, the nodes on which it did, and what was needed and found there at best."""
 
     constraint: Constraint
@@ -87,7 +87,7 @@ class Unplaced:
     """A gang that has no place, with every reason; together they name each node that could matter."""
 
     gang_id: str
-    reasons: tuple[Reason, ...]
+    reasons: tuple[Shortfall, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from orchestrator.core.planning.islands import Ground, Island
-from orchestrator.core.planning.places import WHOLE, Constraint, Gang, Node, Reason, Unplaced, domains, parts_of
+from orchestrator.core.planning.places import WHOLE, Constraint, Gang, Node, Shortfall, Unplaced, domains, parts_of
 
 MOST_NAMED = 4  # nodes in words; the reason has them all
 
@@ -36,7 +36,7 @@ def unplaced(gangs: Sequence[Gang], ground: Ground, beyond: Collection[str]) -> 
 
     Reasons of gangs that are alike are found once.
     """
-    known: dict[tuple[object, ...], tuple[Reason, ...]] = {}
+    known: dict[tuple[object, ...], tuple[Shortfall, ...]] = {}
     empty = Ground(ground.nodes.values()) if beyond else ground
     found = []
     for gang in gangs:
@@ -53,7 +53,7 @@ def _wrong_shape(gang: Gang) -> bool:
     return not counts or not 0 < parts <= WHOLE or (parts < WHOLE and devices > 1)
 
 
-def _reasons(gang: Gang, ground: Ground) -> Iterator[Reason]:
+def _reasons(gang: Gang, ground: Ground) -> Iterator[Shortfall]:
     if _wrong_shape(gang):
         yield _of_shape(gang)
         return
@@ -68,13 +68,13 @@ def _reasons(gang: Gang, ground: Ground) -> Iterator[Reason]:
         words = (
             f"0 of {sum(map(len, by_kind.values()))} nodes have {' or '.join(missing)} (there are {there or 'none'})"
         )
-        yield Reason(Constraint.DEVICE, (), gang.tensor_parallel * gang.pipeline_parallel, 0, words)
+        yield Shortfall(Constraint.DEVICE, (), gang.tensor_parallel * gang.pipeline_parallel, 0, words)
     for kind in gang.devices:
         if kind in by_kind:
             yield from _on_kind(gang, kind, list(by_kind[kind].values()))
 
 
-def _of_shape(gang: Gang) -> Reason:
+def _of_shape(gang: Gang) -> Shortfall:
     devices = gang.tensor_parallel * gang.pipeline_parallel
     if gang.tensor_parallel < 1 or gang.pipeline_parallel < 1:
         words = (
@@ -89,7 +89,7 @@ def _of_shape(gang: Gang) -> Reason:
         )
     else:
         words = f"a share of {gang.share:g}, allowed: from {1 / WHOLE:g} to 1"
-    return Reason(Constraint.SHARE, (), 1, devices, words)
+    return Shortfall(Constraint.SHARE, (), 1, devices, words)
 
 
 @dataclass(slots=True)
@@ -111,7 +111,7 @@ class _OnNode:
         self.part = max([self.part, WHOLE if island.free else 0, *island.left.values()])
 
 
-def _on_kind(gang: Gang, kind: str, nodes: Sequence[_OnNode]) -> Iterator[Reason]:
+def _on_kind(gang: Gang, kind: str, nodes: Sequence[_OnNode]) -> Iterator[Shortfall]:
     """Each node of the kind goes to the first constraint that fails on it."""
     size = gang.tensor_parallel
     if gang.share < 1:
@@ -139,7 +139,7 @@ def _on_kind(gang: Gang, kind: str, nodes: Sequence[_OnNode]) -> Iterator[Reason
         yield _of_stages(gang, kind, some)
 
 
-def _of_stages(gang: Gang, kind: str, nodes: Sequence[_OnNode]) -> Reason:
+def _of_stages(gang: Gang, kind: str, nodes: Sequence[_OnNode]) -> Shortfall:
     size, found = gang.tensor_parallel, sum(each.slots for each in nodes)
     stages = gang.pipeline_parallel
     needs = f"pipeline_parallel {stages} needs {stages} x {size} {kind}"
@@ -148,15 +148,15 @@ def _of_stages(gang: Gang, kind: str, nodes: Sequence[_OnNode]) -> Reason:
     return _reason(Constraint.STAGES, nodes, stages, found, words)
 
 
-def _of_parts(gang: Gang, kind: str, nodes: Sequence[_OnNode]) -> Reason:
+def _of_parts(gang: Gang, kind: str, nodes: Sequence[_OnNode]) -> Shortfall:
     most = max(each.part for each in nodes) / WHOLE
     needs = f"a share of {gang.share:g} needs as much of one {kind}"
     words = f"{needs}, {_these(nodes)} {_have(nodes)} {most:g} left of one at most"
     return _reason(Constraint.FREE, nodes, gang.share, most, words)
 
 
-def _reason(constraint: Constraint, nodes: Sequence[_OnNode], needed: float, found: float, words: str) -> Reason:
-    return Reason(constraint, tuple(each.node.name for each in nodes), needed, found, words)
+def _reason(constraint: Constraint, nodes: Sequence[_OnNode], needed: float, found: float, words: str) -> Shortfall:
+    return Shortfall(constraint, tuple(each.node.name for each in nodes), needed, found, words)
 
 
 def _these(nodes: Sequence[_OnNode]) -> str:
