@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from string import ascii_uppercase
+from string import ascii_letters
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -129,7 +129,7 @@ def _losers(model: ModelPlan) -> Table:
 def _picture(plan: ClusterPlan) -> Iterator[RenderableType]:
     """Each node's devices, with the letter of a pool and the number of its replica."""
     pools = list(dict.fromkeys((gang.model, gang.role) for gang in plan.gangs))
-    marks = {pool: (ascii_uppercase[place % 26], COLOURS[place % len(COLOURS)]) for place, pool in enumerate(pools)}
+    marks = {pool: (_letters(place), COLOURS[place % len(COLOURS)]) for place, pool in enumerate(pools)}
     cells = _cells(plan, marks)
     table = _table("  node", "", "devices", left=3)
     shown = plan.nodes if len(plan.nodes) <= MOST_NODES else _busy_first(plan, cells)[:MOST_NODES]
@@ -147,6 +147,12 @@ def _picture(plan: ClusterPlan) -> Iterator[RenderableType]:
     for (model, role), (letter, colour) in marks.items():
         legend.append(f"{letter} ", style=colour).append(f"{model} {role}   ")
     yield legend.append(f"{FREE} free")
+
+
+def _letters(place: int) -> str:
+    """A to Z, a to z, AA, AB ..."""
+    more, last = divmod(place, len(ascii_letters))
+    return (_letters(more - 1) if more else "") + ascii_letters[last].swapcase()
 
 
 def _cells(plan: ClusterPlan, marks: dict[tuple[str, Role], tuple[str, str]]) -> dict[tuple[str, int], Text]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from orchestrator.cli.exits import Exit
 from orchestrator.cli.main import main
-from tests.planning.models import LLAMA_3_8B, LLAMA_3_70B
+from tests.planning.models import LLAMA_3_8B, LLAMA_3_70B, SMOLLM2_135M
 
 POOL = "{replicas: 1, device: gpu}"
 NODE = "{name: n0, gpu: H100-80GB, count: 8}"
@@ -80,6 +81,20 @@ def test_a_person_sees_the_verdict_the_cut_the_cost_and_a_picture(planner: Plann
     assert "2 x (TP 2) H100-80GB" in out
     assert "A0 A0 A1 A1 ·  ·  ·  ·" in out
     assert "USD and" in out
+
+
+def test_each_pool_of_a_large_cluster_has_a_mark_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text(json.dumps(SMOLLM2_135M))
+    pool = "{serve: {gpu: H100-80GB, share: 0.1}}"
+    models = [f"  - {{name: model-{number}, source: ./model, pools: {pool}}}" for number in range(54)]
+    config, inventory = tmp_path / "cluster.yaml", tmp_path / "inventory.yaml"
+    config.write_text("\n".join(["cluster: {name: c}", "models:", *models]))
+    inventory.write_text(f"nodes: [{NODE}]\n")
+    assert main(["plan", str(config), "--inventory", str(inventory)]) == Exit.OK
+    legend = re.findall(r"(\w+) model-\d+ serve", " ".join(capsys.readouterr().out.split()))
+    assert [legend[0], legend[25], legend[26], legend[51], legend[52], legend[53]] == ["A", "Z", "a", "z", "AA", "AB"]
+    assert len(set(legend)) == 54
 
 
 def test_without_an_inventory_it_says_what_to_buy(planner: Planner) -> None:
