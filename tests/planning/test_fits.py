@@ -27,6 +27,7 @@ from orchestrator.core.planning.settings import (
     settings_of,
 )
 from orchestrator.core.planning.shape_config import shape_of
+from orchestrator.core.planning.weights import kept_as_stored, stage_copies
 from orchestrator.core.spec import Device
 from tests.planning import models
 from tests.planning.models import PARAMETERS, Config
@@ -164,14 +165,42 @@ class TestWhatFits:
         wanted = Settings(kv_cache_dtype=Precision.BF16)
         assert it_fits(config, Cut(), H100, wanted).kv_bytes_per_token == 131_072
 
-    def test_a_cpu_has_neither_driver_nor_graphs(self) -> None:
-        none = Reserve(0, 0, 0, 0, 0, 24)
+    def test_a_cpu_has_neither_driver_nor_graphs_and_the_vocabulary_three_times(self) -> None:
+        none = Reserve(0, 0, 0, 0, 0, 24, 0, 0, 0, 0)
         on_gpu, on_cpu = (
             it_fits(models.SMOLLM2_135M, Cut(), each, Settings(kv_cache_memory_bytes=GIB, block_size=16, reserve=none))
             for each in (H100, CPU)
         )
-        assert on_gpu == on_cpu
+        ((gpu_stage,), (cpu_stage,)) = on_gpu.stages, on_cpu.stages
+        assert on_cpu == replace(on_gpu, stages=on_cpu.stages)
+        assert cpu_stage == replace(gpu_stage, other=gpu_stage.other + 2 * 49152 * 576 * 2)
         assert it_fits(models.SMOLLM2_135M, Cut(), CPU).block_size == 128
+
+    @pytest.mark.parametrize(
+        ("config", "cut", "copies"),
+        [
+            # Of a vocabulary of 49152 x 576 in two bytes: tied, so once for each of its two uses, where each is.
+            (models.SMOLLM2_135M, Cut(), (2,)),
+            (models.SMOLLM2_135M, Cut(3), (2 / 3,)),
+            (models.SMOLLM2_135M, Cut(1, 3), (1, 0, 2)),
+            (models.SMOLLM2_135M | {"tie_word_embeddings": False}, Cut(1, 2), (1, 1)),
+            (models.SMOLLM2_135M | {"tie_word_embeddings": False}, Cut(), (2,)),
+        ],
+    )
+    def test_what_a_cpu_has_twice(self, config: Config, cut: Cut, copies: tuple[float, ...]) -> None:
+        shape = shape_of(config)
+        vocabulary = 49152 * 576 * 2
+        assert stage_copies(shape, cut, kept_as_stored(shape)) == tuple(vocabulary * each for each in copies)
+
+    def test_a_cpus_step_comes_on_top_of_what_vllm_takes(self) -> None:
+        """It looks at its process, not at the largest step, before it works out the room for KV."""
+        few, many = (
+            it_fits(models.SMOLLM2_135M, Cut(), CPU, Settings(max_num_seqs=each, gpu_memory_utilization=0.5))
+            for each in (8, 128)
+        )
+        assert few.kv_tokens == many.kv_tokens
+        assert many.device.total - few.device.total > 120 * 49152 * 30
+        assert many.device.total > 0.5 * CPU.memory_bytes
 
 
 class TestWhatDoesNot:
@@ -222,6 +251,11 @@ class TestWhatDoesNot:
     def test_more_than_the_driver_leaves(self) -> None:
         outcome = it_does_not(models.SMOLLM2_135M, Cut(), L4, Settings(gpu_memory_utilization=0.99))
         assert outcome.reasons[0].obstacle is Obstacle.RESERVE
+        assert outcome.changes[0].settings.gpu_memory_utilization < 0.99
+
+    def test_more_than_a_step_on_a_cpu_leaves(self) -> None:
+        outcome = it_does_not(models.SMOLLM2_135M, Cut(), CPU, Settings(gpu_memory_utilization=0.99))
+        assert "gpu_memory_utilization 0.99 asks for 34.0 GB, CPU has 33.6 GB beside the 0.81 GB" in str(outcome)
         assert outcome.changes[0].settings.gpu_memory_utilization < 0.99
 
     def test_a_cache_of_a_size_that_is_too_small_or_too_large(self) -> None:

@@ -1,8 +1,9 @@
 """Whether a model fits on devices when it is cut in a certain way, and what is left for sequences if it does.
 
 What vLLM does with memory is followed step by step: it takes ``gpu_memory_utilization`` of a device, less weights and
-the peak of a step; what is left becomes KV blocks, on all stages as many as on the one with the fewest; one of them is
-a placeholder; and a sequence of ``max_model_len`` has to fit into the others, or it doesn't start.
+the peak of a step (of a CPU: less what its process has by then); what is left becomes KV blocks, on all stages as many
+as on the one with the fewest; one of them is a placeholder; and a sequence of ``max_model_len`` has to fit into the
+others, or it doesn't start.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from orchestrator.core.planning.overhead import stage_overhead
 from orchestrator.core.planning.settings import AUTO_LENGTH, Settings, cut_of, settings_of
 from orchestrator.core.planning.shape import Config, ModelShape
 from orchestrator.core.planning.shape_config import shape_of
-from orchestrator.core.planning.weights import Stored, compared, stage_weights
+from orchestrator.core.planning.weights import Stored, compared, stage_copies, stage_weights
 from orchestrator.core.spec import Device
 
 GB = 1e9
@@ -89,6 +90,7 @@ class _Room:
     stage: int
     weights: int
     other: int
+    later: int  # of ``other``, what vLLM doesn't count as it works out the room for KV
     free: int  # for KV; negative where not even weights fit
 
 
@@ -135,6 +137,10 @@ def _judge(shape: ModelShape, cut: Cut, device: DeviceKind, settings: Settings) 
     tight = min(rooms, key=lambda room: room.free)
     if tight.free < 0 or (settings.kv_cache_memory_bytes is None and tight.free == 0 and shape.cached):
         return (_too_heavy(tight, cut, device, settings),)
+    if settings.kv_cache_memory_bytes is None and shape.cached:
+        late = max(room.later for room in rooms)
+        if _budget(device, settings) + late > device.memory_bytes * settings.share:
+            return (_too_full(late, device, settings),)
     return _dealt(shape, cut, device, settings, rooms, stored)
 
 
@@ -175,16 +181,20 @@ def _rooms(
     asked = settings.kv_cache_memory_bytes if shape.cached else None
     rooms = []
     ends = accumulate(stage_layers(len(shape.layers), cut.pipeline), initial=0)
-    held = stage_weights(shape, cut, settings.weights_kept(shape))
-    for stage, ((start, end), weights) in enumerate(zip(pairwise(ends), held, strict=True)):
+    kept = settings.weights_kept(shape)
+    copies = stage_copies(shape, cut, kept) if device.kind is Device.CPU else (0,) * cut.pipeline
+    held = zip(pairwise(ends), stage_weights(shape, cut, kept), copies, strict=True)
+    for stage, ((start, end), weights, copied) in enumerate(held):
         last = stage == cut.pipeline - 1
         layers = shape.layers[start:end]
-        other = stage_overhead(shape, layers, last, cut, device.kind, batch, settings.reserve)
-        weights = round(weights * factor)
+        beside = stage_overhead(shape, layers, last, cut, device.kind, batch, settings.reserve)
+        weights, other = round(weights * factor), beside.total + copied
         free = budget - weights - other
         if asked is not None:
             free = asked if free >= asked else free - asked
-        rooms.append(_Room(stage, weights, other, free))
+        elif shape.cached:
+            free += beside.later
+        rooms.append(_Room(stage, weights, other, beside.later, free))
     return tuple(rooms)
 
 
@@ -198,6 +208,15 @@ def _too_heavy(room: _Room, cut: Cut, device: DeviceKind, settings: Settings) ->
         f"them{kv} ({_gb(budget)} of {_gb(device.memory_bytes)}, less {_gb(room.other)} to compute with)"
     )
     return Reason(Obstacle.WEIGHTS, text)
+
+
+def _too_full(late: int, device: DeviceKind, settings: Settings) -> Reason:
+    budget, there = _budget(device, settings), device.memory_bytes * settings.share
+    text = (
+        f"gpu_memory_utilization {settings.gpu_memory_utilization:g} asks for {_gb(budget)}, {device.name} has "
+        f"{_gb(there - late)} beside the {_gb(late)} that its largest step and other processes take"
+    )
+    return Reason(Obstacle.RESERVE, text)
 
 
 def _dealt(

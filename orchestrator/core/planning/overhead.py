@@ -1,12 +1,13 @@
 """Device memory beside weights and KV: what a step computes with, and what runtime and libraries take.
 
-All of it is an estimate on the high side; ``Reserve`` has the numbers, each with its reason, for whoever measured.
+GPUs' is an estimate on the high side, CPUs' is measured (vLLM 0.32); ``Reserve`` has the numbers, each with its reason.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from orchestrator.core.planning.cut import Cut
 from orchestrator.core.planning.devices import Precision
@@ -27,7 +28,11 @@ class Reserve:
     - ``collective``: NCCL's buffers and those of vLLM's own all-reduce, with more than one device only.
     - ``graph_layer``: CUDA graphs of all captured batch sizes, by layer; none with ``enforce_eager``. Half a GB for
       the 32 layers of an 8B model is usual.
-    - ``process``: Python, torch and vLLM in a CPU worker's own memory; 0.53 GB after their import, and buffers.
+    - ``process``: Python, torch and vLLM in the memory of a rank on a CPU, once weights are loaded: 0.59 to 0.63 GB, up
+      to 0.72 GB where an allocator keeps what was loaded before vLLM laid it out anew (SmolLM2 in float32).
+    - ``compiled``: the same rank's compiled code, without ``enforce_eager``: 0.09 GB.
+    - ``buffers``: what a rank on a CPU adds after it has its KV: 0.05 to 0.06 GB.
+    - ``worker``, ``core``: of a replica on CPUs, its worker's own process and, with several ranks, the engine core's.
     - ``logit``: bytes a score while a batch is sampled: the scores (2), in float32 (4), sorted (4) with their places
       (8), as probabilities and their sums (8), back in place (4), and what sorting works with. vLLM's log of Llama 3 8B
       has 1.26 GiB for 256 sequences, 41 bytes a score.
@@ -37,8 +42,23 @@ class Reserve:
     runtime: int = 512 * MIB
     collective: int = 1024 * MIB
     graph_layer: int = 16 * MIB
-    process: int = 768 * MIB
+    process: int = 624 * MIB
     logit: int = 40
+    compiled: int = 96 * MIB
+    buffers: int = 64 * MIB
+    worker: int = 464 * MIB
+    core: int = 480 * MIB
+
+
+class Overhead(NamedTuple):
+    """Bytes beside weights and KV. ``later`` is what vLLM doesn't see yet when it works out the room for KV."""
+
+    seen: int
+    later: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.seen + self.later
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +108,17 @@ def logit_bytes(shape: ModelShape, batch: Batch, reserve: Reserve) -> int:
 
 def stage_overhead(
     shape: ModelShape, layers: Sequence[Layer], last: bool, cut: Cut, kind: Device, batch: Batch, reserve: Reserve
-) -> int:
-    """Bytes beside weights and KV on a device of a stage, the context left out."""
+) -> Overhead:
+    """Of a device of a stage, the context of a GPU and the copies of weights on a CPU left out.
+
+    On a GPU vLLM runs the largest step before it looks what is left; on a CPU it looks at the process as it is.
+    """
     peak = activation_bytes(shape, layers, cut, batch)
     if last:
         peak = max(peak, logit_bytes(shape, batch, reserve))
     if kind is Device.CPU:
-        return peak + reserve.process
+        beside = reserve.worker + (reserve.core if cut.devices > 1 else 0)
+        later = peak + reserve.buffers + -(-beside // cut.devices)
+        return Overhead(reserve.process + (0 if batch.eager else reserve.compiled), later)
     graphs = 0 if batch.eager else reserve.graph_layer * len(layers)
-    return peak + reserve.runtime + graphs + (reserve.collective if cut.devices * cut.data > 1 else 0)
+    return Overhead(peak + reserve.runtime + graphs + (reserve.collective if cut.devices * cut.data > 1 else 0))

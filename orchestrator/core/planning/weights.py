@@ -141,6 +141,25 @@ def stage_weights(shape: ModelShape, cut: Cut, kept: Kept) -> tuple[int, ...]:
     return tuple(stages)
 
 
+@lru_cache(maxsize=2048)
+def stage_copies(shape: ModelShape, cut: Cut, kept: Kept) -> tuple[int, ...]:
+    """Bytes of weights that each CPU of each stage has a second time.
+
+    vLLM lays matrices out anew for oneDNN and drops them as they were loaded, but not the embedding and the head, nor
+    does it see that a tied head is the embedding: that is copied twice.
+    """
+    stages = [0] * cut.pipeline
+    embedding = device_bytes(embedding_matrices(shape)[0], "", kept, cut)
+    stages[0] += embedding
+    if not shape.has_head:
+        return tuple(stages)
+    if shape.tied:
+        stages[-1] += embedding * (2 if cut.pipeline > 1 else 1)
+    elif not (kept.quantization and kept.quantization.of("lm_head", expert=False, head=True)):
+        stages[-1] += sum(device_bytes(each, "", kept, cut) for each in head_matrices(shape) if each.linear)
+    return tuple(stages)
+
+
 @dataclass(frozen=True, slots=True)
 class Stored:
     """A checkpoint's own total beside what config.json says. Weights are ``factor`` times the latter, for ``note``."""
