@@ -233,7 +233,8 @@ def simulate(spec: ClusterSpec, model: ModelSpec, offers: Sequence[Offer], optio
 
 
 def settings_of(model: ModelSpec) -> Mapping[Role, EngineSettings]:
-    """What each of a model's pools is modelled as."""
+    """What each of a model's pools is modelled as; ConfigError where the model leaves a count to the planner."""
+    closed(ClusterSpec(model.name, (model,)))
     return {role: engine_settings(model, pool, None, None) for role, pool in model.pools.items()}
 
 

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from orchestrator.core.errors import ConfigError
 from orchestrator.core.fleet import Fleet
 from orchestrator.core.policies import POLICIES
-from orchestrator.core.spec import AUTO, Role
+from orchestrator.core.spec import AUTO, Device, ModelSpec, PoolSpec, Role
 from orchestrator.sim.half import Half
 from orchestrator.sim.promise import PromiseBroken
+from orchestrator.sim.run import settings_of
 from orchestrator.sim.worker import Worker
 from tests.sim.support import SMALL, cluster, play, requests
 
@@ -164,7 +165,13 @@ def test_a_fleet_of_nobody_knows_how_many_is_refused() -> None:
     left_open = {role: replace(pool, replicas=AUTO) for role, pool in model.pools.items()}
     spec = replace(spec, models=(replace(model, pools=left_open),))
     with pytest.raises(ConfigError, match=r"models\[0\]\.pools\.serve\.replicas is still auto"):
-        play(spec, requests(spec, requests=1))
+        play(spec, requests(cluster(), requests=1))
+
+
+def test_an_engine_on_nobody_knows_how_many_devices_is_none_to_model() -> None:
+    pool = PoolSpec(Role.SERVE, device=Device.GPU, tensor_parallel=AUTO)
+    with pytest.raises(ConfigError, match=r"models\[0\]\.pools\.serve\.tensor_parallel is still auto"):
+        settings_of(ModelSpec("m", "tiny:llama", {Role.SERVE: pool}))
 
 
 def test_another_seed_another_hash() -> None:
