@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 from collections import Counter
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from orchestrator.core.errors import ConfigError
 from orchestrator.core.planning.places import Node
 from orchestrator.core.planning.plan import Asked, ClusterPlan, Inventory, cpu_parts, plan
 from orchestrator.core.planning.settings import Settings
@@ -15,6 +17,7 @@ from orchestrator.core.planning.shape_config import shape_of
 from orchestrator.core.spec import AUTO, ClusterSpec, Device, LoadSpec, ModelSpec, PoolSpec, Role
 from orchestrator.planning import catalogue
 from tests.planning.models import LLAMA_3_8B, LLAMA_3_70B, SMOLLM2_135M
+from tests.planning.plans import CPU
 
 SHAPES = {"tiny": shape_of(SMOLLM2_135M), "small": shape_of(LLAMA_3_8B), "large": shape_of(LLAMA_3_70B)}
 L4 = [Node("l0", "L4", 1)]
@@ -28,8 +31,9 @@ def model(
     load: LoadSpec | None = None,
     share: float = 1.0,
     pipeline_parallel: int = 1,
+    gpu: tuple[str, ...] = (),
 ) -> ModelSpec:
-    pool = PoolSpec(Role.SERVE, replicas, Device.GPU, tensor_parallel, pipeline_parallel, share=share)
+    pool = PoolSpec(Role.SERVE, replicas, Device.GPU, tensor_parallel, pipeline_parallel, gpu=gpu, share=share)
     return ModelSpec(name, f"./{name}", {Role.SERVE: pool}, load=load)
 
 
@@ -44,7 +48,8 @@ def planned(models: list[ModelSpec], nodes: list[Node], before: ClusterPlan | No
         for each in models
     }
     kept = before.placement.placed if before else ()
-    return plan(ClusterSpec("c", tuple(models)), asked, Inventory(tuple(nodes), catalogue.builtin()), kept)
+    known = catalogue.builtin().extended((CPU,))
+    return plan(ClusterSpec("c", tuple(models)), asked, Inventory(tuple(nodes), known), kept)
 
 
 def h100(count: int, devices: int = 8) -> list[Node]:
@@ -87,6 +92,30 @@ def test_what_one_model_takes_the_next_one_has_not() -> None:
     found = planned([model("large", 1, 4), model("small", 5, 1)], h100(1))
     assert not found.fits
     assert any("small" in reason for reason in found.reasons)
+
+
+def test_a_model_that_can_go_elsewhere_leaves_another_what_only_that_can_run_on() -> None:
+    nodes = [Node("l0", "L4", 1), *h100(1, 1)]
+    picky = model("tiny-1", 1, 1, gpu=("L4",))
+    found = planned([model("tiny-0", 1, 1), picky], nodes)
+    assert found.reasons == ()
+    assert [each.name for each in found.models] == ["tiny-0", "tiny-1"]
+    assert [gang.devices for gang in found.gangs] == [("H100-80GB",), ("L4",)]
+    again = planned([model("tiny-0", 1, 1), picky, model("small", 1, 8)], nodes)
+    assert {reason.partition(":")[0] for reason in again.reasons} == {"small"}
+
+
+def test_a_whole_node_is_found_however_small_models_are_spread() -> None:
+    found = planned([model("small", 2, 1), model("large", 1, 8)], h100(2))
+    assert found.reasons == ()
+    assert planned([model("small", 2, 1), model("large", 1, 8)], h100(2), found).moves.empty
+
+
+def test_a_kind_of_gpu_that_nobody_knows_is_a_wrong_configuration() -> None:
+    with pytest.raises(ConfigError, match=r"models\.small\.pools\.serve\.gpu.*unknown device 'H10'.*did you mean H100"):
+        planned([model("small", 1, 1, gpu=("L4", "H10"))], h100(1))
+    with pytest.raises(ConfigError, match=r"models\.small\.pools\.serve\.gpu: this-cpu is a cpu"):
+        planned([model("small", 1, 1, gpu=("this-cpu",))], h100(1))
 
 
 def test_models_with_parts_of_a_device_share_it() -> None:

@@ -7,7 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
-from orchestrator.core.planning.choices import NODE_DEVICES, Choice, NoChoice, Stock
+from orchestrator.core.errors import ConfigError
+from orchestrator.core.planning.buying import place_or_buy
+from orchestrator.core.planning.choices import Choice, NoChoice, Stock
 from orchestrator.core.planning.choosing import choose
 from orchestrator.core.planning.crowding import crowded
 from orchestrator.core.planning.cut import Cut
@@ -89,36 +91,77 @@ def plan(
 ) -> ClusterPlan:
     """Chooses for one model after the other from what those before it left, and places all of them together.
 
+    Models that then lack something come first in another round: what those before them took may do elsewhere.
     ``asked`` has the models to plan, by name; others are passed over. ``kept`` is where replicas are now.
 
     Raises:
-        ConfigError: a device has no rate for a model's numbers, or an inventory contradicts itself.
+        ConfigError: a device has no rate for a model's numbers, an inventory contradicts itself, or a pool names a kind
+            of GPU that nobody knows.
     """
+    _check_kinds(spec, inventory.catalogue)
     kept = tuple(kept)
-    planned: list[ModelPlan] = []
+    turns = [model.name for model in spec.models if model.name in asked]
+    best = _in_turn(turns, spec, asked, inventory, kept)
+    lacking = _lacking(best)
+    tried = {tuple(turns)}
+    while lacking and turns[0] not in lacking:  # what comes first has all there is
+        turns = sorted(turns, key=lambda name: name not in lacking)
+        if tuple(turns) in tried:
+            break
+        tried.add(tuple(turns))
+        found = _in_turn(turns, spec, asked, inventory, kept)
+        lacking = _lacking(found)
+        best = min(best, found, key=lambda each: len(_lacking(each)))
+    return best
+
+
+def _check_kinds(spec: ClusterSpec, catalogue: Catalogue) -> None:
+    for model in spec.models:
+        for role, pool in model.pools.items():
+            for word in pool.gpu:
+                where = f"models.{model.name}.pools.{role}.gpu"
+                kind = catalogue.find(word, where)
+                if kind.kind is not Device.GPU:
+                    raise ConfigError(f"{kind.name} is a {kind.kind}, allowed: kinds of GPU", where=where)
+
+
+def _lacking(found: ClusterPlan) -> set[str]:
+    """The models that can't be run, can't be placed or miss something."""
+    models = {gang.gang_id: gang.model for gang in found.gangs}
+    wrong = {each.name for each in found.models if isinstance(each.choice, NoChoice) or each.choice.misses}
+    return wrong | {models[left.gang_id] for left in found.placement.unplaced}
+
+
+def _in_turn(
+    turns: Sequence[str],
+    spec: ClusterSpec,
+    asked: Mapping[str, Asked],
+    inventory: Inventory,
+    kept: Sequence[Placed],
+) -> ClusterPlan:
+    """The plan where models have their choice in this order."""
+    planned: dict[str, ModelPlan] = {}
     placement = Placement(())
     gangs: tuple[Gang, ...] = ()
     bought: tuple[Node, ...] = ()
-    for model in spec.models:
-        if model.name not in asked:
-            continue
-        one = _model(model, asked[model.name], _stock(inventory, gangs, placement))
-        planned.append(one)
+    for name in turns:
+        one = planned[name] = _model(spec.model(name), asked[name], _stock(inventory, gangs, placement))
         if isinstance(one.choice, Choice):
             spec = replace(spec, models=tuple(_filled(each, one) for each in spec.models))
-            gangs = (*gangs, *_gangs(spec, one.name, one.choice))
+            gangs = _gangs(spec, planned)
             bought, placement = _placed(gangs, inventory, kept)
+    models = [planned[model.name] for model in spec.models if model.name in planned]
     return ClusterPlan(
         spec=spec,
-        models=tuple(planned),
+        models=tuple(models),
         nodes=(*inventory.nodes, *bought),
         bought=bought,
         gangs=gangs,
         placement=placement,
         moves=moves(kept, placement.placed),
         skipped=tuple(model.name for model in spec.models if model.name not in asked),
-        reasons=(*_reasons(planned, placement), *_crowded(planned, gangs, placement, inventory.nodes)),
-        misses=tuple(_misses(planned)),
+        reasons=(*_reasons(models, placement), *_crowded(models, gangs, placement, inventory.nodes)),
+        misses=tuple(_misses(models)),
     )
 
 
@@ -178,50 +221,33 @@ def _filled(model: ModelSpec, planned: ModelPlan) -> ModelSpec:
     return replace(model, pools={role: pools[role] for role in model.pools})
 
 
-def _gangs(spec: ClusterSpec, name: str, choice: Choice) -> list[Gang]:
-    return [
+def _gangs(spec: ClusterSpec, planned: Mapping[str, ModelPlan]) -> tuple[Gang, ...]:
+    pools = {
+        (name, pool.role): pool
+        for name, one in planned.items()
+        if isinstance(one.choice, Choice)
+        for pool in one.choice.pools
+    }
+    return tuple(
         Gang(
             slot.slot_id,
-            name,
-            pool.role,
+            slot.model,
+            slot.role,
             (pool.device.name,),
             pool.tensor_parallel,
             pool.pipeline_parallel,
             pool.share,
         )
-        for pool in choice.pools
         for slot in slots_of(spec)
-        if slot.kind is Kind.WORKER and slot.model == name and slot.role is pool.role
-    ]
+        if slot.kind is Kind.WORKER and slot.role and (pool := pools.get((slot.model, slot.role)))
+    )
 
 
 def _placed(gangs: Sequence[Gang], inventory: Inventory, kept: Sequence[Placed]) -> tuple[tuple[Node, ...], Placement]:
-    """Where they go; where devices can be bought, with as few servers more as it takes."""
-    bought: list[Node] = []
-    placement = place(gangs, inventory.nodes, kept)
-    while inventory.buys and placement.unplaced:
-        wanted = {gang.gang_id: gang for gang in gangs}
-        missing = Counter[str]()
-        for left in placement.unplaced:
-            gang = wanted[left.gang_id]
-            missing[gang.devices[0]] += gang.tensor_parallel * gang.pipeline_parallel * parts_of(gang.share)
-        buyable = {kind: parts for kind, parts in missing.items() if _for_sale(kind, inventory)}
-        if not buyable:
-            break
-        for kind, parts in sorted(buyable.items()):
-            bought += _servers(kind, max(1, parts // (NODE_DEVICES * WHOLE)), bought)
-        placement = place(gangs, (*inventory.nodes, *bought), kept)
-    return tuple(bought), placement
-
-
-def _for_sale(kind: str, inventory: Inventory) -> bool:
-    owned = {node.device for node in inventory.nodes}
-    return kind not in owned and inventory.catalogue.find(kind).kind is Device.GPU
-
-
-def _servers(kind: str, count: int, bought: Sequence[Node]) -> list[Node]:
-    first = sum(node.device == kind for node in bought)
-    return [Node(f"buy-{kind}-{number}", kind, NODE_DEVICES) for number in range(first, first + count)]
+    """What has to be bought, and where they go."""
+    if inventory.buys:
+        return place_or_buy(gangs, inventory.nodes, inventory.catalogue, kept)
+    return (), place(gangs, inventory.nodes, kept)
 
 
 def _reasons(models: Sequence[ModelPlan], placement: Placement) -> list[str]:
