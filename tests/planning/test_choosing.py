@@ -217,6 +217,23 @@ class TestInventories:
         assert any(miss.startswith("1000 requests/s are ") for miss in choice.misses)
         assert sum(each.replicas * each.tensor_parallel for each in choice.pools) == 8
 
+    def test_a_load_that_is_beyond_all_measure_is_told_in_numbers_too(self) -> None:
+        choice = chosen(models.LLAMA_3_8B, BOTH, replace(LOAD, requests_per_second=1e6), there=[stock("H100", 8)])
+        assert any(miss.startswith("1e+06 requests/s are ") for miss in choice.misses)
+
+    def test_parts_are_told_as_parts(self) -> None:
+        quarter = pool(Role.SERVE, share=0.3, replicas=4)
+        found = outcome(models.SMOLLM2_135M, [quarter], None, None, [stock("L4", 1)], Settings())
+        assert str(found) == "the serve pool takes at least 4 x 0.3 L4; free are 1 L4"
+        shared = Stock(CATALOGUE.find("L4"), (1,), (2000, 4000))
+        found = outcome(models.SMOLLM2_135M, [replace(quarter, replicas=5)], None, None, [shared], Settings())
+        assert str(found) == "the serve pool takes at least 5 x 0.3 L4; free are 1 L4, and 0.4 at most of 2 more"
+
+    def test_parts_of_two_sizes_fill_devices_together(self) -> None:
+        pools = [pool(Role.PREFILL, share=0.4, replicas=2), pool(Role.DECODE, share=0.3, replicas=4)]
+        assert isinstance(outcome(models.SMOLLM2_135M, pools, None, None, [stock("L4", 2)], Settings()), Choice)
+        assert isinstance(outcome(models.SMOLLM2_135M, pools, None, None, [stock("L4", 1)], Settings()), NoChoice)
+
     def test_a_stage_stays_in_one_node(self) -> None:
         there = [stock("H100", 4, 4, 4, 4)]
         choice = chosen(models.DEEPSEEK_V3, SERVE, None, None, there, Settings(max_model_len=8192)).pools[0]
@@ -235,7 +252,7 @@ class TestInventories:
         assert isinstance(short, NoChoice)
         assert str(short) == (
             "the prefill pool takes at least 2 x 4 H100-80GB, the decode pool takes at least 2 x 4 H100-80GB; "
-            "free are 16 H100-80GB"
+            "free are 16 H100-80GB (8 + 4 + 2 x 2)"
         )
 
     def test_none_is_free(self) -> None:

@@ -17,6 +17,7 @@ from orchestrator.core.planning.settings import Settings
 from orchestrator.core.planning.shape import ModelShape
 from orchestrator.core.spec import AUTO, Device, PoolSpec, Role
 
+MOST_MIXES = 8  # of parts of two sizes on one device that are tried
 MOST_STAGES = 8  # that are tried where the spec leaves it open
 
 
@@ -157,24 +158,33 @@ def together(stock: Stock, wanted: Sequence[tuple[Option, int]]) -> bool:
     """
     if stock.nodes is None:
         return True
+    large, *rest = sorted(wanted, key=lambda each: (-each[0].cut.tensor, -each[0].share))
+    fullest = WHOLE // parts_of(large[0].share)
+    return any(_find_room(stock, large, rest, most) for most in range(fullest, max(0, fullest - MOST_MIXES), -1))
+
+
+def _find_room(stock: Stock, large: tuple[Option, int], rest: Sequence[tuple[Option, int]], most: int) -> bool:
+    """With so many of the large ones on one device at most, if they are parts: more of those may leave less room."""
     free, left = Counter(stock.nodes), Counter(stock.left)
-    for wish, replicas in sorted(wanted, key=lambda each: (-each[0].cut.tensor, -each[0].share)):
+    for wish, replicas in (large, *rest):
         stages = replicas * wish.cut.pipeline * wish.cut.data
         if wish.share < 1:
             parts = parts_of(wish.share)
-            others = _taken(left, parts, stages)
-            stages = -(-others // (WHOLE // parts))
+            each = most if wish is large[0] else WHOLE // parts
+            others = _taken(left, parts, stages, each)
+            stages = -(-others // each)
             left[WHOLE] += stages
-            _taken(left, parts, others)
+            _taken(left, parts, others, each)
         if _taken(free, wish.cut.tensor, stages):
             return False
     return True
 
 
-def _taken(rooms: Counter[int], size: int, wanted: int) -> int:
-    """Takes so many of a size out of rooms: first those that it divides, small ones first. How many found none."""
+def _taken(rooms: Counter[int], size: int, wanted: int, most: int = MOST_REPLICAS) -> int:
+    """Takes so many of a size out of rooms, first those that it divides, small ones first, and at most so many out of
+    each. How many found none."""
     for room in sorted(rooms, key=lambda room: (room % size, room)):
-        each, count = room // size, rooms[room]
+        each, count = min(room // size, most), rooms[room]
         full = min(count, wanted // each) if each else 0
         rest = min(wanted - full * each, each) if full < count else 0
         wanted -= full * each + rest

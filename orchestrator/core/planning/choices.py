@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 from orchestrator.core.planning.devices import DeviceKind
 from orchestrator.core.planning.fits import Fit
+from orchestrator.core.planning.places import WHOLE
 from orchestrator.core.spec import Device, LoadSpec, Role
 
+MOST_NAMED = 4  # sizes of nodes in words
 NODE_DEVICES = 8  # of a GPU server that is yet to be bought
 
 
@@ -35,6 +38,16 @@ class Stock:
     @property
     def devices(self) -> int | None:
         return None if self.nodes is None else sum(self.nodes)
+
+    def __str__(self) -> str:
+        """'20 H100-80GB (2 x 8 + 4)', by nodes; and what is left of shared ones."""
+        if self.nodes is None:
+            return f"any number of {self.kind.name}"
+        sizes = sorted(Counter(size for size in self.nodes if size).items(), reverse=True)
+        nodes = [f"{count} x {size}" if count > 1 else str(size) for size, count in sizes]
+        by_node = f" ({' + '.join(nodes[:MOST_NAMED])}{' + ...' * (len(nodes) > MOST_NAMED)})" if len(nodes) > 1 else ""
+        parts = f", and {max(self.left) / WHOLE:g} at most of {len(self.left)} more" if self.left else ""
+        return f"{self.devices} {self.kind.name}{by_node}{parts}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -129,16 +129,16 @@ def _half(pool: Candidates) -> Half:
 
 def _too_few(pools: Sequence[Candidates]) -> tuple[str, ...]:
     """What the pools take at least, where there aren't enough devices for all of them."""
-    found, free = [], dict[str, int | None]()
+    found, free = [], dict[str, Stock]()
     for pool in pools:
-        smallest: dict[str, int] = {}
+        smallest: dict[str, float] = {}
         for option in pool.options:
-            name = option.kind.name
-            smallest[name] = min(option.devices, smallest.get(name, option.devices))
-            free[name] = pool.stock[name].devices
-        takes = " or ".join(f"{max(1, pool.pool.replicas)} x {count} {name}" for name, count in smallest.items())
+            name, size = option.kind.name, option.devices * option.share
+            smallest[name] = min(size, smallest.get(name, size))
+            free[name] = pool.stock[name]
+        takes = " or ".join(f"{max(1, pool.pool.replicas)} x {size:g} {name}" for name, size in smallest.items())
         found.append(f"the {pool.pool.role} pool takes at least {takes}")
-    there = ", ".join(f"{count} {name}" for name, count in free.items())
+    there = ", ".join(map(str, free.values()))
     return (f"{', '.join(found)}; free are {there}",)
 
 

@@ -20,7 +20,7 @@ from orchestrator.core.planning.serving import MOST_BUSY, MOST_REPLICAS, Estimat
 from orchestrator.core.spec import Role
 
 TINY = 1e-9  # dollars, for devices that cost nothing
-SHARE_HALVINGS = 12  # of a load that is too much for the devices
+SHARE_HALVINGS = 20  # of a load that is too much for the devices
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,9 +140,11 @@ class Weighing:
         return self._joined(*parts) or self._shared(options)
 
     def _shared(self, options: tuple[Option, ...]) -> Plan | None:
-        """Replicas for as much of the load as the devices of one kind do for both pools; None if not for any."""
-        found, low, high = None, 0.0, self.goal.rate
-        for _ in range(SHARE_HALVINGS):
+        """Replicas for as much of the load as the devices of one kind do for both pools, and be it none; None if they
+        aren't enough for the fewest."""
+        found = self._joined(*(self.part(option, self.counts(option)[0]) for option in options))
+        low, high = 0.0, self.goal.rate
+        for _ in range(SHARE_HALVINGS if found else 0):
             parts = []
             for option in options:
                 counts = self.counts(option)
