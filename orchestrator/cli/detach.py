@@ -20,12 +20,12 @@ _POLL_SECONDS = 0.1
 _MARGIN_SECONDS = 120.0
 
 
-def run(spec: ClusterSpec, config_path: Path) -> Exit:
+def run(spec: ClusterSpec, config_path: Path, ray_address: str | None) -> Exit:
     """Exit 0 once it is ready; the owner's own exit code if it ended before that."""
     require_place(spec)
     folder = RunFolder.of(spec.name)
     folder.path.mkdir(parents=True, exist_ok=True)
-    command = [*owner_command(spec, config_path), "--background"]
+    command = [*owner_command(spec, config_path, ray_address), "--background"]
     with folder.up_log.open("wb") as log:
         owner = subprocess.Popen(  # noqa: S603
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True

@@ -9,9 +9,11 @@ import time
 
 from orchestrator.cli import guard, rpc, run_folder, terminal
 from orchestrator.cli.exits import Exit
+from orchestrator.cli.ground import RayThatIsThere
 from orchestrator.cli.progress import Progress
 from orchestrator.cli.run_folder import RunFolder, RunRecord
-from orchestrator.core.errors import DeadlineExceeded, SegueError
+from orchestrator.core.errors import ConfigError, DeadlineExceeded, SegueError
+from orchestrator.core.spec import ControllerSpec
 
 _POLL_SECONDS = 0.2
 # Beyond the drain itself: ending processes, Ray, and looking that nothing is left.
@@ -21,12 +23,30 @@ _MARGIN_SECONDS = 60.0
 def run(args: argparse.Namespace) -> Exit:
     """Exit 0 when it is gone, 1 when it would not go in time, 3 when nothing was running."""
     progress = Progress(terminal.out())
+    if args.address:
+        return _from_ray(args.address, args.name, progress)
     for folder in run_folder.stale(args.name):
         _clean(folder, progress)
     folder, record = run_folder.find(args.name)
     os.kill(record.pid, signal.SIGTERM)
     with progress.live():
         _wait(folder, record, progress)
+    return Exit.OK
+
+
+def _from_ray(address: str, name: str | None, progress: Progress) -> Exit:
+    """A cluster whose owner is gone lives on in a Ray that wasn't the owner's."""
+    if not name:
+        raise ConfigError("it has to be known which cluster", where="--address", hint="add --name NAME")
+    ground = RayThatIsThere(address)
+    ground.start(None)
+    try:
+        with progress.live():
+            progress.running(f"cluster {name}", "finishing running requests")
+            ground.stop_controller(name, ControllerSpec().drain_timeout)
+            progress.done(f"cluster {name}", "stopped")
+    finally:
+        ground.stop()
     return Exit.OK
 
 

@@ -23,7 +23,7 @@ exit codes:
   0    it worked; for status: ready; for up: stopped as asked
   1    it failed
   2    wrong usage or configuration; nothing was started
-  3    the cluster is not running or not ready; for plan: it does not fit
+  3    the cluster is not running or not ready; for plan and up: it does not fit
   130  interrupted by Ctrl-C
 """
 
@@ -34,4 +34,6 @@ def of_error(error: errors.SegueError) -> Exit:
         return Exit.USAGE
     if isinstance(error, errors.ClusterUnreachable | errors.NotReady):
         return Exit.NOT_READY
+    if isinstance(error, errors.DoesNotFit):
+        return Exit.DOES_NOT_FIT
     return Exit.FAILED

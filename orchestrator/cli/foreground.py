@@ -22,10 +22,10 @@ from orchestrator.core.errors import SegueError
 from orchestrator.core.spec import ClusterSpec
 
 
-def run(spec: ClusterSpec, config_path: Path) -> Exit:
+def run(spec: ClusterSpec, config_path: Path, ray_address: str | None) -> Exit:
     """The owner's exit code, once it has ended."""
     require_place(spec)
-    command = [*owner_command(spec, config_path), "--in-session"]
+    command = [*owner_command(spec, config_path, ray_address), "--in-session"]
     # The owner's standard input is a pipe that only this process holds: it closes when this process goes.
     before = {number: signal.getsignal(number) for number in SIGNALS}
     with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as owner:  # noqa: S603
@@ -44,10 +44,11 @@ def run(spec: ClusterSpec, config_path: Path) -> Exit:
     return Exit(code)
 
 
-def owner_command(spec: ClusterSpec, config_path: Path) -> list[str]:
+def owner_command(spec: ClusterSpec, config_path: Path, ray_address: str | None) -> list[str]:
     """``segue up`` again, for the process that will own the cluster."""
     record = ["--record", spec.gateway.record] if spec.gateway.record else []
-    return [sys.executable, "-m", "orchestrator.cli.main", "up", str(config_path), *record]
+    there = ["--address", ray_address] if ray_address else []
+    return [sys.executable, "-m", "orchestrator.cli.main", "up", str(config_path), *record, *there]
 
 
 def require_place(spec: ClusterSpec) -> None:

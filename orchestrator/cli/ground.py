@@ -1,4 +1,4 @@
-"""What a cluster on this machine stands on: a Ray of its own with the controller in it. The only Ray calls here."""
+"""What a cluster stands on: a Ray of its own on this machine, or one that is there. The only Ray calls here."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import tempfile
 from pathlib import Path
 from typing import Protocol
 
-from orchestrator.core.errors import SegueError
+from orchestrator.core.errors import ClusterUnreachable, SegueError
+from orchestrator.core.planning.hosts import Topology
 from orchestrator.core.spec import ClusterSpec
 
 # Unix sockets allow 107 bytes; Ray puts "/session_<date>_<pid>/sockets/plasma_store" below its folder, which it opens
@@ -24,11 +25,14 @@ _OBJECT_STORE_BYTES = 80 << 20
 class Ground(Protocol):
     """Starts and ends what a cluster runs on."""
 
-    def folder(self, run_folder: Path) -> Path:
-        """Where Ray is to keep its files."""
+    def folder(self, run_folder: Path) -> Path | None:
+        """Where Ray is to keep its files; None where it is not ours."""
 
-    def start(self, folder: Path) -> str:
-        """Starts Ray; returns its address."""
+    def start(self, folder: Path | None) -> str:
+        """Starts Ray, or joins it; returns its address."""
+
+    def topology(self, name: str) -> Topology:
+        """The hosts, and what the cluster of that name holds of them."""
 
     def start_controller(self, spec: ClusterSpec, log_dir: str) -> str:
         """Returns host:port of the controller's gRPC side."""
@@ -37,11 +41,35 @@ class Ground(Protocol):
         """Drains and ends gateways, workers and controller."""
 
     def stop(self) -> None:
-        """Ends Ray."""
+        """Ends Ray, or leaves it."""
 
 
-class LocalRay:
-    """The real ground."""
+class _Ray:
+    """What is the same on every Ray."""
+
+    def topology(self, name: str) -> Topology:
+        from orchestrator.controller import ray_hosts
+
+        return ray_hosts.topology(name)
+
+    def start_controller(self, spec: ClusterSpec, log_dir: str) -> str:
+        from orchestrator.controller import ray_cluster
+
+        return ray_cluster.start_controller(spec, log_dir)
+
+    def stop_controller(self, name: str, drain_seconds: float) -> None:
+        from orchestrator.controller import ray_cluster
+
+        ray_cluster.stop_controller(name, drain_seconds)
+
+    def stop(self) -> None:
+        import ray
+
+        ray.shutdown()
+
+
+class LocalRay(_Ray):
+    """A Ray of its own, which ends with the cluster."""
 
     def folder(self, run_folder: Path) -> Path:
         below = run_folder / "ray"
@@ -49,7 +77,8 @@ class LocalRay:
             return below
         return Path(tempfile.mkdtemp(prefix="segue-", dir="/tmp"))  # a short path
 
-    def start(self, folder: Path) -> str:
+    def start(self, folder: Path | None) -> str:
+        assert folder is not None  # noqa: S101 - what ``folder`` returned
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(mode=0o700, parents=True)
         os.environ.update(_environment())
@@ -69,20 +98,27 @@ class LocalRay:
             raise SegueError(f"Ray did not start: {error}", where=str(folder)) from error
         return str(ray.get_runtime_context().gcs_address)
 
-    def start_controller(self, spec: ClusterSpec, log_dir: str) -> str:
-        from orchestrator.controller import ray_cluster
 
-        return ray_cluster.start_controller(spec, log_dir)
+class RayThatIsThere(_Ray):
+    """A Ray that others started and may use too: a cluster comes onto it, and goes without a trace."""
 
-    def stop_controller(self, name: str, drain_seconds: float) -> None:
-        from orchestrator.controller import ray_cluster
+    def __init__(self, address: str) -> None:
+        self._address = address
 
-        ray_cluster.stop_controller(name, drain_seconds)
+    def folder(self, run_folder: Path) -> Path | None:
+        return None
 
-    def stop(self) -> None:
+    def start(self, folder: Path | None) -> str:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         import ray
 
-        ray.shutdown()
+        try:
+            ray.init(address=self._address, namespace="segue", log_to_driver=False, logging_level=logging.ERROR)
+        except (ConnectionError, RuntimeError, OSError, ValueError) as error:
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            hint = "is a Ray node running on this machine, with the same versions of Ray and Python?"
+            raise ClusterUnreachable(f"Ray can't be joined: {reason}", where=self._address, hint=hint) from error
+        return str(ray.get_runtime_context().gcs_address)
 
 
 def _environment() -> dict[str, str]:

@@ -55,6 +55,8 @@ def _up(commands: _Commands[argparse.ArgumentParser]) -> None:
     parser = _command(commands, "up", "start a cluster on this machine and stay until Ctrl-C")
     parser.add_argument("config", metavar="CONFIG", help="the cluster's YAML file")
     parser.add_argument("--detach", action="store_true", help="return once it is ready and leave it running")
+    there = "of a Ray that is there (HOST:PORT, or auto), to come onto it; without it: a Ray of its own"
+    parser.add_argument("--address", metavar="ADDRESS", help=there)
     parser.add_argument("--record", metavar="FILE", help="write what routing sees and decides into a new file")
     parser.add_argument("--background", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--in-session", action="store_true", help=argparse.SUPPRESS)
@@ -63,13 +65,21 @@ def _up(commands: _Commands[argparse.ArgumentParser]) -> None:
 def _plan(commands: _Commands[argparse.ArgumentParser]) -> None:
     parser = _command(commands, "plan", "does it fit, how is it cut, where does it go and what does it cost")
     parser.add_argument("config", metavar="CONFIG", help="the cluster's YAML file; nothing is started")
-    without = "nodes and their devices (YAML); without it: this machine's CPU, and GPUs as they would have to be bought"
-    parser.add_argument("--inventory", metavar="FILE", help=without)
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--inventory", metavar="FILE", help="nodes and their devices (YAML); without it: " + _PLAN_ON)
+    where.add_argument("--address", metavar="ADDRESS", help="of a Ray whose nodes it is to go on (HOST:PORT, or auto)")
     parser.add_argument("--json", action="store_true", help="for programs")
 
 
+_PLAN_ON = (
+    "the nodes of the running cluster of that name, or this machine's CPU and GPUs as they would have to be bought"
+)
+
+
 def _down(commands: _Commands[argparse.ArgumentParser]) -> None:
-    _which_cluster(_command(commands, "down", "drain and stop a cluster that `segue up` started on this machine"))
+    parser = _command(commands, "down", "drain and stop a cluster that `segue up` started on this machine")
+    parser.add_argument("--name", help="the cluster's name; not needed while one runs on this machine")
+    parser.add_argument("--address", metavar="ADDRESS", help="of the Ray that it is on, if its `segue up` is gone")
 
 
 def _status(commands: _Commands[argparse.ArgumentParser]) -> None:

@@ -4,25 +4,63 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 
 from orchestrator import config
-from orchestrator.cli import terminal
+from orchestrator.cli import rpc, terminal
 from orchestrator.cli.exits import Exit
+from orchestrator.cli.ground import RayThatIsThere
 from orchestrator.cli.plan_view import as_tables
-from orchestrator.core.planning.plan import plan
+from orchestrator.cli.run_folder import RunFolder
+from orchestrator.core.planning.differences import differences
+from orchestrator.core.planning.hosts import Topology, gangs_of, kept_of
+from orchestrator.core.planning.places import Placed
+from orchestrator.core.planning.plan import Inventory, plan
+from orchestrator.core.spec import ClusterSpec
 from orchestrator.planning.as_json import as_json
 from orchestrator.planning.asking import asked, devices
+from orchestrator.planning.live import inventory_of
 
 
 def run(args: argparse.Namespace) -> Exit:
     """Exit 0 where all of it fits, 3 where it doesn't; 2 where the configuration or the inventory is wrong."""
     spec = config.load(args.config)
-    inventory = devices(spec, args.inventory)
     console = terminal.err()
     with console.status("", spinner="dots") as status:
-        found = plan(spec, asked(spec, status.update), inventory)
+        topology, running = _below(spec, args, status.update)
+        inventory = inventory_of(topology, spec) if topology else devices(spec, args.inventory)
+        kept = _kept(topology, running, inventory)
+        found = plan(spec, asked(spec, status.update), inventory, kept)
+    changed = differences(running, found.spec) if running else None
     if args.json:
-        terminal.out().print(json.dumps(as_json(found), indent=2), soft_wrap=True)
+        terminal.out().print(json.dumps(as_json(found, changed), indent=2), soft_wrap=True)
     else:
-        terminal.out().print(as_tables(found))
+        terminal.out().print(as_tables(found, changed))
     return Exit.OK if found.fits else Exit.DOES_NOT_FIT
+
+
+def _kept(topology: Topology | None, running: ClusterSpec | None, inventory: Inventory) -> tuple[Placed, ...]:
+    """Where the replicas that run are."""
+    if topology is None or running is None:
+        return ()
+    return kept_of(topology, gangs_of(running, inventory.nodes), inventory.nodes)
+
+
+def _below(
+    spec: ClusterSpec, args: argparse.Namespace, progress: Callable[[str], object]
+) -> tuple[Topology | None, ClusterSpec | None]:
+    """The hosts of a live cluster, if it is to go on one, and what runs there under its name, if anything does."""
+    if args.address:
+        progress(f"joining Ray at {args.address}")
+        ground = RayThatIsThere(args.address)
+        ground.start(None)
+        try:
+            return ground.topology(spec.name), None
+        finally:
+            ground.stop()
+    folder = RunFolder.of(spec.name)
+    record = folder.read() if folder.is_owned() else None
+    if args.inventory or not (record and record.controller):
+        return None, None
+    progress(f"asking cluster {spec.name}")
+    return rpc.topology(record.controller)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from string import ascii_letters
 
 from rich.console import Group, RenderableType
@@ -11,7 +11,9 @@ from rich.text import Text
 
 from orchestrator.cli.terminal import byte_count
 from orchestrator.core.planning.choices import Choice, PoolChoice
-from orchestrator.core.planning.places import RACK, ZONE, Gang, Node
+from orchestrator.core.planning.differences import Difference
+from orchestrator.core.planning.moves import Moves
+from orchestrator.core.planning.places import RACK, ZONE, Gang, Node, Placed
 from orchestrator.core.planning.plan import ClusterPlan, ModelPlan
 from orchestrator.core.spec import Role
 
@@ -20,13 +22,15 @@ COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "red")
 FREE = "·"
 
 
-def as_tables(plan: ClusterPlan) -> Group:
-    """All of it, for a terminal."""
+def as_tables(plan: ClusterPlan, differences: Sequence[Difference] | None = None) -> Group:
+    """All of it, for a terminal; with ``differences`` also what would change in the cluster that runs."""
     parts: list[RenderableType] = [_verdict(plan)]
     for model in plan.models:
         parts += ["", *_model(model)]
     if plan.gangs:
         parts += ["", *_picture(plan)]
+    if differences is not None:
+        parts += ["", *_changes(plan.moves, differences)]
     if plan.skipped:
         parts += ["", f"not planned, as they have no weights: {', '.join(plan.skipped)}"]
     return Group(*parts)
@@ -191,3 +195,24 @@ def _milliseconds(value: float | None) -> str:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:,.2f}"
+
+
+def _changes(moves: Moves, differences: Sequence[Difference]) -> Iterator[RenderableType]:
+    if moves.empty and not differences:
+        yield Text("nothing changes in the cluster that runs", style="green")
+        return
+    yield "in the cluster that runs:"
+    for each in differences:
+        yield Text(f"  ~ {each.where}: {each.was} -> {each.now}", style="yellow")
+    for placed in moves.added:
+        yield Text(f"  + {placed.gang_id} on {_where(placed)}", style="green")
+    for was, now in moves.moved:
+        yield Text(f"  > {was.gang_id} from {_where(was)} to {_where(now)}", style="yellow")
+    for placed in moves.removed:
+        yield Text(f"  - {placed.gang_id} on {_where(placed)}", style="red")
+    if moves.kept:
+        yield Text(f"  = {len(moves.kept)} replica{'s' * (len(moves.kept) != 1)} where they are", style="dim")
+
+
+def _where(placed: Placed) -> str:
+    return " + ".join(f"{node} [{', '.join(map(str, devices))}]" for node, devices in placed.stages)

@@ -11,8 +11,18 @@ from google.protobuf import json_format
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
+from orchestrator import config
 from orchestrator.core import errors
-from orchestrator.proto import cluster_pb2, cluster_pb2_grpc, inference_pb2, inference_pb2_grpc
+from orchestrator.core.planning.hosts import Host, Topology
+from orchestrator.core.spec import ClusterSpec
+from orchestrator.proto import (
+    cluster_pb2,
+    cluster_pb2_grpc,
+    fleet_pb2,
+    fleet_pb2_grpc,
+    inference_pb2,
+    inference_pb2_grpc,
+)
 from orchestrator.record.codec import decode
 from orchestrator.record.stories import Found
 from orchestrator.record.story import RequestStory
@@ -46,6 +56,18 @@ def first_status(addresses: list[str], seconds: float = STATUS_SECONDS) -> clust
         except errors.ClusterUnreachable:
             continue
     return None
+
+
+def topology(address: str, seconds: float = STATUS_SECONDS) -> tuple[Topology, ClusterSpec]:
+    """What a controller sees below its cluster, and the configuration that it runs."""
+    with channel(address) as opened, translated(address):
+        answer = _fleet(opened).Topology(fleet_pb2.TopologyRequest(), timeout=seconds)
+    hosts = [
+        Host(each.host_id, each.name, each.gpus, each.gpu, each.cpus, each.memory_bytes, dict(each.labels))
+        for each in answer.hosts
+    ]
+    reserved = {slot: tuple(each.host_ids) for slot, each in answer.reserved.items()}
+    return Topology(tuple(hosts), reserved), config.loads(answer.spec_json)
 
 
 def explain(address: str, request_id: str, seconds: float = STATUS_SECONDS) -> Found:
@@ -122,6 +144,10 @@ def _reason(error: Any) -> str:
         if packed.Unpack(info):
             return str(info.reason)
     return ""
+
+
+def _fleet(opened: grpc.Channel) -> Any:
+    return fleet_pb2_grpc.FleetStub(opened)
 
 
 def _cluster(opened: grpc.Channel) -> Any:

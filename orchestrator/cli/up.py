@@ -15,29 +15,32 @@ from orchestrator.cli import detach, follow, foreground, guard, ports, record, t
 from orchestrator.cli.config_check import summary
 from orchestrator.cli.exits import Exit
 from orchestrator.cli.footprint import Footprint, Swept, adopt_orphans
-from orchestrator.cli.ground import Ground, LocalRay
+from orchestrator.cli.ground import Ground, LocalRay, RayThatIsThere
+from orchestrator.cli.planned import planned
 from orchestrator.cli.progress import Progress
 from orchestrator.cli.run_folder import RunFolder, RunRecord
 from orchestrator.cli.signals import Interrupted, Interrupts
-from orchestrator.core.errors import ClusterUnreachable, SegueError
+from orchestrator.core.errors import ClusterUnreachable, DoesNotFit, SegueError
 from orchestrator.core.spec import ClusterSpec
 
 _GRACE_SECONDS = 5.0
 
 
 def run(args: argparse.Namespace) -> Exit:
-    """Exit 0 when stopped after it was ready, 1 when it failed, 2 for a bad configuration, 130 when stopped before."""
-    spec = config.closed(config.load(args.config), args.config)
+    """Exit 0 when stopped after it was ready, 1 when it failed, 2 for a bad configuration, 3 where it does not fit, 130
+    when stopped before it was ready."""
+    spec = config.load(args.config)
     path = Path(args.config).absolute()
     if args.record:
         spec = record.into(spec, Path(args.record).absolute())
     if args.detach:
-        return detach.run(spec, path)
+        return detach.run(spec, path, args.address)
     if not (args.background or args.in_session):
-        return foreground.run(spec, path)
+        return foreground.run(spec, path, args.address)
     if args.in_session:
         foreground.end_with_parent()
-    return Owner(spec, path, LocalRay(), Progress(terminal.out()), background=args.background).run()
+    ground = RayThatIsThere(args.address) if args.address else LocalRay()
+    return Owner(spec, path, ground, Progress(terminal.out()), background=args.background).run()
 
 
 class Owner:
@@ -55,6 +58,7 @@ class Owner:
         self._footprint = Footprint(self._folder.footprint)
         self._interrupts = Interrupts()
         self._ray_folder: Path | None = None
+        self._joined = False
         self._controller_asked = False
         self._controller = ""
 
@@ -81,19 +85,20 @@ class Owner:
             self._progress.say("")  # the terminal has just written ^C
         except SegueError as error:
             self._progress.say(f"segue: {error}")
-            code = Exit.FAILED
+            code = Exit.DOES_NOT_FIT if isinstance(error, DoesNotFit) else Exit.FAILED
         finally:
             clean = self._end()
         return code if clean else Exit.FAILED
 
     def _start(self) -> None:
-        progress, spec = self._progress, self._spec
-        progress.say(f"segue: {summary(spec)}")
-        for file in record.files(spec):
+        progress = self._progress
+        progress.say(f"segue: {summary(self._spec)}")
+        for file in record.files(self._spec):
             progress.say(f"segue: recording into {file}")
         with progress.live():
             self._prepare_models()
             self._start_ray()
+            spec = self._plan()
             progress.running("controller", "starting")
             self._controller_asked = True
             self._folder.update(phase="starting")
@@ -115,12 +120,18 @@ class Owner:
     def _start_ray(self) -> None:
         self._progress.running("ray", "starting")
         self._ray_folder = self._ground.folder(self._folder.path)
-        self._folder.update(ray_folder=str(self._ray_folder))
+        self._folder.update(ray_folder=str(self._ray_folder or ""))
         address = self._ground.start(self._ray_folder)
+        self._joined = True
         self._interrupts.install()  # Ray has put in a handler of its own
         self._footprint.sample()
         self._folder.update(ray_address=address)
         self._progress.done("ray", address)
+
+    def _plan(self) -> ClusterSpec:
+        """Once it is known what there is: nothing is started that can't run on it."""
+        topology = self._ground.topology(self._spec.name)
+        return planned(self._spec, topology, self._progress, str(self._config_path))
 
     def _end(self) -> bool:
         """Takes down what is up, whatever state it is in; returns whether all went as it should."""
@@ -128,7 +139,7 @@ class Owner:
         self._footprint.sample()
         drained = self._drain() if self._controller_asked else True
         self._progress.running("processes", "ending")
-        if self._ray_folder:
+        if self._joined:
             self._ground.stop()
         swept = self._footprint.sweep(_GRACE_SECONDS)
         if self._ray_folder:

@@ -6,13 +6,15 @@ Watchers get the newest view, not every view: one that reads slowly skips what i
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import asdict
 from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from orchestrator.core.errors import ConfigError
+from orchestrator.core.errors import ConfigError, SegueError
+from orchestrator.core.planning.hosts import Topology
 from orchestrator.core.spec import Endpoint
 from orchestrator.proto import cluster_pb2, cluster_pb2_grpc, fleet_pb2, fleet_pb2_grpc
 
@@ -25,6 +27,7 @@ _OPTIONS = (
 )
 
 Context = grpc.aio.ServicerContext[Any, Any]
+Look = Callable[[], Awaitable[Topology]]
 
 
 class Bulletin:
@@ -57,9 +60,10 @@ class Bulletin:
 
 
 class _Fleet(fleet_pb2_grpc.FleetServicer):
-    def __init__(self, bulletin: Bulletin, spec_json: str) -> None:
+    def __init__(self, bulletin: Bulletin, spec_json: str, look: Look) -> None:
         self._bulletin = bulletin
         self._spec_json = spec_json
+        self._look = look
 
     async def Watch(  # noqa: N802
         self, request: fleet_pb2.FleetWatchRequest, context: Context
@@ -68,6 +72,19 @@ class _Fleet(fleet_pb2_grpc.FleetServicer):
         async for status in self._bulletin.follow(_FLEET_INTERVAL):
             yield fleet_pb2.FleetSnapshot(status=status, spec_json=spec_json)
             spec_json = ""
+
+    async def Topology(  # noqa: N802
+        self, request: fleet_pb2.TopologyRequest, context: Context
+    ) -> fleet_pb2.TopologyReply:
+        try:
+            found = await self._look()
+        except SegueError as error:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
+        return fleet_pb2.TopologyReply(
+            hosts=[fleet_pb2.Host(**asdict(host)) for host in found.hosts],
+            reserved={slot: fleet_pb2.Reservation(host_ids=ids) for slot, ids in found.reserved.items()},
+            spec_json=self._spec_json,
+        )
 
 
 class _Cluster(cluster_pb2_grpc.ClusterServicer):
@@ -88,12 +105,12 @@ class _Cluster(cluster_pb2_grpc.ClusterServicer):
 
 
 class FleetServer:
-    """Serves a bulletin. ``listen`` may have port 0; ``start`` returns the port that it became."""
+    """Serves a bulletin, and what ``look`` sees. ``listen`` may have port 0; ``start`` returns what it became."""
 
-    def __init__(self, listen: Endpoint, bulletin: Bulletin, spec_json: str) -> None:
+    def __init__(self, listen: Endpoint, bulletin: Bulletin, spec_json: str, look: Look) -> None:
         self._listen = listen
         self._server = grpc.aio.server(options=_OPTIONS)
-        fleet_pb2_grpc.add_FleetServicer_to_server(_Fleet(bulletin, spec_json), self._server)
+        fleet_pb2_grpc.add_FleetServicer_to_server(_Fleet(bulletin, spec_json, look), self._server)
         cluster_pb2_grpc.add_ClusterServicer_to_server(_Cluster(bulletin), self._server)
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)

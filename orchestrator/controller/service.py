@@ -34,7 +34,7 @@ class ControllerActor:
         self._node_host = node_host
         self._address = ""
         self._bulletin = Bulletin(cluster_status(spec, Observed(0, (), {})))
-        self._server = FleetServer(spec.controller.listen, self._bulletin, dumps(spec))
+        self._server = FleetServer(spec.controller.listen, self._bulletin, dumps(spec), cluster.topology)
         self._controller: Controller | None = None
         self._run: asyncio.Task[None] | None = None
 

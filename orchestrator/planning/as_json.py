@@ -2,22 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from orchestrator.core.planning.choices import Choice, Loser, PoolChoice
+from orchestrator.core.planning.differences import Difference
+from orchestrator.core.planning.moves import Moves
 from orchestrator.core.planning.places import Node, Placed
 from orchestrator.core.planning.plan import ClusterPlan, ModelPlan
 
 
-def as_json(plan: ClusterPlan) -> dict[str, Any]:
-    """Plain values. Times are in milliseconds; a pool's bytes are those of its fullest device."""
+def as_json(plan: ClusterPlan, differences: Sequence[Difference] | None = None) -> dict[str, Any]:
+    """Plain values. Times are in milliseconds; a pool's bytes are those of its fullest device.
+
+    ``differences`` to what runs; None where nothing runs.
+    """
     return {
         "fits": plan.fits,
         "reasons": [*plan.reasons, *plan.misses],
         "models": [_model(model, plan) for model in plan.models],
         "skipped": list(plan.skipped),
         "buy": [_node(node) for node in plan.bought],
+        "changes": None if differences is None else _changes(plan.moves, differences),
     }
+
+
+def _changes(moves: Moves, differences: Sequence[Difference]) -> dict[str, Any]:
+    return {
+        "added": [placed.gang_id for placed in moves.added],
+        "removed": [placed.gang_id for placed in moves.removed],
+        "moved": [{"id": was.gang_id, "from": _stages(was), "to": _stages(now)} for was, now in moves.moved],
+        "kept": [placed.gang_id for placed in moves.kept],
+        "settings": [asdict(each) for each in differences],
+    }
+
+
+def _stages(placed: Placed) -> list[list[Any]]:
+    return [[node, list(devices)] for node, devices in placed.stages]
 
 
 def _model(model: ModelPlan, plan: ClusterPlan) -> dict[str, Any]:
@@ -63,7 +85,7 @@ def _pool(pool: PoolChoice, placed: list[Placed]) -> dict[str, Any]:
         "share": pool.share,
         "bytes_per_device": {"weights": device.weights, "kv": device.kv, "other": device.other},
         "kv_tokens": pool.fit.kv_tokens,
-        "placement": [[[node, list(devices)] for node, devices in each.stages] for each in placed],
+        "placement": [_stages(each) for each in placed],
         "ttft_ms": pool.ttft_ms,
         "itl_ms": pool.itl_ms,
         "tokens_per_second": pool.tokens_per_second,

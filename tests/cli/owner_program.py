@@ -21,6 +21,7 @@ from orchestrator import config
 from orchestrator.cli import terminal
 from orchestrator.cli.progress import Progress
 from orchestrator.cli.up import Owner
+from orchestrator.core.planning.hosts import Host, Topology
 from orchestrator.core.spec import ClusterSpec
 
 ORPHAN = "import tests.cli.owner_program as program; program.orphan()"
@@ -37,7 +38,8 @@ class FakeRay:
     def folder(self, run_folder: Path) -> Path:
         return run_folder / "ray"
 
-    def start(self, folder: Path) -> str:
+    def start(self, folder: Path | None) -> str:
+        assert folder
         (folder / "session").mkdir(parents=True)
         self._child = subprocess.Popen(["sleep", "600"])
         if "SEGUE_TEST_ORPHAN" in os.environ:
@@ -46,7 +48,13 @@ class FakeRay:
                 time.sleep(0.02)
         return "127.0.0.1:1"
 
+    def topology(self, name: str) -> Topology:
+        return Topology((Host("0", "here", cpus=2, memory_bytes=8 << 30),))
+
     def start_controller(self, spec: ClusterSpec, log_dir: str) -> str:
+        for model in spec.models:
+            for pool in model.pools.values():
+                print(f"{pool.replicas} x TP {pool.tensor_parallel} of {model.name}", file=sys.stderr)  # noqa: T201
         (Path(log_dir) / "tiny-decode-0.log").write_text(LOG)
         return self._address
 

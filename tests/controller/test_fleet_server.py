@@ -9,16 +9,24 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from orchestrator.cli import rpc
+from orchestrator.config import dumps
 from orchestrator.controller.fleet import Bulletin, FleetServer
-from orchestrator.core.errors import ConfigError
+from orchestrator.core.errors import ClusterUnreachable, ConfigError
+from orchestrator.core.planning.hosts import Host, Topology
 from orchestrator.core.spec import Endpoint
 from orchestrator.proto import cluster_pb2, cluster_pb2_grpc, fleet_pb2, fleet_pb2_grpc
+from tests.controller.conftest import spec_of
 
 WAIT = 5.0
 
 
 def status(epoch: int) -> cluster_pb2.ClusterStatus:
     return cluster_pb2.ClusterStatus(name="test", controller=cluster_pb2.ControllerStatus(epoch=epoch))
+
+
+async def nothing() -> Topology:
+    raise ClusterUnreachable("Ray does not answer")
 
 
 class Served:
@@ -35,7 +43,7 @@ class Served:
 @pytest.fixture
 async def served() -> AsyncIterator[Served]:
     bulletin = Bulletin(status(0))
-    server = FleetServer(Endpoint("127.0.0.1", 0), bulletin, '{"name": "test"}')
+    server = FleetServer(Endpoint("127.0.0.1", 0), bulletin, '{"name": "test"}', nothing)
     port = await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         yield Served(bulletin, port, channel)
@@ -100,7 +108,27 @@ async def test_health(served: Served, service: str) -> None:
 
 
 async def test_a_port_that_is_taken_is_an_error_that_names_the_key(served: Served) -> None:
-    second = FleetServer(Endpoint("127.0.0.1", served.port), Bulletin(status(0)), "{}")
+    second = FleetServer(Endpoint("127.0.0.1", served.port), Bulletin(status(0)), "{}", nothing)
     with pytest.raises(ConfigError, match=r"controller\.listen: can't listen on 127\.0\.0\.1"):
         await second.start()
     await second.stop()
+
+
+async def test_what_the_controller_sees_below_it_reaches_a_planner_as_it_is() -> None:
+    hosts = (Host("a1", "n0", 8, "H100-80GB", 96.0, 2 << 40, {"rack": "r1"}), Host("b2", "n1", cpus=4.0))
+    seen, spec = Topology(hosts, {"m-serve-0": ("a1", "a1")}), spec_of(replicas=2)
+
+    async def look() -> Topology:
+        return seen
+
+    server = FleetServer(Endpoint("127.0.0.1", 0), Bulletin(status(0)), dumps(spec), look)
+    port = await server.start()
+    try:
+        assert await asyncio.to_thread(rpc.topology, f"127.0.0.1:{port}") == (seen, spec)
+    finally:
+        await server.stop()
+
+
+async def test_a_controller_that_cant_see_says_why(served: Served) -> None:
+    with pytest.raises(ClusterUnreachable, match="Ray does not answer"):
+        await asyncio.to_thread(rpc.topology, f"127.0.0.1:{served.port}")

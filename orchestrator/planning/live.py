@@ -1,0 +1,71 @@
+"""A running cluster's hosts as an inventory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from orchestrator.core.errors import ConfigError
+from orchestrator.core.planning.devices import Catalogue, DeviceKind
+from orchestrator.core.planning.hosts import CPU, Topology, cpu_parts_of, nodes_of
+from orchestrator.core.planning.places import Node
+from orchestrator.core.planning.plan import Inventory
+from orchestrator.core.spec import ClusterSpec
+from orchestrator.planning import catalogue
+
+GB = 1e9
+LABEL_HINT = "label the node segue.io/gpu=KIND (ray start --labels), KIND as in `segue plan --help`"
+
+
+def inventory_of(
+    topology: Topology, spec: ClusterSpec, measure: Callable[[int], DeviceKind] = catalogue.this_cpu
+) -> Inventory:
+    """What its hosts have, for planning ``spec`` on them. ``measure`` is called where pools run on CPUs.
+
+    A CPU elsewhere is taken for one like this machine's, with as much memory as its host says.
+
+    Raises:
+        ConfigError: hosts have GPUs of a kind that nobody says, or that the catalogue doesn't have.
+    """
+    known = catalogue.builtin()
+    strangers = unknown(topology, known)
+    if strangers:
+        raise ConfigError(f"GPUs of unknown kind on {', '.join(strangers)}", hint=LABEL_HINT)
+    parts = cpu_parts_of(spec, topology)
+    nodes = nodes_of(topology, parts)
+    if not parts:
+        return Inventory(nodes, known)
+    return _with_cpus(nodes, topology, known, measure(parts))
+
+
+def unknown(topology: Topology, known: Catalogue) -> list[str]:
+    """The hosts whose GPUs can't be planned with, each with what it says of them."""
+    return [
+        f"{host.name} ({host.gpu or 'it says nothing of them'})"
+        for host in topology.hosts
+        if host.gpus and (not host.gpu or not _is_known(host.gpu, known))
+    ]
+
+
+def _is_known(name: str, known: Catalogue) -> bool:
+    try:
+        known.find(name)
+    except ConfigError:
+        return False
+    return True
+
+
+def _with_cpus(nodes: tuple[Node, ...], topology: Topology, known: Catalogue, cpu: DeviceKind) -> Inventory:
+    """One kind of CPU for each size of memory; its parts share it."""
+    memory = {host.name: host.memory_bytes or cpu.memory_bytes for host in topology.hosts}
+    kinds: dict[str, DeviceKind] = {}
+    found = []
+    for node in nodes:
+        if node.device == CPU:
+            size = memory[node.name.removesuffix(f" {CPU}")]
+            kind = replace(cpu, name=f"{CPU}-{size / GB:.0f}GB", memory_bytes=size, aliases=())
+            kind = kinds.setdefault(kind.name, kind)
+            found.append(replace(node, device=kind.name, shared_bytes=size))
+        else:
+            found.append(node)
+    return Inventory(tuple(found), known.extended(kinds.values()))
