@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from importlib import metadata
 from random import Random
@@ -166,11 +167,9 @@ class Gateway:
     def _decodes(self, model: ModelSpec) -> bool:
         return self.driver.takes(model.name, Role.DECODE if model.disaggregated else Role.SERVE)
 
-    def _missing(self, model: ModelSpec) -> list[str]:
+    def _missing(self, model: ModelSpec, roles: Iterable[Role]) -> list[str]:
         missing = [
-            f"{model.name}/{role} has no ready worker"
-            for role in model.pools
-            if not self.driver.takes(model.name, role)
+            f"{model.name}/{role} has no ready worker" for role in roles if not self.driver.takes(model.name, role)
         ]
         front = self._fronts.get(model.name)
         if not missing and (front is None or front.app is None):
@@ -197,8 +196,20 @@ class Gateway:
         return list(self._fronts.values())
 
     def not_ready(self) -> list[str]:
-        missing = [line for model in self.spec.models for line in self._missing(model)]
+        missing = [line for model in self.spec.models for line in self._missing(model, model.pools)]
         return ["this gateway is draining", *missing] if self.draining else missing
+
+    def behind(self) -> bool:
+        ready = {
+            (model.name, pool.role)
+            for model in self._status.models
+            for pool in model.pools
+            if any(worker.state == WorkerState.READY for worker in pool.workers)
+        }
+        there = [(model, [role for role in model.pools if (model.name, role) in ready]) for model in self.spec.models]
+        serves = any(front.ready() for front in self._fronts.values())
+        # A model that nothing decodes has no API at any gateway.
+        return not serves or any(self._missing(model, roles) for model, roles in there if set(roles) - {Role.PREFILL})
 
     def status(self) -> cluster_pb2.ClusterStatus:
         status = cluster_pb2.ClusterStatus()

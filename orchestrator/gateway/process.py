@@ -18,13 +18,19 @@ from orchestrator.config import loads
 from orchestrator.core.errors import SegueError
 from orchestrator.core.spec import ClusterSpec, Endpoint
 from orchestrator.core.types import ActorSnapshot, GatewayAssignment, WorkerState
+from orchestrator.gateway.turn import Turn
 from orchestrator.proto import fleet_pb2, fleet_pb2_grpc
 from orchestrator.telemetry import foreign, logs, tracing
 from orchestrator.telemetry.output import write_output_to
+from orchestrator.telemetry.redact import Words
 
 FIRST_SNAPSHOT_SECONDS = 30.0
 YOUNG_OBJECTS = 10_000  # before the youngest are looked through; Python's 700 come together in one request
 KEEP_ALIVE_SECONDS = 75
+BACKLOG = 2048
+LOCK_NAME = "gateway.turn"  # beside the logs, which all processes of a cluster have in common
+
+log = logs.events("gateway")
 
 
 class GatewayProcess:
@@ -44,7 +50,7 @@ class GatewayProcess:
         self._thread = threading.Thread(target=self._main, name="gateway", daemon=True)
 
     async def start(self) -> None:
-        """Returns when both edges listen; raises what kept them from it."""
+        """Returns when it has both ports, and listens or will in its turn; raises what kept it from that."""
         self._thread.start()
         await asyncio.to_thread(self._up.wait)
         if self._state is WorkerState.FAILED:
@@ -108,19 +114,34 @@ class GatewayProcess:
                     self._stage = f"loading the front end of {model.name}"
                     await serving.gateway.build_front(model)
                 self._stage = "opening ports"
-                self._http, self._grpc = await serving.listen()
+                self._http, self._grpc = serving.bind()
                 _keep_for_good()
-                self._state, self._stage = WorkerState.READY, ""
-                self._up.set()
+                opening = group.create_task(self._open(serving))
                 await self._stopping.wait()
                 running.cancel()
+                opening.cancel()
         finally:
             await serving.close()
             tracing.shutdown()
 
+    async def _open(self, serving: Serving) -> None:
+        """Listens in its turn. One that waits for it is ready: it has all that is its own to get."""
+        turn = serving.turn
+        mine = turn.take()
+        if mine:
+            await serving.listen()
+        self._state, self._stage = WorkerState.READY, "" if mine else "takes no connections before it can serve"
+        self._up.set()
+        if not mine:
+            log.info("waits_for_its_turn", missing=Words("; ".join(serving.gateway.not_ready())))
+            await turn.comes()
+            await serving.listen()
+            self._stage = ""
+        await turn.passes()
+
 
 class Serving:
-    """A gateway and its two listening edges."""
+    """A gateway and its two edges. ``turn`` says when to listen, where other processes have the same ports."""
 
     def __init__(self, assignment: GatewayAssignment, spec: ClusterSpec) -> None:
         from orchestrator.gateway.gateway import Gateway  # imports vLLM
@@ -128,12 +149,23 @@ class Serving:
 
         self._spec = spec
         self.gateway = Gateway(assignment.gateway_id, spec, record=assignment.record, epoch=assignment.epoch)
+        several = spec.gateway.processes > 1 and assignment.log_dir
+        self.turn = Turn(self.gateway, Path(assignment.log_dir) / LOCK_NAME if several else None)
         self._grpc = grpc.aio.server(options=server_options(spec.gateway.max_body_bytes))
+        self._sockets: list[socket.socket] = []
         self._http: uvicorn.Server | None = None
         self._http_task: asyncio.Task[None] | None = None
 
-    async def listen(self) -> tuple[str, str]:
-        """Opens both ports; returns their addresses (HTTP, gRPC)."""
+    def bind(self) -> tuple[str, str]:
+        """Takes both ports, for others like it to share; returns their addresses (HTTP, gRPC)."""
+        spec = self._spec.gateway
+        for endpoint in (spec.http, spec.grpc):
+            self._sockets.append(_bound(endpoint))
+        http, rpc = (sock.getsockname()[1] for sock in self._sockets)
+        return str(Endpoint(spec.http.host, http)), str(Endpoint(spec.grpc.host, rpc))
+
+    async def listen(self) -> None:
+        """Opens both ports that it has."""
         from orchestrator.gateway.http import HttpEdge
         from orchestrator.gateway.http_protocol import BoundedHttp
         from orchestrator.gateway.rpc import add_services
@@ -141,9 +173,12 @@ class Serving:
         foreign.hush()
         add_services(self._grpc, self.gateway)
         spec = self._spec.gateway
-        port = self._grpc.add_insecure_port(str(spec.grpc))
+        http, rpc = self._sockets
+        # gRPC takes no socket; it gets one of its own on the port, which this one kept for it.
+        self._grpc.add_insecure_port(str(Endpoint(spec.grpc.host, rpc.getsockname()[1])))
         await self._grpc.start()
-        sock = _listening(spec.http)
+        rpc.close()
+        http.listen(BACKLOG)
         config = uvicorn.Config(
             HttpEdge(self.gateway, spec.max_body_bytes),
             http=BoundedHttp,
@@ -155,9 +190,7 @@ class Serving:
             server_header=False,
         )
         self._http = uvicorn.Server(config)
-        self._http_task = asyncio.create_task(self._http.serve(sockets=[sock]))
-        http = Endpoint(spec.http.host, sock.getsockname()[1])
-        return str(http), str(Endpoint(spec.grpc.host, port))
+        self._http_task = asyncio.create_task(self._http.serve(sockets=[http]))
 
     async def close(self) -> None:
         """Stops listening and ends what is still open."""
@@ -165,6 +198,9 @@ class Serving:
         if self._http is not None and self._http_task is not None:
             self._http.should_exit = self._http.force_exit = True
             await asyncio.wait([self._http_task], timeout=5.0)
+        for sock in self._sockets:
+            sock.close()
+        self.turn.close()
         await self.gateway.close()
 
 
@@ -200,16 +236,15 @@ def _import_vllm() -> None:
     import orchestrator.gateway.gateway  # noqa: F401
 
 
-def _listening(endpoint: Endpoint) -> socket.socket:
+def _bound(endpoint: Endpoint) -> socket.socket:
     family = socket.AF_INET6 if ":" in endpoint.host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     try:
         sock.bind((endpoint.host, endpoint.port))
-        sock.listen(2048)
-    except OSError:
+    except OSError as error:
         sock.close()
-        raise
+        raise SegueError(f"can't have its port: {error.strerror}", where=str(endpoint)) from error
     sock.setblocking(False)
     return sock

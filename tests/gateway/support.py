@@ -145,7 +145,8 @@ async def running(spec: ClusterSpec, *, record: str = "", **engines: Any) -> Asy
         task = asyncio.create_task(serving.gateway.run(controller.address))
         for entry in spec.models:
             await serving.gateway.build_front(entry)
-        http, rpc = await serving.listen()
+        http, rpc = serving.bind()
+        await serving.listen()
         client = await stack.enter_async_context(httpx.AsyncClient(base_url=f"http://{http}", timeout=30))
         running_stack = Stack(serving.gateway, controller, client, f"http://{http}", rpc, workers)
         try:

@@ -37,7 +37,8 @@ async def two_gateways() -> AsyncIterator[tuple[Stack, Stack]]:
         serving = Serving(GatewayAssignment(whole.name, "gw-1", 1, first.controller.address), whole)
         task = asyncio.create_task(serving.gateway.run(first.controller.address))
         await serving.gateway.build_front(whole.models[0])
-        http, rpc = await serving.listen()
+        http, rpc = serving.bind()
+        await serving.listen()
         client = await stack.enter_async_context(httpx.AsyncClient(base_url=f"http://{http}", timeout=30))
         second = Stack(serving.gateway, first.controller, client, f"http://{http}", rpc, first.workers)
         try:
