@@ -13,11 +13,12 @@ import httpx
 
 from orchestrator.core.spec import ModelSpec, PoolSpec, PrefillPlace, Role, RoutingSpec
 from orchestrator.core.types import GatewayAssignment, RequestReport
+from orchestrator.gateway.hashing import prompt_blocks, root_of
 from orchestrator.gateway.process import Serving
 from tests.gateway.support import Stack, cluster, model, running
 from tests.workers.support import mock_worker
 
-ENGINE = {"block_size": 16, "max_model_len": 512, "step_seconds": 0.004, "max_num_seqs": 4}
+ENGINE: dict[str, Any] = {"block_size": 16, "max_model_len": 512, "step_seconds": 0.004, "max_num_seqs": 4}
 
 
 @asynccontextmanager
@@ -70,6 +71,13 @@ def listen(stack: Stack, reports: list[RequestReport]) -> None:
     metrics.request_finished = noted
 
 
+def known(stack: Stack, prompt: list[int]) -> dict[str, int]:
+    """How many leading blocks of a prompt each worker holds, as this gateway was told."""
+    fleet = stack.gateway.driver._brain.fleet
+    found = fleet.index("m").match(prompt_blocks(prompt, ENGINE["block_size"], root_of("m")))
+    return {view.info.worker_id: found.blocks(view.slot) for view in fleet}
+
+
 async def test_each_is_right_and_nothing_is_left_though_ids_are_the_same() -> None:
     """More than the workers have room for, with clients that leave, and one name for all requests."""
     rng = Random(4)
@@ -117,7 +125,8 @@ async def test_each_knows_what_came_by_way_of_the_other_also_after_its_session_b
         prompts = [[start, *range(50, 149)] for start in range(8)]
         for prompt in prompts:
             assert (await ask(first, prompt)).status_code == 200
-        await second.quiet()
+        for stack in (first, second):
+            await stack.quiet()
         for link in second.gateway._links.values():
             link._task.cancel()
             await asyncio.gather(link._task, return_exceptions=True)
@@ -126,9 +135,8 @@ async def test_each_knows_what_came_by_way_of_the_other_also_after_its_session_b
         second.controller.publish()
         await second.ready()
         async with asyncio.timeout(10):
-            while len(second.gateway.driver.workers) < 4:
+            while any(known(second, prompt) != known(first, prompt) for prompt in prompts):
                 await second.gateway.status_changed(0.1)
-        await second.quiet()
         reports: list[RequestReport] = []
         listen(second, reports)
         for prompt in prompts:
