@@ -237,7 +237,14 @@ class TestInventories:
     def test_a_stage_stays_in_one_node(self) -> None:
         there = [stock("H100", 4, 4, 4, 4)]
         choice = chosen(models.DEEPSEEK_V3, SERVE, None, None, there, Settings(max_model_len=8192)).pools[0]
-        assert (choice.tensor_parallel, choice.pipeline_parallel) == (4, 4)
+        assert (choice.tensor_parallel, choice.pipeline_parallel) == (4, 3)
+
+    def test_as_many_stages_as_it_takes(self) -> None:
+        only = chosen(models.LLAMA_3_70B, SERVE, None, None, [stock("L4", *[1] * 12)]).pools[0]
+        assert (only.tensor_parallel, only.pipeline_parallel) == (1, 9)
+        short = outcome(models.LLAMA_31_405B, SERVE, None, None, [stock("L4", *[1] * 12)])
+        assert isinstance(short, NoChoice)
+        assert "PP=12: weights need" in str(short)
 
     def test_too_few_devices_for_one_replica(self) -> None:
         found = outcome(models.LLAMA_3_70B, [pool(Role.SERVE, tensor_parallel=4)], there=[stock("H100", 2, 2)])

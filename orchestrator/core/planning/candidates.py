@@ -18,7 +18,9 @@ from orchestrator.core.planning.shape import ModelShape
 from orchestrator.core.spec import AUTO, Device, PoolSpec, Role
 
 MOST_MIXES = 8  # of parts of two sizes on one device that are tried
-MOST_STAGES = 8  # that are tried where the spec leaves it open
+MOST_STAGES = 8  # that are tried where the spec leaves it open, and
+LONGEST = 64  # where fewer don't fit: then the fewest
+ENOUGH_LONG = 4  # of those, as the other half may need one more
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,15 +55,25 @@ class Candidates:
         self.stock = {each.kind.name: each for each in allowed(pool, stock)}
         self.options: list[Option] = []
         self.refused: list[Refused] = []
-        whole = demand.prompt + (1 if pool.role is Role.PREFILL else demand.output)
-        settings = replace(settings, context=ceil(whole), share=pool.share)
+        whole = ceil(demand.prompt + (1 if pool.role is Role.PREFILL else demand.output))
+        settings = replace(settings, context=whole, share=pool.share)
         for each in self.stock.values():
+            fitting = 0
             for way in _cuts(pool, each, shape, settings, cut, other):
-                found = _fitting(shape, way, each, settings, ceil(whole))
-                if isinstance(found, str):
-                    self.refused.append(Refused(pool.role, each.kind.name, way, found))
-                else:
-                    self.options.append(option(pool.role, shape, each.kind, way, settings, found, demand))
+                fitting += self._try(shape, way, each, settings, demand)
+            for way in () if fitting else _long_cuts(pool, each, shape, settings, cut, other):
+                fitting += self._try(shape, way, each, settings, demand)
+                if fitting == ENOUGH_LONG:
+                    break
+
+    def _try(self, shape: ModelShape, way: Cut, stock: Stock, settings: Settings, demand: Demand) -> bool:
+        """Whether it fits."""
+        found = _fitting(shape, way, stock, settings)
+        if isinstance(found, str):
+            self.refused.append(Refused(self.pool.role, stock.kind.name, way, found))
+            return False
+        self.options.append(option(self.pool.role, shape, stock.kind, way, settings, found, demand))
+        return True
 
     def replicas(self, option: Option) -> range:
         """How many replicas there may be: as many as the spec says, or one and more, as far as the devices go."""
@@ -84,34 +96,53 @@ def allowed(pool: PoolSpec, stock: Sequence[Stock]) -> list[Stock]:
 
 
 def _cuts(pool: PoolSpec, stock: Stock, shape: ModelShape, settings: Settings, cut: Cut, other: int) -> Iterator[Cut]:
-    """Where sizes are open: powers of two, as models and nodes are made for them, and what goes with the other half's;
-    pipelines only over whole nodes, as a wider stage is faster and one more is slower. A part of a device can't be cut.
-    """
-    tensors = [pool.tensor_parallel]
-    widest = set(tensors)
-    if pool.tensor_parallel == AUTO:
-        quantization = settings.weights_kept(shape).quantization
-        most = stock.largest if pool.share == 1 else 1
-        fitting = (ways for ways in range(1, most + 1) if other and max(ways, other) % min(ways, other) == 0)
-        sizes = sorted({*_sizes(most), *fitting})
-        tensors = [ways for ways in sizes if not cut_reasons(shape, replace(cut, tensor=ways), quantization)]
-        widest = {max((ways for ways in tensors if ways <= node), default=1) for node in stock.sizes}
-    pipelines = [pool.pipeline_parallel]
+    """Where sizes are open: all that a pool is cut to before it is cut into more stages than are of any use."""
+    tensors = _tensors(pool, stock, shape, settings, cut, other)
+    widest = _widest(pool, stock, tensors)
+    pipelines: Sequence[int] = [pool.pipeline_parallel]
     if pool.pipeline_parallel == AUTO:
-        pipelines = _sizes(min(len(shape.layers), MOST_STAGES) if pool.share == 1 else 1)
+        pipelines = range(1, min(len(shape.layers), MOST_STAGES) + 1) if pool.share == 1 else [1]
     for ways in tensors:
         for stages in pipelines:
             if stages == 1 or ways in widest or pool.pipeline_parallel != AUTO:
                 yield replace(cut, tensor=ways, pipeline=stages)
 
 
-def _sizes(most: int) -> list[int]:
-    return [1 << power for power in range(max(1, most).bit_length())]
+def _long_cuts(
+    pool: PoolSpec, stock: Stock, shape: ModelShape, settings: Settings, cut: Cut, other: int
+) -> Iterator[Cut]:
+    """More stages, as far as there are devices for them."""
+    if pool.pipeline_parallel != AUTO or pool.share < 1 or stock.nodes is None:
+        return
+    for ways in sorted(_widest(pool, stock, _tensors(pool, stock, shape, settings, cut, other)), reverse=True):
+        most = min(len(shape.layers), sum(count // ways for count in stock.nodes) // cut.data, LONGEST)
+        for stages in range(MOST_STAGES + 1, most + 1):
+            yield replace(cut, tensor=ways, pipeline=stages)
 
 
-def _fitting(shape: ModelShape, cut: Cut, stock: Stock, settings: Settings, tokens: int) -> Fit | str:
+def _tensors(pool: PoolSpec, stock: Stock, shape: ModelShape, settings: Settings, cut: Cut, other: int) -> list[int]:
+    """Powers of two, as models and nodes are made for them, and what goes with the other half's. A part of a device
+    can't be cut."""
+    if pool.tensor_parallel != AUTO:
+        return [pool.tensor_parallel]
+    quantization = settings.weights_kept(shape).quantization
+    most = stock.largest if pool.share == 1 else 1
+    powers = (1 << power for power in range(max(1, most).bit_length()))
+    fitting = (ways for ways in range(1, most + 1) if other and max(ways, other) % min(ways, other) == 0)
+    sizes = sorted({*powers, *fitting})
+    return [ways for ways in sizes if not cut_reasons(shape, replace(cut, tensor=ways), quantization)]
+
+
+def _widest(pool: PoolSpec, stock: Stock, tensors: Sequence[int]) -> set[int]:
+    """Pipelines go only over whole nodes, as a wider stage is faster and one more is slower."""
+    if pool.tensor_parallel != AUTO:
+        return {pool.tensor_parallel}
+    return {max((ways for ways in tensors if ways <= node), default=1) for node in stock.sizes}
+
+
+def _fitting(shape: ModelShape, cut: Cut, stock: Stock, settings: Settings) -> Fit | str:
     """The fit, or why there is none: by devices, by memory, or because requests of the load are too long."""
-    kind = stock.kind
+    kind, tokens = stock.kind, settings.context or 0
     lacking = _none_free(stock, cut, settings.share)
     if lacking:
         return lacking
