@@ -6,6 +6,7 @@ import logging
 import os
 import secrets
 import shutil
+import socket
 import tempfile
 from pathlib import Path
 from typing import Protocol
@@ -18,6 +19,7 @@ from orchestrator.core.spec import ClusterSpec
 # to every user: it goes into one that is for this user only.
 _SOCKET_PATH_MAX = 107
 _RAY_SOCKET_TAIL = len("/r/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store")
+_KNOCK_SECONDS = 5.0
 # No token ever goes through Ray's object store; this is the least it takes.
 _OBJECT_STORE_BYTES = 80 << 20
 
@@ -113,12 +115,19 @@ class RayThatIsThere(_Ray):
         import ray
 
         try:
+            self._knock()
             ray.init(address=self._address, namespace="segue", log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, RuntimeError, OSError, ValueError) as error:
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             hint = "is a Ray node running on this machine, with the same versions of Ray and Python?"
             raise ClusterUnreachable(f"Ray can't be joined: {reason}", where=self._address, hint=hint) from error
         return str(ray.get_runtime_context().gcs_address)
+
+    def _knock(self) -> None:
+        """Ray itself goes on for a minute where nobody answers. OSError."""
+        host, colon, port = self._address.rpartition(":")
+        if colon and port.isdigit():
+            socket.create_connection((host.strip("[]"), int(port)), _KNOCK_SECONDS).close()
 
 
 def _environment() -> dict[str, str]:

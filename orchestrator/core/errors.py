@@ -49,7 +49,7 @@ class ConfigError(SegueError):
     code, http_status, grpc_code = "invalid_config", 400, "INVALID_ARGUMENT"
 
 
-class DoesNotFit(SegueError):  # noqa: N818 - a condition, as its relatives below
+class DoesNotFit(SegueError):
     """What the configuration asks for can't be run on the devices that there are; nothing was started."""
 
     code, http_status, grpc_code = "does_not_fit", 409, "FAILED_PRECONDITION"
