@@ -2,9 +2,9 @@
 
     python -m tests.cli.owner_program CONFIG ADDRESS [--background]
 
-ADDRESS is a fake cluster that plays controller and gateway. "Ray" is a process that ends when asked. With
-SEGUE_TEST_ORPHAN set there is an orphan beside it, which maps shared memory and ends only by force, as an engine may
-whose actor was killed.
+ADDRESS is a fake cluster that plays controller and gateway. "Ray" is a process that ends when asked; its only node has
+the GPUs that SEGUE_TEST_GPUS says, as in "L4 x 4". With SEGUE_TEST_ORPHAN set there is an orphan beside it, which maps
+shared memory and ends only by force, as an engine may whose actor was killed.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ class FakeRay:
         return "127.0.0.1:1"
 
     def topology(self, name: str) -> Topology:
-        return Topology((Host("0", "here", cpus=2, memory_bytes=8 << 30),))
+        gpu, _, gpus = os.environ.get("SEGUE_TEST_GPUS", "").partition(" x ")
+        return Topology((Host("0", "here", int(gpus or 0), gpu, cpus=2, memory_bytes=8 << 30),))
 
     def start_controller(self, spec: ClusterSpec, log_dir: str) -> str:
         for model in spec.models:

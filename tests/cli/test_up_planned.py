@@ -16,7 +16,7 @@ from orchestrator.cli import run_folder
 from orchestrator.cli.exits import Exit
 from tests.cli.fakes import FakeCluster, status
 from tests.cli.test_up import Owner
-from tests.planning.models import LLAMA_3_8B, SMOLLM2_135M, Config
+from tests.planning.models import LLAMA_3_8B, LLAMA_3_70B, SMOLLM2_135M, Config
 
 CONFIG = """
 cluster: {{name: test}}
@@ -57,18 +57,23 @@ def up(tmp_path: Path, cluster: FakeCluster) -> Iterator[Callable[..., Owner]]:
 
 
 @pytest.mark.parametrize(
-    ("model", "pools", "reason"),
+    ("gpus", "model", "pools", "reason"),
     [
-        (SMOLLM2_135M, "{serve: {device: gpu}}", "m: the serve pool needs a GPU, there is nothing"),
-        (SMOLLM2_135M, "{serve: {tensor_parallel: 2}}", "9 attention heads"),
-        (SMOLLM2_135M, "{serve: {pipeline_parallel: 31}}", "30 layers"),
-        (LLAMA_3_8B, "{serve: {replicas: 1}}", "GB"),
-        (SMOLLM2_135M, "{serve: {replicas: 8}}", "here: 8 replicas need "),
+        ("", SMOLLM2_135M, "{serve: {device: gpu}}", "m: the serve pool needs a GPU, there is nothing"),
+        ("", SMOLLM2_135M, "{serve: {tensor_parallel: 2}}", "9 attention heads"),
+        ("", SMOLLM2_135M, "{serve: {pipeline_parallel: 31}}", "30 layers"),
+        ("", LLAMA_3_8B, "{serve: {replicas: 1}}", "GB"),
+        ("", SMOLLM2_135M, "{serve: {replicas: 8}}", "here: 8 replicas need "),
+        ("L4 x 1", LLAMA_3_70B, "{serve: {device: gpu}}", "weights"),
+        ("H100-80GB x 8", LLAMA_3_70B, "{serve: {device: gpu, tensor_parallel: 7}}", "64 attention heads"),
+        ("H100-80GB x 8", LLAMA_3_70B, "{serve: {device: gpu, pipeline_parallel: 81}}", "80 layers"),
+        ("H100-80GB x 8", LLAMA_3_70B, "{serve: {gpu: H100-80GB, tensor_parallel: 4, replicas: 3}}", "free are 8"),
     ],
 )
 def test_what_cant_be_run_is_refused_with_the_numbers_and_nothing_is_left(
-    up: Callable[..., Owner], model: Config, pools: str, reason: str
+    up: Callable[..., Owner], gpus: str, model: Config, pools: str, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("SEGUE_TEST_GPUS", gpus)
     owner = up(model, pools)
     assert owner.exit_code() == Exit.DOES_NOT_FIT
     assert "✗ plan: it does not fit" in owner.shown
@@ -77,6 +82,13 @@ def test_what_cant_be_run_is_refused_with_the_numbers_and_nothing_is_left(
     assert not session(owner.process.pid)
     assert not owner.shared_memory()
     assert not run_folder.running()
+
+
+def test_a_part_of_a_gpu_for_a_model_on_two_is_refused_before_that(up: Callable[..., Owner]) -> None:
+    owner = up(LLAMA_3_8B, "{serve: {share: 0.5, device: gpu, tensor_parallel: 2}}")
+    assert owner.exit_code() != Exit.OK
+    assert "allowed: 1, or a part of one GPU with both 1" in owner.shown
+    assert not session(owner.process.pid)
 
 
 def test_what_is_open_is_chosen_before_the_controller_hears_of_it(up: Callable[..., Owner]) -> None:
