@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from orchestrator.controller.kinds import names_of
 from orchestrator.controller.ports import Order
 from orchestrator.core.planning.settings import UTILIZATION
 from orchestrator.core.slots import Kind, Slot
@@ -49,6 +50,7 @@ class Assigner:
             log_level=self.spec.telemetry.log_level,
             log_dir=self.log_dir,
             share=pool.share,
+            gpu=names_of(pool.gpu),
         )
 
 

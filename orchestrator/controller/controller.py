@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 
 from orchestrator.config import closed
 from orchestrator.controller.assignments import Assigner
+from orchestrator.controller.placer import Patience, Placer
 from orchestrator.controller.ports import ClusterPort
 from orchestrator.controller.roster import Bounds, Roster
 from orchestrator.core import reconcile
@@ -34,6 +35,7 @@ class Controller:
         *,
         clock: Callable[[], float] = time.monotonic,
         bounds: Bounds | None = None,
+        patience: Patience | None = None,
     ) -> None:
         self._assigner = assigner
         self._slots = slots_of(closed(assigner.spec))
@@ -41,7 +43,8 @@ class Controller:
         self._publish = publish
         self._clock = clock
         self._awake = asyncio.Event()
-        self._roster = Roster(assigner.spec.name, cluster, clock, self._awake.set, bounds or Bounds())
+        reserve = Placer(assigner.spec, cluster, patience).reserve
+        self._roster = Roster(assigner.spec.name, cluster, reserve, clock, self._awake.set, bounds or Bounds())
         self._epoch = 0
         self._histories: Mapping[str, SlotHistory] = {}
         self._drain_until: float | None = None

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from orchestrator.core.errors import SegueError
+from orchestrator.core.planning.hosts import Topology
 from orchestrator.core.types import ActorSnapshot, GatewayAssignment, WorkerAssignment
 
 Order = WorkerAssignment | GatewayAssignment
@@ -43,7 +44,8 @@ class ClusterPort(Protocol):
     """Reservations and actors of one cluster, each known by ``actor_name``."""
 
     async def reserve(self, order: Order, tell: Callable[[str], None]) -> None:
-        """Waits until the order's resources are set aside, however long; ``tell`` hears why they are not yet."""
+        """Waits until the order's resources are set aside, on its hosts if it names some, however long; ``tell`` hears
+        why they are not yet."""
 
     async def create(self, order: Order) -> ActorPort:
         """An actor in the order's reservation. It may still be coming up: its methods wait for it."""
@@ -53,6 +55,9 @@ class ClusterPort(Protocol):
 
     async def names(self) -> frozenset[str]:
         """Every actor and reservation of this cluster that exists now."""
+
+    async def topology(self) -> Topology:
+        """The machines that there are now, and where this cluster's reservations are: of a slot the newest."""
 
 
 def actor_name(cluster: str, slot_id: str, epoch: int) -> str:
@@ -70,3 +75,9 @@ def belongs(name: str, cluster: str) -> bool:
     """Whether ``name`` is one that ``actor_name`` makes for this cluster."""
     owner, _, rest = name.rpartition("/")
     return owner == cluster and "@" in rest
+
+
+def slot_and_epoch(name: str) -> tuple[str, int]:
+    """What ``actor_name`` made the name of."""
+    slot_id, _, epoch = name.rpartition("/")[2].rpartition("@")
+    return slot_id, int(epoch)

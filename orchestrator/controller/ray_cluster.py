@@ -1,4 +1,4 @@
-"""All Ray calls of the control plane, and the only place that names the worker and gateway actors' classes.
+"""A cluster's actors and reservations in Ray, and the only place that names the worker and gateway actors' classes.
 
 Actors and placement groups are detached and named (``ports.actor_name``), in one Ray namespace: they outlive the
 controller, and another one can find them. Ray restarts none of them; that is the controller's to decide.
@@ -24,9 +24,11 @@ from ray.util.placement_group import (
 )
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
+from orchestrator.controller import ray_hosts
 from orchestrator.controller.ports import ActorLost, ActorPort, Order, belongs, name_of
-from orchestrator.controller.resources import footprint, why_waiting
+from orchestrator.controller.resources import Footprint, footprint, why_waiting
 from orchestrator.core.errors import ClusterUnreachable, ConfigError, ProtocolError, SegueError, WorkerStartFailed
+from orchestrator.core.planning.hosts import Topology
 from orchestrator.core.spec import ClusterSpec
 from orchestrator.core.types import ActorSnapshot, GatewayAssignment, WorkerAssignment
 from orchestrator.telemetry import logs
@@ -39,6 +41,7 @@ _CONTROLLER_START = 60.0  # seconds for the controller to listen
 _SHUTDOWN_MARGIN = 60.0  # seconds over the drain for stopping and removing
 _GONE = 20.0  # seconds until what was killed must be out of Ray's tables
 _POLL = (0.02, 1.0)  # first and longest pause between two looks at a placement group
+_LACKS = ("NO_RESOURCES", "INFEASIBLE")
 _FINISH = 30.0  # seconds for a call in a thread to end after its task was cancelled
 
 
@@ -69,8 +72,7 @@ class RayCluster:
         if isinstance(order, GatewayAssignment):
             return  # it books nothing: it must be where the configuration says that clients find it
         need, name = footprint(order), name_of(order)
-        bundles = [dict(bundle) for bundle in need.bundles]
-        group = await _in_thread(lambda: placement_group(bundles, need.strategy, name, "detached"))
+        group = await _in_thread(lambda: _group(need, name))
         self._groups[name] = group
         pause, longest = _POLL
         while True:
@@ -79,10 +81,10 @@ class RayCluster:
                 return
             if row["state"] == "REMOVED":
                 raise WorkerStartFailed("its placement group was removed", where=name)
-            if pause >= longest:
-                nodes = await _in_thread(_nodes)
-                infeasible = row["stats"]["scheduling_state"] == "INFEASIBLE"
-                tell(why_waiting(need, nodes, infeasible=infeasible))
+            lack = row["stats"]["scheduling_state"]
+            if pause >= longest and lack in _LACKS:  # else Ray has not come to it yet
+                nodes = await _in_thread(ray_hosts.machines)
+                tell(why_waiting(need, nodes, infeasible=lack == "INFEASIBLE"))
             await asyncio.sleep(pause)
             pause = min(2 * pause, longest)
 
@@ -97,6 +99,9 @@ class RayCluster:
 
     async def names(self) -> frozenset[str]:
         return await _in_thread(lambda: frozenset(names(self.name)))
+
+    async def topology(self) -> Topology:
+        return await _in_thread(lambda: ray_hosts.topology(self.name))
 
     def _create(self, order: Order, name: str) -> ActorHandle[Any]:
         options: dict[str, Any] = {"num_cpus": 0}
@@ -216,6 +221,13 @@ def remove(name: str) -> None:
         time.sleep(_POLL[0])
 
 
+def _group(need: Footprint, name: str) -> PlacementGroup:
+    selectors = [dict(selector) for selector in need.selectors] or None
+    bundles = [dict(bundle) for bundle in need.bundles]
+    group: PlacementGroup = placement_group(bundles, need.strategy, name, "detached", bundle_label_selector=selectors)
+    return group
+
+
 def _find(name: str) -> ActorHandle[Any] | None:
     try:
         return ray.get_actor(name, namespace=NAMESPACE)
@@ -241,10 +253,6 @@ def _detached(actor: type, name: str, options: dict[str, Any]) -> Any:
 
 def _here() -> NodeAffinitySchedulingStrategy:
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-
-
-def _nodes() -> list[dict[str, float]]:
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
 
 
 def _ours(error: Exception, where: str) -> SegueError:

@@ -7,7 +7,7 @@ becomes its state and detail; nothing is decided here. ``wake`` is called after 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -18,6 +18,7 @@ from orchestrator.core.types import ActorSnapshot, WorkerState
 from orchestrator.telemetry import logs
 
 T = TypeVar("T")
+Reserve = Callable[[Order, Callable[[str], None]], Awaitable[Order]]
 log = logs.events("controller.roster")
 _LOST = (WorkerState.FAILED, WorkerState.DEAD)
 
@@ -46,13 +47,23 @@ class _Entry:
 
 
 class Roster:
-    """All actors of one cluster that exist or are being made. ``clock`` gives the planner's seconds."""
+    """All actors of one cluster that exist or are being made. ``clock`` gives the planner's seconds.
+
+    ``reserve`` is ``Placer.reserve``.
+    """
 
     def __init__(
-        self, name: str, cluster: ClusterPort, clock: Callable[[], float], wake: Callable[[], None], bounds: Bounds
+        self,
+        name: str,
+        cluster: ClusterPort,
+        reserve: Reserve,
+        clock: Callable[[], float],
+        wake: Callable[[], None],
+        bounds: Bounds,
     ) -> None:
         self._name = name
         self._cluster = cluster
+        self._reserve = reserve
         self._clock = clock
         self._wake = wake
         self._bounds = bounds
@@ -110,7 +121,7 @@ class Roster:
             self._lose(entry, error)
 
     async def _come_up(self, entry: _Entry, order: Order) -> None:
-        await self._cluster.reserve(order, lambda why: self._tell(entry, why))
+        order = await self._reserve(order, lambda why: self._tell(entry, why))
         self._enter(entry, WorkerState.STARTING)
         entry.actor = await _within(self._bounds.create, self._cluster.create(order), "making its actor")
         self._spawn(entry, self._listen(entry, entry.actor))

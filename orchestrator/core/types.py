@@ -77,6 +77,7 @@ class WorkerAssignment:
     log_dir: str = ""
     share: float = 1.0  # of its GPU that it may take; below 1 only with one device
     hosts: tuple[str, ...] = ()  # Ray's node id for each pipeline stage; empty where Ray is to choose
+    gpu: tuple[str, ...] = ()  # where Ray chooses: what its node's GPUs may be called; anything, if there is nothing
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ import pytest
 
 from orchestrator.controller.assignments import Assigner
 from orchestrator.controller.controller import Controller
+from orchestrator.controller.placer import Patience
 from orchestrator.controller.roster import Bounds
 from orchestrator.controller.status import cluster_status
 from orchestrator.core.slots import Observed
@@ -24,6 +25,8 @@ WAIT = 5.0  # seconds; the bound of every wait in these tests, never reached whe
 QUICK = Bounds(
     create=1, snapshot=0.2, ask_starting=0.01, ask_ready=0.01, drain_grace=0.2, stop=0.2, remove=0.2, retry=0.01
 )
+_OBJECT_STORE = 80 << 20  # bytes; the least that Ray takes is a little less
+HASTY = Patience(plan_lasts=0.01, settle=0.02, pinned=0.1, look_again=0.03)
 PREFILL, DECODE, GATEWAY = "m-prefill-0", "m-decode-0", "gateway-0"
 
 
@@ -52,7 +55,9 @@ class Bench:
         self.statuses: list[pb.ClusterStatus] = []
         self._news = asyncio.Event()
         assigner = Assigner(spec, "/nowhere", no_engine_args, "127.0.0.1:9100")
-        self.controller = Controller(assigner, cluster, self._publish, clock=lambda: self.now, bounds=QUICK)
+        self.controller = Controller(
+            assigner, cluster, self._publish, clock=lambda: self.now, bounds=QUICK, patience=HASTY
+        )
         self.running = asyncio.create_task(self.controller.run())
 
     def _publish(self, observed: Observed, ending: bool) -> None:
@@ -100,23 +105,43 @@ class Bench:
 
 
 @pytest.fixture(scope="package")
-def local_ray() -> Iterator[None]:
-    """A Ray on this machine with one GPU that is only a number. Its processes can import this project and its tests."""
+def local_ray() -> Iterator[Any]:
+    """A Ray on this machine with one GPU that is only a number, to which nodes can be added (ray.cluster_utils).
+
+    Its processes can import this project and its tests.
+    """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     import ray
+    from ray.cluster_utils import Cluster
 
     root = str(Path(__file__).parents[2])
+    head = {"num_cpus": 2, "num_gpus": 1, "include_dashboard": False, "object_store_memory": _OBJECT_STORE}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
     ray.init(
-        num_cpus=2,
-        num_gpus=1,
-        include_dashboard=False,
-        object_store_memory=80 << 20,
+        address=cluster.address,
         log_to_driver=False,
         namespace="segue-tests",
         runtime_env={"env_vars": {"PYTHONPATH": root}},
     )
-    yield
+    yield cluster
     ray.shutdown()
+    cluster.shutdown()
+
+
+@pytest.fixture
+def ray_nodes(local_ray: Any) -> Iterator[Callable[..., Any]]:
+    """Adds a node of so many GPUs, with these labels; after the test they are gone."""
+    nodes: list[Any] = []
+
+    def add(gpus: int, **labels: str) -> Any:
+        node = local_ray.add_node(num_cpus=gpus, num_gpus=gpus, object_store_memory=_OBJECT_STORE, labels=labels)
+        nodes.append(node)
+        return node
+
+    yield add
+    for node in nodes:
+        if node in local_ray.worker_nodes:
+            local_ray.remove_node(node)
 
 
 @pytest.fixture

@@ -6,12 +6,17 @@ Held to the behaviour of the real one by ``test_cluster_contract``.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
-from orchestrator.controller.ports import ActorLost, Order, name_of
+from orchestrator.controller.ports import ActorLost, Order, belongs, name_of, slot_and_epoch
 from orchestrator.core.errors import SegueError
-from orchestrator.core.types import ActorSnapshot, GatewayAssignment, WorkerState
+from orchestrator.core.planning.hosts import Host, Topology
+from orchestrator.core.spec import Device
+from orchestrator.core.types import ActorSnapshot, GatewayAssignment, WorkerAssignment, WorkerState
+
+HERE = Host("id-here", "here", gpus=8, gpu="L4", cpus=8)
 
 
 def slot_of(name: str) -> str:
@@ -89,11 +94,21 @@ class FakeActor:
 
 
 class FakeCluster:
-    """``capacity`` is how many reservations it can meet at a time."""
+    """``capacity`` is how many reservations it can meet at a time, beside what its hosts have.
 
-    def __init__(self, capacity: int = 1000) -> None:
+    ``others`` hold GPUs by host; ``unseen`` ones of these are not in the topology yet.
+    """
+
+    def __init__(self, capacity: int = 1000, hosts: Iterable[Host] = (HERE,), name: str = "test") -> None:
+        self.name = name
         self.capacity = capacity
-        self.reserved: set[str] = set()
+        self.hosts = {host.host_id: host for host in hosts}
+        self.others: Counter[str] = Counter()
+        self.unseen: Counter[str] = Counter()
+        self.topology_error: Exception | None = None
+        self.topologies = 0
+        self.orders: dict[str, WorkerAssignment] = {}
+        self.reserved: dict[str, tuple[str, ...]] = {}  # the host of each device
         self.waiting: set[str] = set()
         self.actors: dict[str, FakeActor] = {}
         self.start_errors: dict[str, SegueError] = {}
@@ -133,13 +148,72 @@ class FakeCluster:
         if isinstance(order, GatewayAssignment):
             return
         self.waiting.add(name)
-        while len(self.reserved) >= self.capacity:
-            tell(f"waits for CPU: {len(self.reserved)} of {self.capacity} in use")
-            self._changed = asyncio.Event()
+        self.orders[name] = order
+        while len(self.reserved) >= self.capacity or not self._room(order):
+            if len(self.reserved) >= self.capacity:
+                tell(f"waits for CPU: {len(self.reserved)} of {self.capacity} in use")
+            else:
+                tell(f"waits for GPUs on {self._names(order.hosts) or 'any host'}: in use")
             await self._changed.wait()
+        self.reserved[name] = self._room(order)  # before the gate, as Ray does it at once
         await self.pass_gate("reserve", name)
         self.waiting.discard(name)
-        self.reserved.add(name)
+
+    def _names(self, host_ids: Iterable[str]) -> str:
+        return ", ".join(self.hosts[host_id].name if host_id in self.hosts else "none" for host_id in host_ids)
+
+    def _room(self, order: WorkerAssignment) -> tuple[str, ...]:
+        """The host of each device; empty if there is no room for all."""
+        devices = order.tensor_parallel * order.pipeline_parallel
+        if order.hosts:
+            wanted = tuple(host_id for host_id in order.hosts for _ in range(order.tensor_parallel))
+            return wanted if self._fits(order, wanted) else ()
+        everywhere = [(host_id,) * devices for host_id in self.hosts]
+        return next((wanted for wanted in everywhere if self._fits(order, wanted)), ())
+
+    def _fits(self, order: WorkerAssignment, wanted: tuple[str, ...]) -> bool:
+        if order.device is Device.CPU:
+            return all(host_id in self.hosts for host_id in wanted)
+        free = Counter({host_id: float(host.gpus) for host_id, host in self.hosts.items()})
+        free.subtract(self.others)
+        for name, hosts in self.reserved.items():
+            for host_id in hosts:
+                free[host_id] -= self._size(self.orders[name])
+        return all(count * self._size(order) <= free[host_id] for host_id, count in Counter(wanted).items())
+
+    @staticmethod
+    def _size(order: WorkerAssignment) -> float:
+        return order.share if order.device is Device.GPU else 0
+
+    def changed(self) -> None:
+        """Has all that wait look again."""
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def add_host(self, host: Host) -> None:
+        self.hosts[host.host_id] = host
+        self.changed()
+
+    def lose_host(self, host_id: str) -> None:
+        """It dies, and every actor on it."""
+        del self.hosts[host_id]
+        for name, hosts in self.reserved.items():
+            if host_id in hosts and name in self.actors:
+                self.actors[name].die()
+
+    async def topology(self) -> Topology:
+        self.topologies += 1
+        if self.topology_error is not None:
+            raise self.topology_error
+        newest: dict[str, str] = {}
+        for name in sorted(self.reserved, key=slot_and_epoch):
+            if belongs(name, self.name):
+                newest[slot_of(name)] = name
+        theirs = Counter({host_id: count - self.unseen[host_id] for host_id, count in self.others.items()})
+        for name in self.reserved.keys() - newest.values():
+            theirs.update(self.reserved[name])
+        hosts = tuple(replace(host, gpus=host.gpus - theirs[host_id]) for host_id, host in self.hosts.items())
+        return Topology(hosts, {slot_id: self.reserved[name] for slot_id, name in newest.items()})
 
     async def create(self, order: Order) -> FakeActor:
         name = name_of(order)
@@ -157,9 +231,9 @@ class FakeCluster:
         actor = self.actors.pop(name, None)
         if actor is not None:
             actor.die()
-        self.reserved.discard(name)
+        self.reserved.pop(name, None)
         self.waiting.discard(name)
-        self._changed.set()
+        self.changed()
 
     async def names(self) -> frozenset[str]:
-        return frozenset(self.reserved | self.waiting | set(self.actors))
+        return frozenset({*self.reserved, *self.waiting, *self.actors})

@@ -6,13 +6,15 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import pytest
 
 from orchestrator.controller.ports import ActorLost, ActorPort, ClusterPort, Order, actor_name, name_of
 from orchestrator.core.errors import WorkerStartFailed
+from orchestrator.core.planning.hosts import Host
 from orchestrator.core.spec import Backend, Bind, Device, Role
 from orchestrator.core.types import GatewayAssignment, WorkerAssignment, WorkerState
 from tests.controller.fake_cluster import FakeCluster, Gate
@@ -36,10 +38,18 @@ class Levers(Protocol):
     def scarce(self) -> Device:
         """A device of which there is just one."""
 
+    def add_host(self, gpus: int, rack: str) -> str:
+        """A machine with that label; its id."""
+
+    def lose_host(self, host_id: str) -> None: ...
+
+    async def occupy(self, host_id: str) -> None:
+        """Somebody else takes a GPU there, till the end of the test."""
+
 
 class FakeLevers:
     def __init__(self, log_dir: Path) -> None:
-        self.cluster = FakeCluster()
+        self.cluster = FakeCluster(name="contract")
         self.log_dir = log_dir
 
     def fail_starts(self, slot_id: str, why: str) -> None:
@@ -56,14 +66,29 @@ class FakeLevers:
         self.cluster.capacity = 1
         return Device.GPU
 
+    def add_host(self, gpus: int, rack: str) -> str:
+        host_id = f"id-{len(self.cluster.hosts)}"
+        self.cluster.add_host(Host(host_id, host_id, gpus, cpus=gpus, labels={"rack": rack}))
+        return host_id
+
+    def lose_host(self, host_id: str) -> None:
+        self.cluster.lose_host(host_id)
+
+    async def occupy(self, host_id: str) -> None:
+        self.cluster.others[host_id] += 1
+
 
 class RayLevers:
-    def __init__(self, log_dir: Path) -> None:
+    def __init__(self, log_dir: Path, ray_nodes: Callable[..., Any], ray: Any) -> None:
         from orchestrator.controller.ray_cluster import RayCluster
         from tests.controller.standin import standin_gateway, standin_worker
 
         self.cluster = RayCluster("contract", standin_worker, standin_gateway)
+        self.others = RayCluster("others")
         self.log_dir = log_dir
+        self._ray = ray
+        self._add_node = ray_nodes
+        self._nodes: dict[str, Any] = {}
 
     def fail_starts(self, slot_id: str, why: str) -> None:
         (self.log_dir / f"{slot_id}.fail").write_text(why)
@@ -79,21 +104,39 @@ class RayLevers:
     def scarce(self) -> Device:
         return Device.GPU
 
+    def add_host(self, gpus: int, rack: str) -> str:
+        node = self._add_node(gpus, rack=rack)
+        self._nodes[node.node_id] = node
+        return str(node.node_id)
+
+    def lose_host(self, host_id: str) -> None:
+        self._ray.remove_node(self._nodes[host_id])
+
+    async def occupy(self, host_id: str) -> None:
+        order = worker_order(self, device=Device.GPU, hosts=(host_id,))
+        await self.others.reserve(replace(order, cluster="others"), lambda _: None)
+
 
 @pytest.fixture(params=["fake", pytest.param("ray", marks=pytest.mark.ray)])
 async def levers(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Levers]:
+    made: Levers
     if request.param == "ray":
-        request.getfixturevalue("local_ray")
-    made: Levers = RayLevers(tmp_path) if request.param == "ray" else FakeLevers(tmp_path)
+        made = RayLevers(tmp_path, request.getfixturevalue("ray_nodes"), request.getfixturevalue("local_ray"))
+    else:
+        made = FakeLevers(tmp_path)
     yield made
+    if isinstance(made, RayLevers):
+        for name in await made.others.names():
+            await made.others.remove(name)
     for name in await made.cluster.names():
         await made.cluster.remove(name)
     assert await made.cluster.names() == frozenset()
 
 
 def worker_order(
-    levers: Levers, slot_id: str = DECODE, *, epoch: int = 1, device: Device = Device.CPU
+    levers: Levers, slot_id: str = DECODE, *, epoch: int = 1, device: Device = Device.CPU, **more: Any
 ) -> WorkerAssignment:
+    values = {"tensor_parallel": 1, "pipeline_parallel": 1} | more
     return WorkerAssignment(
         cluster="contract",
         worker_id=slot_id,
@@ -104,9 +147,8 @@ def worker_order(
         device=device,
         backend=Backend.MOCK,
         bind=Bind.LOOPBACK,
-        tensor_parallel=1,
-        pipeline_parallel=1,
         log_dir=str(levers.log_dir),
+        **values,
     )
 
 
@@ -234,3 +276,90 @@ async def test_a_reservation_given_up_leaves_nothing(levers: Levers) -> None:
         await asyncio.wait({waiting})
         await levers.cluster.remove(name_of(second))
     assert name_of(second) not in await levers.cluster.names()
+
+
+async def reserved(levers: Levers, order: WorkerAssignment) -> None:
+    async with asyncio.timeout(WAIT):
+        await levers.cluster.reserve(order, lambda _: None)
+
+
+async def host_of(levers: Levers, host_id: str) -> Host:
+    [found] = [host for host in (await levers.cluster.topology()).hosts if host.host_id == host_id]
+    return found
+
+
+async def host_ids(levers: Levers) -> set[str]:
+    return {host.host_id for host in (await levers.cluster.topology()).hosts}
+
+
+async def free(levers: Levers, host_id: str, gpus: int) -> None:
+    """Until so many are there for the cluster: what was given back a moment ago may still count as taken."""
+    async with asyncio.timeout(WAIT):
+        while (await host_of(levers, host_id)).gpus != gpus:  # noqa: ASYNC110 - Ray gives no event
+            await asyncio.sleep(0.05)
+
+
+async def test_machines_are_told_with_their_labels_and_what_there_is_for_this_cluster(levers: Levers) -> None:
+    host_id = levers.add_host(4, "r7")
+    before = await levers.cluster.topology()
+    host = await host_of(levers, host_id)
+    assert len({each.name for each in before.hosts}) == len(before.hosts) >= 2
+    assert (host.gpus, host.cpus, host.labels["rack"]) == (4, 4.0, "r7")
+    assert before.reserved == {}
+
+    await reserved(levers, worker_order(levers, device=Device.GPU, tensor_parallel=2, hosts=(host_id,)))
+    await reserved(levers, worker_order(levers, "m-decode-1", device=Device.GPU, share=0.5, hosts=(host_id,)))
+    await reserved(levers, worker_order(levers, "m-decode-2", pipeline_parallel=2, hosts=(host_id, host_id)))
+    taken = await levers.cluster.topology()
+    assert taken.reserved == {DECODE: (host_id,) * 2, "m-decode-1": (host_id,), "m-decode-2": (host_id,) * 2}
+    await free(levers, host_id, 4)
+    await levers.occupy(host_id)
+    await free(levers, host_id, 3)
+
+    levers.lose_host(host_id)
+    async with asyncio.timeout(WAIT):
+        while host_id in await host_ids(levers):  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+
+
+async def test_of_a_slot_that_is_filled_twice_the_newest_place_counts(levers: Levers) -> None:
+    old, new = levers.add_host(1, "r0"), levers.add_host(1, "r0")
+    for epoch, host_id in ((9, old), (10, new)):
+        await reserved(levers, worker_order(levers, epoch=epoch, device=Device.GPU, hosts=(host_id,)))
+    assert (await levers.cluster.topology()).reserved == {DECODE: (new,)}
+    await free(levers, old, 0)
+    await levers.cluster.remove(actor_name("contract", DECODE, 9))
+    await free(levers, old, 1)
+
+
+async def test_a_gang_is_on_the_hosts_that_its_order_says_stage_by_stage(levers: Levers) -> None:
+    first, second = levers.add_host(4, "r0"), levers.add_host(4, "r1")
+    for slot, host_id in (("m-decode-0", second), ("m-decode-1", first)):
+        await reserved(levers, worker_order(levers, slot, device=Device.GPU, tensor_parallel=2, hosts=(host_id,)))
+    pipeline = worker_order(
+        levers, "m-decode-2", device=Device.GPU, tensor_parallel=2, pipeline_parallel=2, hosts=(second, first)
+    )
+    await reserved(levers, pipeline)
+    assert (await levers.cluster.topology()).reserved == {
+        "m-decode-0": (second, second),
+        "m-decode-1": (first, first),
+        "m-decode-2": (second, second, first, first),
+    }
+
+
+async def test_a_gang_waits_for_its_host_though_another_has_room(levers: Levers) -> None:
+    full = levers.add_host(2, "r0")
+    levers.add_host(2, "r1")
+    await reserved(levers, worker_order(levers, device=Device.GPU, hosts=(full,)))
+    order = worker_order(levers, "m-decode-1", device=Device.GPU, tensor_parallel=2, hosts=(full,))
+    told: list[str] = []
+    waiting = asyncio.create_task(levers.cluster.reserve(order, told.append))
+    name = (await host_of(levers, full)).name
+    async with asyncio.timeout(WAIT):
+        while not told:  # noqa: ASYNC110 - the reason comes by a plain call
+            await asyncio.sleep(0.02)
+        assert f"on {name}" in told[0]
+        assert "m-decode-1" not in (await levers.cluster.topology()).reserved
+        await levers.cluster.remove(actor_name("contract", DECODE, 1))
+        await waiting
+    assert (await levers.cluster.topology()).reserved == {"m-decode-1": (full, full)}

@@ -112,6 +112,27 @@ def kept_of(topology: Topology, gangs: Sequence[Gang], nodes: Iterable[Node]) ->
     return tuple(kept[gang.gang_id] for gang in gangs if gang.gang_id in kept)
 
 
+def misfits(topology: Topology, gangs: Iterable[Gang], kept: Iterable[Placed]) -> list[Gang]:
+    """Those that hold something on a host, and are not among what could be kept."""
+    known, hosts = {placed.gang_id for placed in kept}, {host.host_id for host in topology.hosts}
+    return [
+        gang
+        for gang in gangs
+        if gang.gang_id not in known and hosts.intersection(topology.reserved.get(gang.gang_id, ()))
+    ]
+
+
+def without(topology: Topology, gangs: Iterable[Gang]) -> Topology:
+    """These gangs' reservations as if they were others', who hold whole GPUs."""
+    gangs = list(gangs)
+    held = Counter(
+        host_id for gang in gangs if gang.devices != (CPU,) for host_id in topology.reserved.get(gang.gang_id, ())
+    )
+    hosts = tuple(replace(host, gpus=max(0, host.gpus - held[host.host_id])) for host in topology.hosts)
+    gone = {gang.gang_id for gang in gangs}
+    return Topology(hosts, {slot: ids for slot, ids in topology.reserved.items() if slot not in gone})
+
+
 def host_ids(placed: Placed, topology: Topology) -> tuple[str, ...]:
     """The host of each stage of a gang that is on nodes of ``nodes_of``."""
     by_name = {name: host.host_id for host in topology.hosts for name in (host.name, _cpu_name(host))}

@@ -1,0 +1,201 @@
+"""Replicas are reserved where a plan for all of them has them; where it has none, wherever there is room.
+
+What is reserved nowhere yet is planned anew whenever the machines changed. Nothing fails for want of a plan: then the
+machinery chooses, as it does where the plan is wrong about what is free.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Container
+from dataclasses import dataclass, field, replace
+
+from orchestrator.controller.kinds import kind_called
+from orchestrator.controller.ports import ClusterPort, Order, name_of
+from orchestrator.core.planning.hosts import (
+    Topology,
+    cpu_parts_of,
+    gangs_of,
+    host_ids,
+    kept_of,
+    misfits,
+    nodes_of,
+    without,
+)
+from orchestrator.core.planning.placing import place
+from orchestrator.core.spec import ClusterSpec
+from orchestrator.core.types import WorkerAssignment
+from orchestrator.telemetry import logs
+
+log = logs.events("controller.placer")
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """Seconds.
+
+    Before what has no place is reserved anywhere it waits ``settle``, so that it takes nothing that others were
+    promised, and as what was given back a moment ago may still count as taken. A reservation on a host that Ray finds
+    no room on for as long as ``pinned`` won't be met: what Ray knows of its nodes is seconds old at most.
+    """
+
+    plan_lasts: float = 1.0  # so that all that start together have one plan
+    settle: float = 1.0
+    pinned: float = 10.0
+    look_again: float = 5.0
+    topology: float = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Each slot's hosts, one a stage, or why it has none; neither where there is no plan. ``made_at``: loop time."""
+
+    made_at: float
+    hosts: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)
+
+
+class Placer:
+    """Reserves the replicas of a closed specification. All of it runs on one event loop."""
+
+    def __init__(self, spec: ClusterSpec, cluster: ClusterPort, patience: Patience | None = None) -> None:
+        self._spec = _by_catalogue(spec)
+        self._cluster = cluster
+        self._patience = patience or Patience()
+        self._planning = asyncio.Lock()
+        self._plan: Plan | None = None
+        self._seen: Topology | None = None  # what the plan was made from
+        self._promised: dict[str, tuple[str, ...]] = {}  # by slot the host of each device, while it is being reserved
+
+    async def reserve(self, order: Order, tell: Tell) -> Order:
+        """Waits until the order's resources are set aside, however long; returns it with the hosts that were asked for.
+
+        ``tell`` hears why they are not yet.
+        """
+        if not isinstance(order, WorkerAssignment):
+            await self._cluster.reserve(order, tell)
+            return order
+        slot_id, clock = order.worker_id, asyncio.get_running_loop().time
+        plan = await self._newest()
+        if slot_id in plan.reasons:
+            tell(plan.reasons[slot_id])
+            await asyncio.sleep(self._patience.settle)
+            plan = await self._newest()
+        refused: set[tuple[str, ...]] = {()}
+        while True:
+            hosts = plan.hosts.get(slot_id, ())
+            if hosts not in refused:
+                order = replace(order, hosts=hosts)
+                met = await self._there(order, tell)
+            else:
+                order = replace(order, hosts=())
+                met = await self._anywhere(order, refused, tell)
+            if met:
+                return order
+            refused.add(order.hosts)
+            log.info("reserved_anew", actor=slot_id, epoch=order.epoch, given_up=list(order.hosts))
+            given_up_at = clock()
+            await self._cluster.remove(name_of(order))
+            plan = await self._newest(given_up_at)
+
+    async def _there(self, order: WorkerAssignment, tell: Tell) -> bool:
+        """On its hosts; False if there is no room on them."""
+        clock = asyncio.get_running_loop().time
+        self._promised[order.worker_id] = tuple(host for host in order.hosts for _ in range(order.tensor_parallel))
+        try:
+            async with asyncio.timeout(None) as limit:
+
+                def heard(why: str) -> None:
+                    if limit.when() is None:
+                        limit.reschedule(clock() + self._patience.pinned)
+                    tell(why)
+
+                await self._cluster.reserve(order, heard)
+                return True
+        except TimeoutError:
+            return False
+        finally:
+            del self._promised[order.worker_id]
+
+    async def _anywhere(self, order: WorkerAssignment, refused: Container[tuple[str, ...]], tell: Tell) -> bool:
+        """Wherever there is room; False once there is a place for it that was not refused."""
+        slot_id = order.worker_id
+        waiting = asyncio.ensure_future(
+            self._cluster.reserve(order, lambda why: tell(self._reason(slot_id) or why)),
+        )
+        try:
+            while True:
+                done, _ = await asyncio.wait({waiting}, timeout=self._patience.look_again)
+                if done:
+                    waiting.result()
+                    return True
+                if (await self._newest()).hosts.get(slot_id, ()) not in refused:
+                    return False
+        finally:
+            waiting.cancel()
+            await asyncio.wait({waiting})
+
+    def _reason(self, slot_id: str) -> str:
+        return self._plan.reasons.get(slot_id, "") if self._plan else ""
+
+    async def _newest(self, after: float = 0.0) -> Plan:
+        """A plan that is new enough, made after that time; once for all that ask meanwhile."""
+        async with self._planning:
+            now = asyncio.get_running_loop().time()
+            made_at = self._plan.made_at if self._plan else -1.0
+            if self._plan is None or made_at < after or now - made_at >= self._patience.plan_lasts:
+                self._plan = await self._made(now)
+            return self._plan
+
+    async def _made(self, now: float) -> Plan:
+        # Before the topology is read: what is met in between is then in one of the two.
+        promised = dict(self._promised)
+        try:
+            async with asyncio.timeout(self._patience.topology):
+                topology = await self._cluster.topology()
+            topology = replace(topology, reserved=dict(topology.reserved) | promised)
+            if self._plan is not None and self._seen == topology:
+                return replace(self._plan, made_at=now)
+            plan = await asyncio.to_thread(planned, self._spec, topology, now)
+        except Exception as error:  # whatever it is, replicas can be reserved without
+            log.warning("no_plan", error=error)
+            self._seen = None
+            return Plan(now)
+        self._seen = topology
+        return plan
+
+
+def planned(spec: ClusterSpec, topology: Topology, now: float = 0.0) -> Plan:
+    """A place for every slot, with what is reserved where it is."""
+    nodes = nodes_of(topology, cpu_parts_of(spec, topology))
+    gangs = gangs_of(spec, nodes)
+    kept = kept_of(topology, gangs, nodes)
+    odd = misfits(topology, gangs, kept)
+    if odd:
+        topology = without(topology, odd)
+        nodes = nodes_of(topology, cpu_parts_of(spec, topology))
+        gone = {gang.gang_id for gang in odd}
+        gangs = [gang for gang in gangs if gang.gang_id not in gone]
+        kept = kept_of(topology, gangs, nodes)
+    placement = place(gangs, nodes, kept, movable=False)
+    return Plan(
+        now,
+        {placed.gang_id: host_ids(placed, topology) for placed in placement.placed},
+        {left.gang_id: "; ".join(reason.words for reason in left.reasons) for left in placement.unplaced},
+    )
+
+
+def _by_catalogue(spec: ClusterSpec) -> ClusterSpec:
+    """With the kinds of GPU called as hosts call theirs."""
+    models = [
+        replace(
+            model,
+            pools={
+                role: replace(pool, gpu=tuple(dict.fromkeys(map(kind_called, pool.gpu))))
+                for role, pool in model.pools.items()
+            },
+        )
+        for model in spec.models
+    ]
+    return replace(spec, models=tuple(models))
