@@ -86,6 +86,10 @@ class Admission:
         self._refuse_twice(ticket)
         self._add(ticket, returned=True)
 
+    def retry_after(self) -> float:
+        """Seconds until as much is admitted as waits now."""
+        return self._pace.retry_after(self._holdings.tokens)
+
     def next(self, model: str) -> Ticket | None:
         """Whose turn it is; it stays queued until ``admitted`` or ``drop``."""
         queue = self._queues.get(model)
@@ -142,8 +146,8 @@ class Admission:
             self._words(ticket, reason),
             where=f"request {ticket.request_id}",
             hint="send it again later",
-            retry_after=self._pace.retry_after(
-                self._holdings.tokens if clusters else self._holdings.ahead_of(ticket.tenant)
+            retry_after=(
+                self.retry_after() if clusters else self._pace.retry_after(self._holdings.ahead_of(ticket.tenant))
             ),
         )
         return Turned(ticket.request_id, error, reason)

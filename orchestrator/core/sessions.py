@@ -12,6 +12,7 @@ from orchestrator.core.decision import Decision, Wait
 from orchestrator.core.errors import ClusterFull, DeadlineExceeded, NotReady, SegueError, WorkerLost
 from orchestrator.core.fleet import Fleet
 from orchestrator.core.halves import Halves
+from orchestrator.core.pace import UNKNOWN_RETRY_SECONDS
 from orchestrator.core.retries import RetryBudget
 from orchestrator.core.routing import Router
 from orchestrator.core.session import Session, Signal, State
@@ -191,9 +192,9 @@ class Sessions:
         why = self._open[first.request_id].waited if first else session.waited
         if why is Wait.NO_WORKER and not session.turned_away:
             what = f"no worker of {session.model} took requests within {self._queue_seconds:g} s"
-            return NotReady(what, where=where, hint=HINT, retry_after=5.0)
+            return NotReady(what, where=where, hint=HINT, retry_after=UNKNOWN_RETRY_SECONDS)
         what = f"the workers of {session.model} were full for {self._queue_seconds:g} s"
-        return ClusterFull(what, where=where, hint=HINT, retry_after=5.0)
+        return ClusterFull(what, where=where, hint=HINT, retry_after=self._admission.retry_after())
 
     def router(self, model: str) -> Router:
         """The model's router."""

@@ -227,6 +227,15 @@ class TestLoss:
         assert isinstance(end.error, ClusterFull)
         brain.check()
 
+    def test_who_waited_in_vain_is_told_to_come_back_by_the_pace_of_those_who_wait(self) -> None:
+        brain = brain_with(worker("s0", Role.SERVE), queue_seconds=5.0)
+        brain.step(m.LoadReported("s0", Load(waiting=1000)), 1.0)
+        brain.step(m.Arrived("r", "m", 4), 1.0)
+        brain.step(m.Arrived("other", "m", 4), 4.0)  # and none was let in meanwhile
+        (end,) = brain.step(m.Tick(), 6.0)
+        assert isinstance(end.error, ClusterFull)
+        assert end.error.retry_after == 60.0
+
     def test_turned_away_after_its_wait_was_over_ends_at_once(self) -> None:
         brain = brain_with(worker("s0", Role.SERVE), queue_seconds=5.0)
         decode = started(brain.step(m.Arrived("r", "m", 4), 1.0), m.StartDecode)
