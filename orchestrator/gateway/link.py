@@ -23,6 +23,8 @@ SILENCE_SECONDS = 15.0  # a worker speaks every second, even when idle
 RECONNECT_SECONDS = (0.2, 0.5, 1.0, 2.0)
 _OPTIONS = (("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1))
 
+_Outbox = asyncio.Queue[pb.GatewayFrame | None]  # None ends it
+
 log = logs.events("gateway.link")
 
 
@@ -43,7 +45,7 @@ class Link:
         self.worker = worker
         self._gateway_id = gateway_id
         self._events = events
-        self._outbox: asyncio.Queue[pb.GatewayFrame] = asyncio.Queue()
+        self._outbox: _Outbox = asyncio.Queue()
         self._task = asyncio.create_task(self._keep_open(), name=f"link {worker.worker_id}")
         self.open = False
 
@@ -94,11 +96,11 @@ class Link:
             self._events.closed(self, reason)
 
     async def _session(self) -> None:
-        self._outbox = asyncio.Queue()
+        outbox = self._outbox = asyncio.Queue()
         hello = pb.Hello(gateway_id=self._gateway_id, protocol_version=PROTOCOL_VERSION)
-        self._outbox.put_nowait(pb.GatewayFrame(hello=hello))
+        outbox.put_nowait(pb.GatewayFrame(hello=hello))
         async with grpc.aio.insecure_channel(self.worker.address, options=_OPTIONS) as channel:
-            call = worker_pb2_grpc.WorkerStub(channel).Session(self._requests(self._outbox))
+            call = worker_pb2_grpc.WorkerStub(channel).Session(self._requests(outbox))
             try:
                 while True:
                     frame = await asyncio.wait_for(call.read(), SILENCE_SECONDS)
@@ -107,11 +109,12 @@ class Link:
                     self._take(frame)
             finally:
                 call.cancel()
+                outbox.put_nowait(None)  # what sends them goes on waiting though the worker ended the call
 
     @staticmethod
-    async def _requests(outbox: asyncio.Queue[pb.GatewayFrame]) -> AsyncIterator[pb.GatewayFrame]:
-        while True:
-            yield await outbox.get()
+    async def _requests(outbox: _Outbox) -> AsyncIterator[pb.GatewayFrame]:
+        while (frame := await outbox.get()) is not None:
+            yield frame
 
     def _take(self, frame: pb.WorkerFrame) -> None:
         if frame.WhichOneof("kind") == "step" and self.open:

@@ -156,12 +156,29 @@ async def test_worker_that_sends_rubbish_loses_its_session_and_nothing_else(stac
     await server.stop(None)
 
 
+async def test_sessions_that_worker_after_worker_ends_leave_nothing_behind(stack: Stack) -> None:
+    def writing() -> int:
+        """Streams that wait for what this process has to send."""
+        return sum("_consume_request_iterator" in repr(task) for task in asyncio.all_tasks())
+
+    before = writing()
+    for number in range(3):
+        async with mock_worker(Role.DECODE, "m", worker_id=f"passing-{number}") as worker:
+            stack.controller.add("m", Role.DECODE, f"passing-{number}", worker.address)
+            await until(stack, lambda number=number: f"passing-{number}" in stack.gateway.driver.workers)
+            assert writing() == before + 1
+        await until(stack, lambda number=number: f"passing-{number}" not in stack.gateway.driver.workers)
+        stack.controller.remove(f"passing-{number}")
+        await until(stack, lambda number=number: f"passing-{number}" not in stack.gateway._links)
+    await until(stack, lambda: writing() == before)
+
+
 async def test_a_failing_sibling_costs_no_other_request(stack: Stack) -> None:
     """Of two decode workers the one that dies has a sibling in mid-stream and another waiting; strangers wait, too."""
-    one_at_a_time = {"block_size": 16, "max_model_len": 512, "step_seconds": 0.05, "max_num_seqs": 1}
+    one_at_a_time = {"block_size": 16, "max_model_len": 512, "step_seconds": 0.02, "max_num_seqs": 1}
     spec = cluster(model("m", "tiny:llama", Role.PREFILL, Role.DECODE), queue_seconds=20.0)
     async with (
-        running(spec, step_seconds=0.05, max_num_seqs=1) as own,
+        running(spec, step_seconds=0.02, max_num_seqs=1) as own,
         mock_worker(Role.DECODE, "m", worker_id="m-decode-1", **one_at_a_time) as second,
     ):
         own.controller.add("m", Role.DECODE, "m-decode-1", second.address)
