@@ -9,7 +9,7 @@ from tests.gateway.crowd import LIMITS
 from tests.gateway.support import Stack, cluster, model, running
 
 
-@pytest_asyncio.fixture(scope="session")
+@pytest_asyncio.fixture(scope="package")
 async def shared_stack() -> AsyncIterator[Stack]:
     """One model apart, one together, both with the tiny model's tokenizer."""
     spec = cluster(
@@ -31,7 +31,7 @@ async def stack(shared_stack: Stack) -> AsyncIterator[Stack]:
     await shared_stack.quiet()
 
 
-@pytest_asyncio.fixture(scope="session")
+@pytest_asyncio.fixture(scope="package")
 async def shared_narrow_stack() -> AsyncIterator[Stack]:
     spec = cluster(model("m", "tiny:llama", Role.SERVE), admission=LIMITS)
     async with running(spec, max_num_seqs=1, step_seconds=0.02) as stack:

@@ -21,7 +21,7 @@ async def edge() -> AsyncIterator[Edge]:
         yield running
 
 
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
+@pytest_asyncio.fixture(scope="package", loop_scope="session")
 async def shared() -> AsyncIterator[Stack]:
     """A whole gateway over mock workers: a model in halves, and one whose HTTP side parses tool calls."""
     parsing = {"enable_auto_tool_choice": True, "tool_call_parser": "hermes", "chat_template": TEMPLATE}

@@ -29,7 +29,7 @@ def recorded() -> InMemorySpanExporter:
     return InMemorySpanExporter()
 
 
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
+@pytest_asyncio.fixture(scope="package", loop_scope="session")
 async def left(shared: Stack, recorded: InMemorySpanExporter) -> tuple[str, set[str]]:
     """The log of one request each way, and one that fails, at the most talkative level; and the texts involved."""
     root, own = logging.getLogger(), logging.getLogger("segue")
