@@ -29,8 +29,8 @@ from tests.rpc.client import details, error_info
 class TestOfficialClients:
     @pytest.fixture(autouse=True)
     def soon(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(pace, "UNKNOWN_RETRY_SECONDS", 1.5)  # over what the clients would wait on their own
-        monkeypatch.setattr(pace, "MOST_RETRY_SECONDS", 1.5)
+        monkeypatch.setattr(pace, "UNKNOWN_RETRY_SECONDS", 1.0)  # over what the clients would wait on their own
+        monkeypatch.setattr(pace, "MOST_RETRY_SECONDS", 1.0)
 
     @staticmethod
     def attempts(client: openai.AsyncOpenAI | anthropic.AsyncAnthropic) -> list[tuple[float, int]]:
@@ -61,7 +61,7 @@ class TestOfficialClients:
         assert chunks[-1].choices[0].finish_reason == "length"
         (first, refused), (second, taken) = seen
         assert (refused, taken) == (429 if tenant == "small" else 503, 200)
-        assert second - first >= 1.5
+        assert second - first >= 1.0
 
     async def test_anthropics_client_comes_back_when_told(self, narrow: Stack) -> None:
         client = anthropic.AsyncAnthropic(base_url=narrow.url, api_key="-", max_retries=1)
@@ -75,7 +75,7 @@ class TestOfficialClients:
         async with client:
             assert (await asyncio.wait_for(asked, 20)).stop_reason == "max_tokens"
         assert [status for _, status in seen] == [503, 200]
-        assert seen[1][0] - seen[0][0] >= 1.5
+        assert seen[1][0] - seen[0][0] >= 1.0
 
     async def test_their_errors_have_the_type_and_the_code(self, narrow: Stack) -> None:
         async with (

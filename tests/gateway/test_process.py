@@ -9,6 +9,7 @@ import pytest
 from orchestrator.core.errors import SegueError
 from orchestrator.core.spec import Endpoint, GatewaySpec, Role
 from orchestrator.core.types import GatewayAssignment, WorkerState
+from orchestrator.gateway import gateway
 from orchestrator.gateway.process import GatewayProcess
 from tests.gateway.support import FREE, FakeController, cluster, model
 from tests.workers.support import mock_worker
@@ -28,8 +29,8 @@ async def test_taken_port() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         spec = cluster(model("m", "tiny:llama", Role.SERVE))
-        gateway = GatewaySpec(http=Endpoint("127.0.0.1", taken.getsockname()[1]), grpc=FREE)
-        process, said = await start(type(spec)("test", spec.models, gateway=gateway))
+        ports = GatewaySpec(http=Endpoint("127.0.0.1", taken.getsockname()[1]), grpc=FREE)
+        process, said = await start(type(spec)("test", spec.models, gateway=ports))
     assert "Address already in use" in said
     assert (await process.snapshot()).state is WorkerState.FAILED
 
@@ -39,7 +40,10 @@ async def test_model_that_is_not_there() -> None:
     assert "/no/such/folder" in said
 
 
-async def test_front_end_that_can_not_be_built_ends_the_gateway_with_its_reason() -> None:
+async def test_front_end_that_can_not_be_built_ends_the_gateway_with_its_reason(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(gateway, "FRONT_SECONDS", 0.05)
     spec = cluster(model("m", "tiny:llama", Role.SERVE, chat_template="/no/such/template.jinja"))
     async with mock_worker(Role.SERVE, "m", worker_id="m-serve-0") as worker, FakeController(spec) as controller:
         controller.add("m", Role.SERVE, "m-serve-0", worker.address)
