@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,16 +10,9 @@ import pytest
 
 from tests.e2e.conftest import RealCluster, free_ports, running
 from tests.e2e.golden import OUTPUT_TOKENS, transformers_greedy
+from tests.gpu.support import gpus
 
 pytestmark = [pytest.mark.gpu, pytest.mark.engine, pytest.mark.ray, pytest.mark.timeout(600)]
-
-
-def gpus() -> int:
-    try:
-        listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return 0
-    return len(listing.stdout.splitlines())
 
 
 def spec(pools: dict[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,8 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from tests.workers.support import Pair, WorkerProcess, engine_process, mock_worker
+from tests.workers.planned import WEIGHED
+from tests.workers.support import TINY_ENGINE, Pair, WorkerProcess, engine_process, mock_worker
 
 MOCK = {"block_size": 32, "kv_blocks": 511, "max_num_seqs": 8, "max_model_len": 512, "prefill_tokens_per_second": 1e5}
 
@@ -15,8 +16,12 @@ MOCK = {"block_size": 32, "kv_blocks": 511, "max_num_seqs": 8, "max_model_len": 
 def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[WorkerProcess, WorkerProcess]]:
     """Two vLLM engines of the tiny model, in processes of their own."""
     logs = tmp_path_factory.mktemp("engine-logs")
+    engine = {**TINY_ENGINE, **WEIGHED}
     # Started together: most of a start is waiting for imports.
-    with engine_process("prefill", logs) as prefill, engine_process("decode", logs) as decode:
+    with (
+        engine_process("prefill", logs, engine=engine) as prefill,
+        engine_process("decode", logs, engine=engine) as decode,
+    ):
         yield prefill.ready(), decode.ready()
 
 

@@ -119,6 +119,10 @@ class WorkerProcess:
         self.process.stdin.flush()
         return self.read()
 
+    def ranks(self) -> list[dict[str, Any]]:
+        """What each rank says of itself, in an engine that was started with ``weighed.WEIGHED``."""
+        return list(self.ask("ranks")["ranks"])
+
     def read(self) -> dict[str, Any]:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()

@@ -1,4 +1,4 @@
-"""A replica cut over several processes says what one process says, and ends as a whole."""
+"""A replica cut over several processes says what one process says, holds what was planned, and ends as a whole."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from typing import Any
 import grpc
 import pytest
 
+from orchestrator.planning.catalogue import this_cpu
 from tests.workers.leftovers import gone, left_behind, shared_memory, wait
+from tests.workers.planned import WEIGHED, check
 from tests.workers.support import TINY_ENGINE, WorkerProcess, engine_process, gateway, tokens
 from workers import inventory
 from workers.inventory import descendants
@@ -53,10 +55,13 @@ async def whole(tmp_path_factory: pytest.TempPathFactory) -> list[list[int]]:
 
 @pytest.mark.parametrize(("tensor", "pipeline"), [(2, 1), (1, 2), (2, 2)])
 async def test_a_model_in_parts_says_what_it_says_whole_and_leaves_nothing(
-    whole: list[list[int]], tensor: int, pipeline: int, tmp_path: Path
+    whole: list[list[int]], tensor: int, pipeline: int, tiny_path: str, tmp_path: Path
 ) -> None:
-    with engine_process("serve", tmp_path, **cut(tensor, pipeline)) as worker:
+    parts = cut(tensor, pipeline)
+    parts["engine"] |= WEIGHED
+    with engine_process("serve", tmp_path, **parts) as worker:
         facts = worker.ready().snapshot["facts"]
+        await asyncio.to_thread(check, worker, tiny_path, parts["engine"], this_cpu())
         assert len(ranks(worker)) == tensor * pipeline
         # Each rank has as much memory as the one process had, for its part of every block.
         assert facts["kv_blocks_total"] + 1 == WHOLE_BLOCKS * tensor * pipeline

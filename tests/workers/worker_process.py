@@ -1,6 +1,6 @@
 """A worker actor in a process of its own: ``python -m tests.workers.worker_process '<assignment as JSON>'``.
 
-Prints one JSON line when it is up, then obeys lines on stdin: ``drain SECONDS``, ``stop``. Ends with stdin.
+Prints one JSON line when it is up, then obeys lines on stdin: ``drain SECONDS``, ``ranks``, ``stop``. Ends with stdin.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import dataclasses
 import json
 import os
 import sys
-from typing import TextIO
+from typing import Any, TextIO
 
 from orchestrator.core.errors import WorkerStartFailed
 from orchestrator.core.spec import Backend, Bind, Device, Role
@@ -64,10 +64,16 @@ async def main() -> None:
             await actor.drain(float(line[1]))
         if line[0] == b"stop":
             break
-        say(out, dataclasses.asdict(await actor.snapshot()))
+        ranks = await weighed(actor) if line[0] == b"ranks" else []
+        say(out, {**dataclasses.asdict(await actor.snapshot()), "ranks": ranks})
     await actor.stop()
     await asyncio.wait_for(actor.wait_closed(), 1)
     say(out, dataclasses.asdict(await actor.snapshot()))
+
+
+async def weighed(actor: Any) -> Any:
+    """What each rank of an engine holds that was started with ``tests.workers.weighed.WEIGHED``."""
+    return await actor._engine._client.collective_rpc_async("weighed")
 
 
 def say(out: TextIO, what: object) -> None:
