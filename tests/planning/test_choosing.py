@@ -13,7 +13,7 @@ from orchestrator.core.planning.roofline import prompt_bytes
 from orchestrator.core.planning.serving import MOST_BUSY
 from orchestrator.core.planning.settings import Settings
 from orchestrator.core.planning.shape_config import shape_of
-from orchestrator.core.spec import Device, LoadSpec, Role, SloSpec
+from orchestrator.core.spec import Device, LoadSpec, PoolSpec, Role, SloSpec
 from tests.planning import models
 from tests.planning.plans import (
     ANYTHING,
@@ -38,6 +38,19 @@ class TestWhatIsBought:
         one = chosen(models.LLAMA_3_70B, SERVE, LoadSpec(1, 2000, 300), SloSpec(1000, 30), there=[stock("H100")])
         assert one.pools[0].tensor_parallel == 4
         assert "ms between tokens over 30 ms, even without load" in loser(one, "H100-80GB", 2).why
+
+    def test_what_does_not_fit_says_what_would(self) -> None:
+        one = pool(Role.SERVE, tensor_parallel=1, pipeline_parallel=1)
+
+        def reason(there: Stock, only: PoolSpec = one) -> str:
+            found = outcome(models.LLAMA_3_70B, [only], None, None, [there])
+            assert isinstance(found, NoChoice)
+            return str(found)
+
+        assert reason(stock("H100", 8)).endswith("; it would fit with tensor_parallel: 2, or with quantization: fp8")
+        assert reason(stock("H100", 1)).endswith("; it would fit with quantization: fp8")
+        assert reason(stock("L4", 1)).endswith("to compute with)")  # nothing would
+        assert reason(stock("L4", *[2] * 8)).endswith("; it would fit with pipeline_parallel: 9")
 
     def test_what_does_not_fit_says_so_in_gigabytes(self) -> None:
         four = pool(Role.SERVE, tensor_parallel=4, pipeline_parallel=1)

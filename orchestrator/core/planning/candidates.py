@@ -25,12 +25,13 @@ ENOUGH_LONG = 4  # of those, as the other half may need one more
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A way that is none."""
+    """A way that is none, and the smallest changes with which it would be one."""
 
     role: Role
     device: str
     cut: Cut
     why: str
+    changes: tuple[str, ...] = ()
 
 
 class Candidates:
@@ -68,9 +69,12 @@ class Candidates:
 
     def _try(self, shape: ModelShape, way: Cut, stock: Stock, settings: Settings, demand: Demand) -> bool:
         """Whether it fits."""
-        found = _fitting(shape, way, stock, settings)
-        if isinstance(found, str):
-            self.refused.append(Refused(self.pool.role, stock.kind.name, way, found))
+        fixed = self.pool.tensor_parallel != AUTO and self.pool.share == 1
+        found = _fitting(shape, way, stock, settings, stock.largest if fixed else 1)
+        if not isinstance(found, Fit):
+            changes = found.changes if isinstance(found, NoFit) else ()
+            texts = tuple(each.text for each in changes if _is_there(stock, each.cut))
+            self.refused.append(Refused(self.pool.role, stock.kind.name, way, str(found), texts))
             return False
         self.options.append(option(self.pool.role, shape, stock.kind, way, settings, found, demand))
         return True
@@ -140,7 +144,7 @@ def _widest(pool: PoolSpec, stock: Stock, tensors: Sequence[int]) -> set[int]:
     return {max((ways for ways in tensors if ways <= node), default=1) for node in stock.sizes}
 
 
-def _fitting(shape: ModelShape, cut: Cut, stock: Stock, settings: Settings) -> Fit | str:
+def _fitting(shape: ModelShape, cut: Cut, stock: Stock, settings: Settings, most_tensor: int) -> Fit | NoFit | str:
     """The fit, or why there is none: by devices, by memory, or because requests of the load are too long."""
     kind, tokens = stock.kind, settings.context or 0
     lacking = _none_free(stock, cut, settings.share)
@@ -149,10 +153,8 @@ def _fitting(shape: ModelShape, cut: Cut, stock: Stock, settings: Settings) -> F
     dtype = settings.weights_kept(shape).dtype
     if kind.kind is Device.GPU and dtype is Precision.BF16 and dtype not in kind.flops:
         return f"{kind.name} has no units for bfloat16, which vLLM then refuses (dtype: float16 does without)"
-    found = fits(shape, cut, kind, settings, most_tensor=1)
-    if isinstance(found, NoFit):
-        return str(found)
-    if found.max_model_len < tokens:
+    found = fits(shape, cut, kind, settings, most_tensor=most_tensor)
+    if isinstance(found, Fit) and found.max_model_len < tokens:
         return f"requests of the load have {tokens} tokens, max_model_len is {found.max_model_len}"
     return found
 
@@ -169,6 +171,11 @@ def _none_free(stock: Stock, cut: Cut, share: float) -> str:
         largest = f"{stock.largest} {name} free together"
         return f"{cut.tensor} devices of one node are needed, no node has more than {largest}"
     return ""
+
+
+def _is_there(stock: Stock, cut: Cut) -> bool:
+    """Whether there are devices for a replica."""
+    return stock.nodes is None or sum(count // cut.tensor for count in stock.nodes) >= cut.pipeline * cut.data
 
 
 def room(stock: Stock, option: Option) -> int:

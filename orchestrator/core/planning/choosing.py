@@ -17,7 +17,7 @@ from dataclasses import replace
 from itertools import product
 from math import inf
 
-from orchestrator.core.planning.candidates import Candidates, allowed
+from orchestrator.core.planning.candidates import Candidates, Refused, allowed
 from orchestrator.core.planning.choices import Choice, Loser, NoChoice, PoolChoice, Stock
 from orchestrator.core.planning.cut import Cut
 from orchestrator.core.planning.hand_over import Half, unlike
@@ -31,6 +31,7 @@ from orchestrator.core.spec import LoadSpec, ModelSpec, PoolSpec, Role
 # A request's size where the spec has no load: a page of prompt, a paragraph of answer; less for models of less context.
 USUAL_PROMPT, USUAL_OUTPUT = 1024, 128
 ORDER = (Role.SERVE, Role.PREFILL, Role.DECODE)
+MOST_CHANGES = 2  # that would do and are told
 MOST_UNLIKE = 4  # ways in which halves differ that are told
 SECONDS, MILLION = 3600.0, 1e6
 
@@ -97,7 +98,12 @@ def _impossible(pool: Candidates, stock: Sequence[Stock]) -> list[str]:
         return [f"the {spec.role} pool needs {wanted}, there is {there}"]
     # One line a kind: the last is the widest cut, which comes nearest.
     last = {each.device: each for each in pool.refused}
-    return [f"{spec.role} on {device} with {each.cut}: {each.why}" for device, each in last.items()]
+    return [f"{spec.role} on {device} with {each.cut}: {each.why}{_instead(each)}" for device, each in last.items()]
+
+
+def _instead(refused: Refused) -> str:
+    words = [f"with {change}" for change in refused.changes[:MOST_CHANGES]]
+    return f"; it would fit {', or '.join(words)}" if words else ""
 
 
 def _refusals(pools: Sequence[Candidates]) -> list[Loser]:

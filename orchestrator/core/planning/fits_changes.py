@@ -157,7 +157,7 @@ def _more_stages(shape: ModelShape, at: _Try, most_tensor: int) -> Iterator[_Try
     for ways in dict.fromkeys((at.cut.tensor, most_tensor)):
         for stages in range(at.cut.pipeline + 1, min(MOST_STAGES, len(shape.layers)) + 1):
             cut = replace(at.cut, pipeline=stages, tensor=ways)
-            text = f"pipeline_parallel: {stages}" + (f" with tensor_parallel: {ways}" if ways != at.cut.tensor else "")
+            text = f"pipeline_parallel: {stages}" + (f" and tensor_parallel: {ways}" if ways != at.cut.tensor else "")
             yield replace(at, text=text, cut=cut, settings=whole)
 
 
