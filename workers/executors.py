@@ -27,12 +27,13 @@ def executor_arguments(assignment: WorkerAssignment) -> dict[str, Any]:
 
 
 def meet_in(folder: str) -> None:
-    """In an engine core's process: its ranks find one another by a file in ``folder``.
+    """In an engine core's process: its ranks find one another, and one alone itself, by a file in ``folder``.
 
     vLLM puts that file among the machine's temporary ones, and a rank that is killed leaves it there for ever.
     """
-    from vllm.v1.executor import multiproc_executor
+    from vllm.v1.executor import multiproc_executor, uniproc_executor
 
     # Its name without the folder is also that of the ranks' shared memory (``inventory.shared_memory``).
     where = f"file://{folder}/vllm_dist_{uuid.uuid4().hex}"
-    multiproc_executor.get_file_store_init_method = lambda: where  # type: ignore[attr-defined]
+    for executor in (multiproc_executor, uniproc_executor):
+        executor.get_file_store_init_method = lambda: where  # type: ignore[attr-defined]

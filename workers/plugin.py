@@ -25,8 +25,7 @@ _WATCH = "segue-worker-watch"
 def run_engine_core(*args: Any, **kwargs: Any) -> None:
     """In place of vLLM's entry point of an engine core's process: the watch begins first."""
     register()
-    if kwargs["vllm_config"].parallel_config.distributed_executor_backend == "mp":
-        meet_in(os.environ["VLLM_RPC_BASE_PATH"])
+    meet_in(os.environ["VLLM_RPC_BASE_PATH"])
     from vllm.v1.engine.core import EngineCoreProc
 
     EngineCoreProc.run_engine_core(*args, **kwargs)

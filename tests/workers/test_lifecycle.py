@@ -68,6 +68,8 @@ async def test_a_killed_engine_ends_sessions_and_the_worker(tmp_path: Path) -> N
         async with gateway(worker.ready().address) as peer:
             await peer.submit("running", list(range(1000, 1040)), max_tokens=400)
             await peer.until(lambda g: g.outputs.get("running"))
+            (folder,) = left_behind(worker)
+            assert list(folder.glob("vllm_dist_*"))  # where a rank meets itself: it goes with the folder
             os.kill(worker.engine_pid, signal.SIGKILL)
             began = time.monotonic()
             assert await peer.ended(5) is grpc.StatusCode.UNAVAILABLE
