@@ -92,6 +92,7 @@ def test_devices_of_the_file_are_known_to_its_nodes() -> None:
         ('nodes: [{name: "n[0-999999999]", gpu: L4}]', ["more than 100000 nodes"]),
         ("nodes: [{name: n, gpu: L4, count: 2, labels: {nvlink_domain: '0-1,2-3'}}]", ["labels", "2-3", "0 to 1"]),
         ("nodes: [{name: n, gpu: L4, count: 4, labels: {nvlink_domain: '0-1,1-2'}}]", ["device 1 twice"]),
+        ("nodes: [{name: n, gpu: L4, count: 4, labels: {nvlink_domain: '0-1,2-x'}}]", ["'0-1,2-x'", "as in 0-3,4-7"]),
     ],
 )
 def test_what_is_wrong_is_told_with_its_place(text: str, words: list[str]) -> None:

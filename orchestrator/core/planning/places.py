@@ -110,11 +110,13 @@ def domains(node: Node) -> tuple[tuple[int, ...], ...]:
     name of one domain, which nodes share that have the same value (an NVL72 rack).
 
     Raises:
-        ConfigError: a split names a device twice, or one that the node doesn't have.
+        ConfigError: a split names a device twice, or what is no device of the node.
     """
     everything = tuple(range(node.count))
     value = node.label(NVLINK_DOMAIN).replace(" ", "")
     if not _DOMAINS.fullmatch(value):
+        if "," in value:
+            raise _wrong_split(node, "something that is no device")
         return (everything,)
     taken: set[int] = set()
     parts = tuple(_members(part, node, taken) for part in value.split(","))
