@@ -19,7 +19,6 @@ from vllm.v1.engine import EngineCoreOutputs
 from vllm.v1.engine.core import EngineCoreProc
 from vllm.v1.engine.core_client import AsyncMPClient, EngineCoreClient
 from vllm.v1.engine.exceptions import EngineDeadError
-from vllm.v1.executor import Executor
 
 from orchestrator.core.errors import SegueError, WorkerLost, WorkerStartFailed
 from orchestrator.core.mirror import CacheEvent
@@ -27,7 +26,7 @@ from orchestrator.core.spec import Device, Role
 from orchestrator.core.types import EngineFacts, Load, WorkerAssignment
 from orchestrator.telemetry.logs import events
 from workers import inventory, kv_events, plugin, wire
-from workers.executors import executor_arguments
+from workers.executors import executor_arguments, executor_class
 from workers.nudge import Nudger
 from workers.ports import EngineStep, Progress, Transfers
 from workers.transfer import connector_settings, transfers_of
@@ -156,7 +155,7 @@ class VllmEngine:
         stopped = WorkerStartFailed("it was stopped while it started", where=self._assignment.worker_id)
         if self._closing:
             raise stopped
-        executor = Executor.get_class(config)
+        executor = executor_class(config, self._assignment.device)
         with _watched_from_the_first_moment():
             client: AsyncMPClient = EngineCoreClient.make_async_mp_client(config, executor, log_stats=True)
         if self._closing:  # nobody waits for this thread any more

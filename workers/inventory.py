@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import socket
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -25,11 +26,39 @@ _EPHEMERAL_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
 def bind_host(bind: Bind) -> str:
     """The address to listen on: loopback, or the one that Ray knows this node by."""
-    if bind is Bind.LOOPBACK:
-        return LOOPBACK
+    return LOOPBACK if bind is Bind.LOOPBACK else ray_host()
+
+
+def ray_host() -> str:
+    """The address that Ray knows this node by."""
     import ray
 
     return str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
+
+
+def ray_address() -> str:
+    """host:port by which other processes join this one's Ray cluster. Raises WorkerStartFailed outside of one."""
+    import ray
+
+    if not ray.is_initialized():
+        raise WorkerStartFailed("its ranks are Ray actors, and this process is in no Ray cluster")
+    return str(ray.get_runtime_context().gcs_address)
+
+
+def added_by_ray(name: str) -> bool:
+    """Whether Ray, in whose actor this is, has set an environment variable here: the process started without it."""
+    ray = sys.modules.get("ray")
+    given = Path("/proc/self/environ").read_bytes().split(b"\0")
+    started_with = any(each.startswith(f"{name}=".encode()) for each in given)
+    return name in os.environ and not started_with and ray is not None and bool(ray.is_initialized())
+
+
+def interface_of(host: str) -> str:
+    """The network interface that has an address; empty if none has."""
+    import psutil
+
+    found = (name for name, addresses in psutil.net_if_addrs().items() if host in {each.address for each in addresses})
+    return next(found, "")
 
 
 def free_port(host: str) -> int:
