@@ -77,3 +77,17 @@ def test_affinity_is_widened_for_every_thread() -> None:
         inventory.widen_affinity(child.pid)
         assert os.sched_getaffinity(child.pid) == os.sched_getaffinity(0)
         child.kill()
+
+
+def test_what_ray_adds_to_an_actors_environment_is_told_from_an_operators(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS_OF_RAY", "1")
+    monkeypatch.setattr("ray.is_initialized", lambda: True)
+    assert inventory.added_by_ray("OMP_NUM_THREADS_OF_RAY")
+    assert not inventory.added_by_ray("PATH")  # this process was started with it
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    assert not inventory.added_by_ray("OMP_NUM_THREADS_OF_RAY")
+
+
+def test_the_interface_of_an_address() -> None:
+    assert inventory.interface_of("127.0.0.1") == "lo"
+    assert inventory.interface_of("203.0.113.7") == ""
