@@ -16,7 +16,7 @@ from orchestrator.core.planning.hosts import (
     Topology,
     cpu_parts_of,
     gangs_of,
-    host_ids,
+    hosts_by_node,
     kept_of,
     misfits,
     nodes_of,
@@ -140,12 +140,12 @@ class Placer:
         return self._plan.reasons.get(slot_id, "") if self._plan else ""
 
     async def _newest(self, after: float = 0.0) -> Plan:
-        """A plan that is new enough, made after that time; once for all that ask meanwhile."""
+        """A plan that is new enough, made after that time; once for all that ask meanwhile, however long it takes."""
+        clock = asyncio.get_running_loop().time
+        oldest = max(after, clock() - self._patience.plan_lasts)
         async with self._planning:
-            now = asyncio.get_running_loop().time()
-            made_at = self._plan.made_at if self._plan else -1.0
-            if self._plan is None or made_at < after or now - made_at >= self._patience.plan_lasts:
-                self._plan = await self._made(now)
+            if self._plan is None or self._plan.made_at < oldest:
+                self._plan = await self._made(clock())
             return self._plan
 
     async def _made(self, now: float) -> Plan:
@@ -179,9 +179,10 @@ def planned(spec: ClusterSpec, topology: Topology, now: float = 0.0) -> Plan:
         gangs = [gang for gang in gangs if gang.gang_id not in gone]
         kept = kept_of(topology, gangs, nodes)
     placement = place(gangs, nodes, kept, movable=False)
+    by_node = hosts_by_node(topology)
     return Plan(
         now,
-        {placed.gang_id: host_ids(placed, topology) for placed in placement.placed},
+        {placed.gang_id: tuple(by_node[name] for name, _ in placed.stages) for placed in placement.placed},
         {left.gang_id: "; ".join(reason.words for reason in left.reasons) for left in placement.unplaced},
     )
 

@@ -130,11 +130,11 @@ def local_ray() -> Iterator[Any]:
 
 @pytest.fixture
 def ray_nodes(local_ray: Any) -> Iterator[Callable[..., Any]]:
-    """Adds a node of so many GPUs, with these labels; after the test they are gone."""
+    """Adds a node of so many GPUs and twice the CPUs, with these labels; after the test they are gone."""
     nodes: list[Any] = []
 
     def add(gpus: int, **labels: str) -> Any:
-        node = local_ray.add_node(num_cpus=gpus, num_gpus=gpus, object_store_memory=_OBJECT_STORE, labels=labels)
+        node = local_ray.add_node(num_cpus=2 * gpus, num_gpus=gpus, object_store_memory=_OBJECT_STORE, labels=labels)
         nodes.append(node)
         return node
 

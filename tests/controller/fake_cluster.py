@@ -106,6 +106,7 @@ class FakeCluster:
         self.others: Counter[str] = Counter()
         self.unseen: Counter[str] = Counter()
         self.topology_error: Exception | None = None
+        self.topology_seconds = 0.0
         self.topologies = 0
         self.orders: dict[str, WorkerAssignment] = {}
         self.reserved: dict[str, tuple[str, ...]] = {}  # the host of each device
@@ -203,6 +204,7 @@ class FakeCluster:
 
     async def topology(self) -> Topology:
         self.topologies += 1
+        await asyncio.sleep(self.topology_seconds)
         if self.topology_error is not None:
             raise self.topology_error
         newest: dict[str, str] = {}

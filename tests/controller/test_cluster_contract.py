@@ -68,7 +68,7 @@ class FakeLevers:
 
     def add_host(self, gpus: int, rack: str) -> str:
         host_id = f"id-{len(self.cluster.hosts)}"
-        self.cluster.add_host(Host(host_id, host_id, gpus, cpus=gpus, labels={"rack": rack}))
+        self.cluster.add_host(Host(host_id, host_id, gpus, cpus=2 * gpus, labels={"rack": rack}))
         return host_id
 
     def lose_host(self, host_id: str) -> None:
@@ -304,7 +304,7 @@ async def test_machines_are_told_with_their_labels_and_what_there_is_for_this_cl
     before = await levers.cluster.topology()
     host = await host_of(levers, host_id)
     assert len({each.name for each in before.hosts}) == len(before.hosts) >= 2
-    assert (host.gpus, host.cpus, host.labels["rack"]) == (4, 4.0, "r7")
+    assert (host.gpus, host.cpus, host.labels["rack"]) == (4, 8.0, "r7")
     assert before.reserved == {}
 
     await reserved(levers, worker_order(levers, device=Device.GPU, tensor_parallel=2, hosts=(host_id,)))
@@ -313,7 +313,8 @@ async def test_machines_are_told_with_their_labels_and_what_there_is_for_this_cl
     taken = await levers.cluster.topology()
     assert taken.reserved == {DECODE: (host_id,) * 2, "m-decode-1": (host_id,), "m-decode-2": (host_id,) * 2}
     await free(levers, host_id, 4)
-    await levers.occupy(host_id)
+    async with asyncio.timeout(WAIT):
+        await levers.occupy(host_id)
     await free(levers, host_id, 3)
 
     levers.lose_host(host_id)

@@ -59,7 +59,8 @@ async def test_replicas_are_spread_over_hosts_each_stage_on_the_host_that_was_pl
 
 async def test_all_that_start_together_have_one_plan(start: Start) -> None:
     cluster = FakeCluster(hosts=[host(f"h{number}") for number in range(10)])
-    patient = Placer(spec_of(40), cluster, Patience(plan_lasts=WAIT))
+    cluster.topology_seconds = 0.3  # longer than a plan is good for
+    patient = Placer(spec_of(40), cluster, Patience(plan_lasts=0.2))
     bench = start(spec_of(40), cluster)
     bench.controller._roster._reserve = patient.reserve
     await all_ready(bench)

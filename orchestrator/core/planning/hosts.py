@@ -135,8 +135,13 @@ def without(topology: Topology, gangs: Iterable[Gang]) -> Topology:
 
 def host_ids(placed: Placed, topology: Topology) -> tuple[str, ...]:
     """The host of each stage of a gang that is on nodes of ``nodes_of``."""
-    by_name = {name: host.host_id for host in topology.hosts for name in (host.name, _cpu_name(host))}
-    return tuple(by_name[name] for name, _ in placed.stages)
+    by_node = hosts_by_node(topology)
+    return tuple(by_node[name] for name, _ in placed.stages)
+
+
+def hosts_by_node(topology: Topology) -> dict[str, str]:
+    """The ids of hosts by the names of their nodes."""
+    return {name: host.host_id for host in topology.hosts for name in (host.name, _cpu_name(host))}
 
 
 def _cpu_name(host: Host) -> str:
