@@ -51,6 +51,7 @@ KINDS = st.builds(
     st.floats(0.5, 10),
     st.integers(1, 50),
 )
+OWNED = KINDS.map(lambda kind: replace(kind, usd_per_hour=0))
 KIND_LISTS = st.lists(KINDS, min_size=1, max_size=3, unique_by=lambda kind: kind.name)
 LOADS = st.builds(LoadSpec, st.floats(0.1, 200), st.integers(10, 4000), st.integers(1, 1000), st.floats(0, 0.95))
 SLOS = st.builds(SloSpec, st.none() | st.floats(50, 3000), st.none() | st.floats(5, 100))
@@ -169,7 +170,7 @@ class TestAlways:
         never_cheaper(met(roles, load, slo, few), than=met(roles, load, slo, many))
 
     @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
-    @given(ROLES, LOADS, SLOS, KIND_LISTS)
+    @given(ROLES, LOADS, SLOS, KIND_LISTS | OWNED.map(lambda kind: [kind]))
     def test_trying_everything_finds_nothing_cheaper(
         self, roles: Sequence[Role], load: LoadSpec, slo: SloSpec, kinds: list[DeviceKind]
     ) -> None:
@@ -181,13 +182,16 @@ class TestAlways:
         parts = [[weighing.part(each, count) for each in own.options for count in range(1, 5)] for own in pools]
         ways = (way for way in product(*parts) if not apart([each.option for each in way]))
         plans = (Plan(way, transfer(*(each.option for each in way)) if len(way) > 1 else 0.0) for way in ways)
-        costs = [plan.usd_per_hour for plan in plans if plan.meets(goal)]
+        costs = [(plan.usd_per_hour, plan.watts) for plan in plans if plan.meets(goal)]
         assume(costs)
         found = met(roles, load, slo, there)
         assert found is not None
-        assert found.usd_per_hour <= min(costs) * (1 + 1e-9)
+        usd, watts = min(costs)
+        assert found.usd_per_hour <= usd * (1 + 1e-9)
         if all(each.replicas < 5 for each in found.pools):
-            assert found.usd_per_hour == pytest.approx(min(costs))
+            assert found.usd_per_hour == pytest.approx(usd)
+        if usd == 0:
+            assert found.watts <= watts
 
     @given(st.integers(1, 200), st.integers(1, 50), st.integers(1, 300))
     def test_the_least_of_those_that_do(self, threshold: int, low: int, most: int) -> None:

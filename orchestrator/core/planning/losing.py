@@ -43,7 +43,7 @@ def losers(pool: Candidates, weighing: Weighing, plan: Plan) -> list[Loser]:
 def _rivals(pool: Candidates, weighing: Weighing, plan: Plan) -> Iterator[Option]:
     """All options; of kinds that take another second half the cheapest only, as each means a search of its own."""
     seen = set()
-    for option in sorted(pool.options, key=lambda each: (weighing.fewest(each) or MOST_REPLICAS) * each.usd_per_hour):
+    for option in sorted(pool.options, key=lambda each: (weighing.fewest(each) or MOST_REPLICAS) * each.cost):
         far = apart([option, *(part.option for part in plan.parts if part.option.role is not option.role)])
         if not far or option.kind.name not in seen:
             yield option

@@ -29,6 +29,7 @@ from orchestrator.core.spec import LoadSpec, Role
 
 MOST_BUSY = 0.8  # of the time or of the network: above it, waiting grows faster than any forecast of the load is good
 MOST_REPLICAS = 100_000
+USD_PER_WATT = 1e-9  # an hour
 HALVINGS = 40  # of an interval that holds a number sought
 
 
@@ -100,6 +101,12 @@ class Option:
     def usd_per_hour(self) -> float:
         """Of a replica."""
         return self.devices * self.share * self.kind.usd_per_hour
+
+    @property
+    def cost(self) -> float:
+        """What the search goes by: dollars by the hour, and next to nothing for each watt, as money alone doesn't say
+        which of one's own devices to take."""
+        return self.usd_per_hour + self.watts * USD_PER_WATT
 
     @property
     def watts(self) -> float:

@@ -19,7 +19,7 @@ from orchestrator.core.planning.roofline import transfer_seconds
 from orchestrator.core.planning.serving import MOST_BUSY, MOST_REPLICAS, Estimate, Option, least
 from orchestrator.core.spec import Role
 
-TINY = 1e-9  # dollars, for devices that cost nothing
+ROUNDING = 1e-12
 SHARE_HALVINGS = 20  # of a load that is too much for the devices
 
 
@@ -45,6 +45,10 @@ class Part:
         return self.replicas * self.option.usd_per_hour
 
     @property
+    def cost(self) -> float:
+        return self.replicas * self.option.cost
+
+    @property
     def watts(self) -> float:
         return self.replicas * self.option.watts
 
@@ -59,6 +63,10 @@ class Plan:
     @property
     def usd_per_hour(self) -> float:
         return sum(part.usd_per_hour for part in self.parts)
+
+    @property
+    def cost(self) -> float:
+        return sum(part.cost for part in self.parts)
 
     @property
     def watts(self) -> float:
@@ -108,8 +116,8 @@ class Weighing:
         """The cheapest that meets the goal, with this option if one is given; None if none does."""
         best: Plan | None = None
         ways = [way for way in self._ways() if option is None or option in way]
-        for usd, options in sorted(((self._floor(way), way) for way in ways), key=lambda each: each[0]):
-            if usd == inf or (best is not None and usd > best.usd_per_hour):
+        for cost, options in sorted(((self._floor(way), way) for way in ways), key=lambda each: each[0]):
+            if cost == inf or (best is not None and cost > best.cost * (1 + ROUNDING)):
                 break
             plan = self.plan(options)
             if plan is not None and (best is None or plan.order < best.order):
@@ -181,7 +189,7 @@ class Weighing:
 
     def _floor(self, options: tuple[Option, ...]) -> float:
         """What these cost at least, by the hour; inf if one of them can't meet its own goals with any number."""
-        return sum((self.fewest(option) or inf) * max(option.usd_per_hour, TINY) for option in options)
+        return sum((self.fewest(option) or inf) * option.cost for option in options)
 
     def _meets(self, option: Option, first: float, replicas: int) -> bool:
         estimate = self.part(option, replicas).estimate
@@ -202,11 +210,11 @@ class Weighing:
         idle = self._prompts(prefill, left - decode.at(0.0).first)
         for prompts, count in self._trades(prefill, decode, left, idle):
             # However many decode, no fewer prefill replicas will do than beside idle ones.
-            floor = (idle or 0) * prefill.usd_per_hour + (count + 1) * decode.usd_per_hour
+            floor = (idle or 0) * prefill.cost + (count + 1) * decode.cost
             plan = self._joined(self.part(prefill, prompts), self.part(decode, count))
             if plan is not None and (best is None or plan.order < best.order):
                 best = plan
-            if best is not None and floor >= best.usd_per_hour:
+            if best is not None and floor > best.cost * (1 + ROUNDING):
                 break
         return best
 
