@@ -129,12 +129,24 @@ class Placer:
                 done, _ = await asyncio.wait({waiting}, timeout=self._patience.look_again)
                 if done:
                     waiting.result()
-                    return True
+                    return not await self._torn(order)
                 if (await self._newest()).hosts.get(slot_id, ()) not in refused:
                     return False
         finally:
             waiting.cancel()
             await asyncio.wait({waiting})
+
+    async def _torn(self, order: WorkerAssignment) -> bool:
+        """Whether a stage came to be on several hosts, as a pipeline's can where they are not said."""
+        size = order.tensor_parallel
+        if size == 1 or order.pipeline_parallel == 1:
+            return False
+        await self._newest(asyncio.get_running_loop().time())
+        hosts = self._seen.reserved.get(order.worker_id, ()) if self._seen else ()
+        torn = any(len(set(hosts[first : first + size])) > 1 for first in range(0, len(hosts), size))
+        if torn:
+            await asyncio.sleep(self._patience.look_again)  # it would be met the same way at once
+        return torn
 
     def _reason(self, slot_id: str) -> str:
         return self._plan.reasons.get(slot_id, "") if self._plan else ""

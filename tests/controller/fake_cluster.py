@@ -170,6 +170,11 @@ class FakeCluster:
             wanted = tuple(host_id for host_id in order.hosts for _ in range(order.tensor_parallel))
             return wanted if self._fits(order, wanted) else ()
         everywhere = [(host_id,) * devices for host_id in self.hosts]
+        if order.pipeline_parallel > 1:  # device by device, as Ray packs them
+            everywhere.append(
+                tuple(host_id for host_id, host in self.hosts.items() for _ in range(host.gpus))[:devices]
+            )
+            everywhere = [wanted for wanted in everywhere if len(wanted) == devices]
         return next((wanted for wanted in everywhere if self._fits(order, wanted)), ())
 
     def _fits(self, order: WorkerAssignment, wanted: tuple[str, ...]) -> bool:

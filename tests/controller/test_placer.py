@@ -145,6 +145,17 @@ async def test_a_place_that_ray_never_gives_is_not_asked_for_again(start: Start)
     await bench.ready()
 
 
+async def test_no_stage_is_torn_over_hosts_where_ray_would_do_so(start: Start) -> None:
+    cluster = FakeCluster(hosts=[host("a", 3), host("b", 1)])
+    bench = start(spec_of(1, 2, 2), cluster)
+    await until(lambda: cluster.steps("remove", SLOT) >= 2)  # met that way, and given back
+    assert bench.state(SLOT) is WorkerState.PENDING
+    assert "b has 1 at most" in bench.worker(SLOT).stage
+    cluster.add_host(host("c", 2))
+    await bench.ready()
+    assert where(cluster)[SLOT] in [("id-a", "id-a", "id-c", "id-c"), ("id-c", "id-c", "id-a", "id-a")]
+
+
 async def test_without_any_plan_replicas_come_up_all_the_same(start: Start) -> None:
     cluster = FakeCluster(hosts=[host("a")])
     cluster.topology_error = SegueError("Ray is busy")
@@ -168,13 +179,13 @@ async def test_what_one_was_promised_no_other_gets_in_a_later_plan() -> None:
     orders = [assigner.order(slot, 1) for slot in slots_of(spec)[:2]]
     lives = [asyncio.create_task(placer.reserve(orders[0], lambda _: None))]
     await until(lambda: cluster.waiting)
-    cluster.add_host(host("0", 1))  # from nothing, the first replica would be there
+    cluster.add_host(host("A", 1))  # from nothing, the first replica would be there
     lives.append(asyncio.create_task(placer.reserve(orders[1], lambda _: None)))
     await until(lambda: len(cluster.waiting) == 2)
     cluster.capacity = 2
     cluster.changed()
     async with asyncio.timeout(WAIT):
-        assert [order.hosts for order in await asyncio.gather(*lives)] == [("id-a",), ("id-0",)]  # type: ignore[union-attr]
+        assert [order.hosts for order in await asyncio.gather(*lives)] == [("id-a",), ("id-A",)]  # type: ignore[union-attr]
 
 
 async def test_a_waiting_reservation_ends_with_its_life(start: Start) -> None:
@@ -195,6 +206,15 @@ def test_what_ray_put_where_no_plan_would_have_it_still_has_its_devices() -> Non
         "a stage of tensor_parallel 2 needs 2 L4 in one node, b has 1 at most; "
         "pipeline_parallel 2 needs 2 x 2 L4, a has 1 x 2 in all"
     )
+
+
+def test_what_runs_is_not_moved_out_of_the_way() -> None:
+    small = PoolSpec(Role.SERVE, 2, Device.GPU)
+    models = (ModelSpec("s", "none", {Role.SERVE: small}), *spec_of(1, 2).models)
+    reserved = {"s-serve-0": ("id-a",), "s-serve-1": ("id-b",)}
+    plan = planned(replace(spec_of(), models=models), Topology((host("a", 2), host("b", 2)), reserved))
+    assert plan.hosts == reserved
+    assert plan.reasons == {SLOT: "tensor_parallel 2 needs 2 L4 in one node, a, b have 1 free at most"}
 
 
 def test_a_reservation_on_a_host_that_is_gone_is_placed_anew() -> None:
