@@ -28,7 +28,7 @@ _EXCEPTION = re.compile(r"[A-Za-z_.]*(Error|Exception|Exit|Failed)\b: \S")
 def until_ready(address: str, spec: ClusterSpec, logs: Path, progress: Progress, each: Callable[[], None]) -> Any:
     """Shows the stages of workers and gateways; returns a gateway that serves, once the cluster is ready.
 
-    Of several gateway processes one is enough: the others share its ports.
+    Of several gateway processes one is enough: the others share its ports, and take connections once they can serve.
 
     Raises WorkerStartFailed, after start_timeout at the latest.
     """

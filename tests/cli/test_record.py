@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -75,7 +74,11 @@ def test_the_process_that_owns_the_cluster_is_told_the_whole_path(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "c.yaml").write_text(CONFIG.format(1))
     seen: list[list[str]] = []
-    run: Callable[[ClusterSpec, Path], int] = lambda spec, path: seen.append(foreground.owner_command(spec, path)) or 0  # noqa: E731
+
+    def run(spec: ClusterSpec, path: Path, address: str | None) -> int:
+        seen.append(foreground.owner_command(spec, path, address))
+        return 0
+
     monkeypatch.setattr(foreground, "run", run)
     assert main(["up", "c.yaml", "--record", "r"]) == 0
     assert seen[0][-2:] == ["--record", str(tmp_path / "r")]

@@ -28,7 +28,7 @@ ENGINES = {"block_size": 16, "max_model_len": 512, "step_seconds": 0.02}
 
 
 def spec(**over: Any) -> ClusterSpec:
-    return cluster(model("m", "tiny:llama", Role.PREFILL, Role.DECODE), queue_seconds=2.0, **over)
+    return cluster(model("m", "tiny:llama", Role.PREFILL, Role.DECODE), queue_seconds=1.0, **over)
 
 
 async def ask(stack: Stack, headers: dict[str, str] | None = None, **over: Any) -> httpx.Response:
@@ -74,7 +74,7 @@ async def test_traffic_with_losses_replays_to_the_same_commands_and_has_no_words
             assert (await ask(stack, n=2, temperature=0.9)).status_code == 200
             assert (await ask(stack, prompt=[WORDS, "xylophone " * 30], stream=False)).status_code == 200
             await left_in_mid_stream(stack, "who-left")
-            late = asyncio.create_task(ask(stack, more="walrus", max_tokens=100))
+            late = asyncio.create_task(ask(stack, more="walrus", max_tokens=40))
             async with asyncio.timeout(10):
                 while not stack._busy("m-decode-0") and not stack._busy("m-decode-1"):
                     await stack.gateway.status_changed(0.05)
@@ -147,5 +147,5 @@ def test_the_header_says_under_what_it_was_made(tmp_path: Path) -> None:
     gateway = Gateway("gw-0", spec(), seed=11, record=str(tmp_path / "r"), epoch=4)
     gateway._journal.close()
     first = json.loads((tmp_path / "r").read_text().splitlines()[0])
-    assert (first["seed"], first["epoch"], first["spec"]["gateway"]["queue_seconds"]) == (11, 4, 2.0)
+    assert (first["seed"], first["epoch"], first["spec"]["gateway"]["queue_seconds"]) == (11, 4, 1.0)
     assert replayed(tmp_path / "r").difference is None
