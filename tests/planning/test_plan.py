@@ -154,7 +154,10 @@ def test_a_split_node_has_no_more_together_than_its_nvlink_domains() -> None:
     cuts = [planned([model("large", 1, AUTO, pipeline_parallel=AUTO)], [node]).gangs[0] for node in (whole, split)]
     assert [(gang.tensor_parallel, gang.pipeline_parallel) for gang in cuts] == [(8, 1), (4, 2)]
     found = planned([model("large", 1, 8)], [split])
-    assert "8 devices of one node are needed, no node has more than 4 A100-40GB free together" in found.reasons[0]
+    assert (
+        "8 devices of one node are needed, no node has more than 4 A100-40GB free in one NVLink domain"
+        in found.reasons[0]
+    )
 
 
 def test_a_thousand_nodes_are_planned_in_two_seconds() -> None:

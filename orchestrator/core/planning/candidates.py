@@ -168,7 +168,7 @@ def _none_free(stock: Stock, cut: Cut, share: float) -> str:
     if stock.devices == 0:
         return f"no {name} is free"
     if stock.nodes is not None and cut.tensor > stock.largest:
-        largest = f"{stock.largest} {name} free together"
+        largest = f"{stock.largest} {name} free" + " in one NVLink domain" * stock.by_domain
         return f"{cut.tensor} devices of one node are needed, no node has more than {largest}"
     return ""
 

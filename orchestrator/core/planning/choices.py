@@ -17,11 +17,13 @@ NODE_DEVICES = 8  # of a GPU server that is yet to be bought
 @dataclass(frozen=True, slots=True)
 class Stock:
     """Devices of one kind. ``nodes`` has the number of free ones on each node, or in each NVLink domain of one that is
-    split; None: any number can be bought. ``left`` has the ten-thousandths that are left of devices in shared use."""
+    split (``by_domain``); None: any number can be bought. ``left`` has the ten-thousandths that are left of devices in
+    shared use."""
 
     kind: DeviceKind
     nodes: tuple[int, ...] | None = None
     left: tuple[int, ...] = ()
+    by_domain: bool = False
 
     @property
     def sizes(self) -> frozenset[int]:

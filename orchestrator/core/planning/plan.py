@@ -181,13 +181,20 @@ def _stock(inventory: Inventory, gangs: Sequence[Gang], placement: Placement) ->
     """Each kind of device, with what these gangs leave of it a node, or an NVLink domain of one that is split."""
     used = _used(gangs, placement)
     there: dict[str, tuple[list[int], list[int]]] = {}
+    split: set[str] = set()
     for node in inventory.nodes:
         free, left = there.setdefault(node.device, ([], []))
-        for domain in domains(node):
+        islands = domains(node)
+        if len(islands) > 1:
+            split.add(node.device)
+        for domain in islands:
             parts = [WHOLE - used[node.name, device] for device in domain]
             free.append(parts.count(WHOLE))
             left += [part for part in parts if 0 < part < WHOLE]
-    stock = [Stock(inventory.catalogue.find(kind), tuple(free), tuple(left)) for kind, (free, left) in there.items()]
+    stock = [
+        Stock(inventory.catalogue.find(kind), tuple(free), tuple(left), kind in split)
+        for kind, (free, left) in there.items()
+    ]
     if inventory.buys:
         gpus = (kind for kind in inventory.catalogue if kind.kind is Device.GPU and kind.name not in there)
         stock += [Stock(kind) for kind in gpus]
