@@ -7,17 +7,19 @@ import contextlib
 import os
 import signal
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import grpc
 import psutil
 import pytest
 
 from orchestrator.config import loads
-from orchestrator.controller import ray_cluster
+from orchestrator.controller import ray_cluster, ray_hosts
 from orchestrator.controller.ray_cluster import RayCluster, start_controller, stop_controller
 from orchestrator.core.errors import ClusterUnreachable, ConfigError
-from orchestrator.core.spec import Backend, ClusterSpec, ControllerSpec, Endpoint, ModelSpec, PoolSpec, Role
+from orchestrator.core.spec import Backend, ClusterSpec, ControllerSpec, Device, Endpoint, ModelSpec, PoolSpec, Role
 from orchestrator.proto import cluster_pb2 as pb
 from orchestrator.proto import cluster_pb2_grpc, fleet_pb2, fleet_pb2_grpc
 from tests.controller.conftest import DECODE, GATEWAY, PREFILL
@@ -184,3 +186,51 @@ async def test_a_port_that_is_taken_is_told_and_leaves_nothing(run: Run, tmp_pat
         await asyncio.to_thread(start_controller, other, str(tmp_path), RayCluster("other", standin_worker))
     with pytest.raises(ClusterUnreachable):
         stop_controller("other", 1.0)
+
+
+def gpu_spec(replicas: int, tensor: int) -> ClusterSpec:
+    pool = PoolSpec(Role.SERVE, replicas, Device.GPU, tensor, backend=Backend.MOCK)
+    spec = spec_of()
+    return replace(spec, models=(ModelSpec("m", "none", {Role.SERVE: pool}),))
+
+
+async def places() -> dict[str, set[str]]:
+    """By slot the nodes of its devices."""
+    topology = await asyncio.to_thread(ray_hosts.topology, NAME)
+    return {slot_id: set(hosts) for slot_id, hosts in topology.reserved.items()}
+
+
+def serving(live: Watched) -> set[str]:
+    return {worker.id for worker in live.status.models[0].pools[0].workers if worker.state == "ready"}
+
+
+async def test_replicas_are_spread_over_nodes_and_one_whose_node_dies_comes_up_on_another(
+    run: Run, local_ray: Any, ray_nodes: Callable[..., Any]
+) -> None:
+    nodes = {node.node_id: node for node in (ray_nodes(4, rack="r0"), ray_nodes(4, rack="r1"))}
+    live = await run(spec=gpu_spec(2, 4))
+    await live.until(lambda: len(serving(live)) == 2)
+    before = await places()
+    assert all(len(hosts) == 1 for hosts in before.values())
+    assert set.union(*before.values()) == set(nodes)
+
+    spare = ray_nodes(4, rack="r2")
+    [lost] = before["m-serve-0"]
+    await asyncio.to_thread(local_ray.remove_node, nodes[lost])
+    await live.until(lambda: serving(live) == {"m-serve-1"})
+    await live.until(lambda: len(serving(live)) == 2)
+    assert await places() == before | {"m-serve-0": {spare.node_id}}
+
+
+async def test_what_does_not_fit_says_why_and_comes_up_once_a_node_is_added(
+    run: Run, ray_nodes: Callable[..., Any]
+) -> None:
+    ray_nodes(2)
+    live = await run(spec=gpu_spec(1, 4))
+    await live.until(lambda: live.worker("m-serve-0").stage)
+    assert live.worker("m-serve-0").state == "pending"
+    assert "tensor_parallel 4 needs 4 gpu in one node" in live.worker("m-serve-0").stage
+    assert "have 2 at most" in live.worker("m-serve-0").stage
+    node = ray_nodes(4)
+    await live.until(lambda: serving(live))
+    assert await places() == {"m-serve-0": {node.node_id}}
