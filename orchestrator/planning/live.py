@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from orchestrator.core.errors import ConfigError
@@ -14,6 +14,7 @@ from orchestrator.core.spec import ClusterSpec
 from orchestrator.planning import catalogue
 
 GB = 1e9
+ALIKE = 1.5  # times the memory of the smallest: hosts that are meant to be the same differ by what else was running
 LABEL_HINT = "label the node segue.io/gpu=KIND (ray start --labels), KIND as in `segue plan --help`"
 
 
@@ -56,16 +57,31 @@ def _is_known(name: str, known: Catalogue) -> bool:
 
 
 def _with_cpus(nodes: tuple[Node, ...], topology: Topology, known: Catalogue, cpu: DeviceKind) -> Inventory:
-    """One kind of CPU for each size of memory; its parts share it."""
+    """A kind of CPU for hosts of about the same memory, which their CPU's parts share."""
     memory = {host.name: host.memory_bytes or cpu.memory_bytes for host in topology.hosts}
-    kinds: dict[str, DeviceKind] = {}
-    found = []
-    for node in nodes:
-        if node.device == CPU:
-            size = memory[node.name.removesuffix(f" {CPU}")]
-            kind = replace(cpu, name=f"{CPU}-{size / GB:.0f}GB", memory_bytes=size, aliases=())
-            kind = kinds.setdefault(kind.name, kind)
-            found.append(replace(node, device=kind.name, shared_bytes=size))
-        else:
-            found.append(node)
+    least = _least_alike({memory[_host(node)] for node in nodes if node.device == CPU})
+    kinds = {
+        size: replace(cpu, name=f"{CPU}-{size / GB:.0f}GB", memory_bytes=size, aliases=()) for size in least.values()
+    }
+    found = [
+        replace(node, device=kinds[least[memory[_host(node)]]].name, shared_bytes=memory[_host(node)])
+        if node.device == CPU
+        else node
+        for node in nodes
+    ]
     return Inventory(tuple(found), known.extended(kinds.values()))
+
+
+def _host(node: Node) -> str:
+    return node.name.removesuffix(f" {CPU}")
+
+
+def _least_alike(sizes: Iterable[int]) -> dict[int, int]:
+    """Each size, and the least of those that count as alike with it: stages of one replica are on one kind."""
+    least: dict[int, int] = {}
+    first = 0
+    for size in sorted(sizes):
+        if size > ALIKE * first:
+            first = size
+        least[size] = first
+    return least
