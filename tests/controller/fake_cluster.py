@@ -169,7 +169,8 @@ class FakeCluster:
         if order.hosts:
             wanted = tuple(host_id for host_id in order.hosts for _ in range(order.tensor_parallel))
             return wanted if self._fits(order, wanted) else ()
-        everywhere = [(host_id,) * devices for host_id in self.hosts]
+        able = {host_id: host for host_id, host in self.hosts.items() if not order.gpu or host.gpu in order.gpu}
+        everywhere = [(host_id,) * devices for host_id in able]
         if order.pipeline_parallel > 1:  # device by device, as Ray packs them
             everywhere.append(
                 tuple(host_id for host_id, host in self.hosts.items() for _ in range(host.gpus))[:devices]

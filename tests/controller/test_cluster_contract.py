@@ -364,3 +364,17 @@ async def test_a_gang_waits_for_its_host_though_another_has_room(levers: Levers)
         await levers.cluster.remove(actor_name("contract", DECODE, 1))
         await waiting
     assert (await levers.cluster.topology()).reserved == {"m-decode-1": (full, full)}
+
+
+async def test_where_any_host_would_do_it_has_to_be_of_the_kinds_that_the_order_names(levers: Levers) -> None:
+    levers.add_host(2, "r0")
+    order = worker_order(levers, device=Device.GPU, gpu=("H200", "NVIDIA-H200"))
+    told: list[str] = []
+    waiting = asyncio.create_task(levers.cluster.reserve(order, told.append))
+    async with asyncio.timeout(WAIT):
+        while not told:  # noqa: ASYNC110 - the reason comes by a plain call
+            await asyncio.sleep(0.02)
+    assert (await levers.cluster.topology()).reserved == {}
+    waiting.cancel()
+    await asyncio.wait({waiting})
+    await levers.cluster.remove(name_of(order))
