@@ -20,8 +20,10 @@ from orchestrator.core.planning.hosts import (
     kept_of,
     misfits,
     nodes_of,
+    reachable,
     without,
 )
+from orchestrator.core.planning.places import Unplaced
 from orchestrator.core.planning.placing import place
 from orchestrator.core.spec import ClusterSpec
 from orchestrator.core.types import WorkerAssignment
@@ -180,6 +182,9 @@ class Placer:
 
 def planned(spec: ClusterSpec, topology: Topology, now: float = 0.0) -> Plan:
     """A place for every slot, with what is reserved where it is."""
+    elsewhere = len(topology.hosts)
+    topology = reachable(topology, spec)
+    elsewhere -= len(topology.hosts)
     nodes = nodes_of(topology, cpu_parts_of(spec, topology))
     gangs = gangs_of(spec, nodes)
     kept = kept_of(topology, gangs, nodes)
@@ -195,8 +200,15 @@ def planned(spec: ClusterSpec, topology: Topology, now: float = 0.0) -> Plan:
     return Plan(
         now,
         {placed.gang_id: tuple(by_node[name] for name, _ in placed.stages) for placed in placement.placed},
-        {left.gang_id: "; ".join(reason.words for reason in left.reasons) for left in placement.unplaced},
+        {left.gang_id: _words(left, elsewhere) for left in placement.unplaced},
     )
+
+
+def _words(left: Unplaced, elsewhere: int) -> str:
+    """Why it has no place. ``elsewhere``: hosts that are no places as workers listen on loopback."""
+    words = [reason.words for reason in left.reasons]
+    words += [f"nodes on other machines ({elsewhere}) need bind: node"] if elsewhere else []
+    return "; ".join(words)
 
 
 def _by_catalogue(spec: ClusterSpec) -> ClusterSpec:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -31,7 +32,8 @@ def topology(cluster: str) -> Topology:
     """
     nodes = _alive()
     available = available_resources_per_node()  # type: ignore[no-untyped-call]
-    return topology_of(nodes, available, placement_group_table().values(), cluster)
+    here = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+    return topology_of(nodes, available, placement_group_table().values(), cluster, here)
 
 
 def machines() -> list[Machine]:
@@ -42,16 +44,25 @@ def machines() -> list[Machine]:
 
 
 def topology_of(
-    nodes: Sequence[Row], available: Mapping[str, Mapping[str, float]], groups: Iterable[Row], cluster: str
+    nodes: Sequence[Row], available: Mapping[str, Mapping[str, float]], groups: Iterable[Row], cluster: str, here: str
 ) -> Topology:
-    """From the rows of Ray's tables: its nodes that are alive, what is free of each by id, and placement groups."""
+    """From the rows of Ray's tables: its nodes that are alive, what is free of each by id, and placement groups.
+
+    ``here`` is this machine's address.
+    """
     newest = _newest(groups, cluster)
     ours: Counter[str] = Counter()
     for row in newest.values():
         for index, node_id in row["bundles_to_node_id"].items():
             ours[node_id] += row["bundles"][index].get("GPU", 0)
     names = host_names(nodes)
-    hosts = [_host(node, names, available.get(node["NodeID"], {}), ours[node["NodeID"]]) for node in nodes]
+    hosts = [
+        replace(
+            _host(node, names, available.get(node["NodeID"], {}), ours[node["NodeID"]]),
+            here=node["NodeManagerAddress"] == here,
+        )
+        for node in nodes
+    ]
     reserved = {slot_id: tuple(_devices(row)) for slot_id, row in newest.items()}
     return Topology(tuple(sorted(hosts, key=lambda host: host.name)), reserved)
 

@@ -305,6 +305,7 @@ async def test_machines_are_told_with_their_labels_and_what_there_is_for_this_cl
     host = await host_of(levers, host_id)
     assert len({each.name for each in before.hosts}) == len(before.hosts) >= 2
     assert (host.gpus, host.cpus, host.labels["rack"]) == (4, 8.0, "r7")
+    assert all(each.here for each in before.hosts)
     assert before.reserved == {}
 
     await reserved(levers, worker_order(levers, device=Device.GPU, tensor_parallel=2, hosts=(host_id,)))

@@ -19,7 +19,7 @@ def node(node_id: str, hostname: str = "", name: str = "10.0.0.1", gpus: float =
     return {
         "NodeID": node_id,
         "NodeName": name,
-        "NodeManagerAddress": "10.0.0.1",
+        "NodeManagerAddress": more.pop("address", "10.0.0.1"),
         "NodeManagerHostname": hostname or f"host-{node_id[0]}",
         "Resources": {"CPU": 16.0, "memory": 64e9} | ({"GPU": gpus} if gpus else {}) | more,
         "Labels": labels,
@@ -38,7 +38,7 @@ def group(name: str, *places: tuple[str, float], state: str = "CREATED") -> dict
 
 
 def topology(nodes: list[dict[str, Any]], free: dict[str, float], groups: Iterable[dict[str, Any]] = ()) -> Topology:
-    return ray_hosts.topology_of(nodes, {each: {"GPU": gpus} for each, gpus in free.items()}, groups, "c")
+    return ray_hosts.topology_of(nodes, {each: {"GPU": gpus} for each, gpus in free.items()}, groups, "c", "10.0.0.1")
 
 
 def test_what_others_hold_of_a_host_is_not_there_and_what_this_cluster_holds_is() -> None:
@@ -66,6 +66,11 @@ def test_only_the_newest_filling_of_a_slot_has_its_place() -> None:
 def test_a_host_of_which_nothing_is_known_yet_has_nothing_free() -> None:
     [host] = topology([node(A, gpus=2)], {}).hosts
     assert host.gpus == 0
+
+
+def test_which_hosts_are_on_this_machine() -> None:
+    found = topology([node(A), node(B, address="10.0.0.2")], {})
+    assert {host.host_id: host.here for host in found.hosts} == {A: True, B: False}
 
 
 def test_every_host_has_a_name_that_no_other_has() -> None:

@@ -14,7 +14,7 @@ from orchestrator.controller.placer import Patience, Placer, planned
 from orchestrator.core.errors import SegueError
 from orchestrator.core.planning.hosts import Host, Topology
 from orchestrator.core.slots import slots_of
-from orchestrator.core.spec import ClusterSpec, Device, GatewaySpec, ModelSpec, PoolSpec, Role
+from orchestrator.core.spec import Bind, ClusterSpec, Device, GatewaySpec, ModelSpec, PoolSpec, Role
 from orchestrator.core.types import WorkerState
 from tests.controller.conftest import WAIT, Bench, no_engine_args
 from tests.controller.fake_cluster import FakeCluster, slot_of
@@ -215,6 +215,15 @@ def test_what_runs_is_not_moved_out_of_the_way() -> None:
     plan = planned(replace(spec_of(), models=models), Topology((host("a", 2), host("b", 2)), reserved))
     assert plan.hosts == reserved
     assert plan.reasons == {SLOT: "tensor_parallel 2 needs 2 L4 in one node, a, b have 1 free at most"}
+
+
+def test_workers_that_listen_on_loopback_are_on_the_gateways_machine() -> None:
+    topology = Topology((host("a", 1), replace(host("b", 4), here=False)))
+    loopback, anywhere = spec_of(1, 2), replace(spec_of(1, 2), bind=Bind.NODE)
+    assert planned(anywhere, topology).hosts == {SLOT: ("id-b",)}
+    assert planned(loopback, topology).reasons == {
+        SLOT: "tensor_parallel 2 needs 2 L4 in one node, a has 1 at most; nodes on other machines (1) need bind: node"
+    }
 
 
 def test_a_reservation_on_a_host_that_is_gone_is_placed_anew() -> None:

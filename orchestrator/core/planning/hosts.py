@@ -16,7 +16,7 @@ from orchestrator.core.errors import ConfigError
 from orchestrator.core.planning.islands import natural
 from orchestrator.core.planning.places import NVLINK_DOMAIN, WHOLE, Gang, Node, Placed, domains, parts_of
 from orchestrator.core.slots import Kind, slots_of
-from orchestrator.core.spec import ClusterSpec, Device, PoolSpec
+from orchestrator.core.spec import Bind, ClusterSpec, Device, PoolSpec
 
 CPU = "cpu"  # the kind of every CPU here; also what is behind a host's name where its GPUs have the name itself
 ANY_GPU = "gpu"  # the kind of GPUs of which nobody says what they are
@@ -33,6 +33,7 @@ class Host:
     cpus: float = 0.0
     memory_bytes: int = 0
     labels: Mapping[str, str] = field(default_factory=dict)
+    here: bool = True  # on the machine of whoever asks, which is that of the gateways
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,13 @@ class Topology:
 
     hosts: tuple[Host, ...]
     reserved: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # slot id: host id a device, stage by stage
+
+
+def reachable(topology: Topology, spec: ClusterSpec) -> Topology:
+    """Without hosts on other machines where workers listen on loopback only: no gateway would reach them there."""
+    if spec.bind is not Bind.LOOPBACK:
+        return topology
+    return replace(topology, hosts=tuple(host for host in topology.hosts if host.here))
 
 
 def nodes_of(topology: Topology, cpu_parts: int) -> tuple[Node, ...]:
