@@ -20,6 +20,7 @@ from tests.planning.models import LLAMA_3_8B, LLAMA_3_70B, SMOLLM2_135M
 from tests.planning.plans import CPU
 
 SHAPES = {"tiny": shape_of(SMOLLM2_135M), "small": shape_of(LLAMA_3_8B), "large": shape_of(LLAMA_3_70B)}
+HALVES = (Role.PREFILL, Role.DECODE)
 L4 = [Node("l0", "L4", 1)]
 MOST_SECONDS = 2.0  # for 1,000 nodes
 
@@ -105,6 +106,14 @@ def test_a_model_that_can_go_elsewhere_leaves_another_what_only_that_can_run_on(
     assert {reason.partition(":")[0] for reason in again.reasons} == {"small"}
 
 
+def test_a_half_that_may_go_elsewhere_leaves_what_the_other_and_another_model_are_bound_to() -> None:
+    pools = {role: PoolSpec(role, 1, Device.GPU, gpu=("L4",) * (role is Role.PREFILL)) for role in HALVES}
+    nodes = [Node("l0", "L4", 1), Node("l1", "L4", 1), *h100(1, 2)]
+    found = planned([model("tiny-0", 2, 1, None, 0.2, gpu=("L4",)), ModelSpec("tiny-1", "./tiny", pools)], nodes)
+    assert found.reasons == ()
+    assert [gang.devices for gang in found.gangs] == [("L4",), ("L4",), ("L4",), ("H100-80GB",)]
+
+
 def test_a_whole_node_is_found_however_small_models_are_spread() -> None:
     found = planned([model("small", 2, 1), model("large", 1, 8)], h100(2))
     assert found.reasons == ()
@@ -143,7 +152,7 @@ def test_replicas_go_where_parts_are_left_and_no_further() -> None:
 
 
 def test_both_halves_share_one_device() -> None:
-    pools = {role: PoolSpec(role, 1, Device.GPU, share=0.5) for role in (Role.PREFILL, Role.DECODE)}
+    pools = {role: PoolSpec(role, 1, Device.GPU, share=0.5) for role in HALVES}
     halves = ModelSpec("tiny", "./tiny", pools)
     assert planned([halves], L4).reasons == ()
     assert not planned([halves, part(1, 0.1)], L4).fits

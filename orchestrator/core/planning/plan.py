@@ -7,13 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
-from orchestrator.core.errors import ConfigError
 from orchestrator.core.planning.buying import place_or_buy
 from orchestrator.core.planning.choices import Choice, NoChoice, Stock
 from orchestrator.core.planning.choosing import choose
 from orchestrator.core.planning.crowding import crowded
 from orchestrator.core.planning.cut import Cut
 from orchestrator.core.planning.devices import Catalogue
+from orchestrator.core.planning.kinds import check_kinds, sparing
 from orchestrator.core.planning.kv import token_bytes
 from orchestrator.core.planning.moves import Moves, moves
 from orchestrator.core.planning.places import WHOLE, Gang, Node, Placed, Placement, Unplaced, domains, parts_of
@@ -91,14 +91,15 @@ def plan(
 ) -> ClusterPlan:
     """Chooses for one model after the other from what those before it left, and places all of them together.
 
-    Models that then lack something come first in another round: what those before them took may do elsewhere.
+    Models that then lack something come first in another round, and at last others keep off the kinds of GPU that they
+    are bound to: what those before them took may do elsewhere.
     ``asked`` has the models to plan, by name; others are passed over. ``kept`` is where replicas are now.
 
     Raises:
         ConfigError: a device has no rate for a model's numbers, an inventory contradicts itself, or a pool names a kind
             of GPU that nobody knows.
     """
-    _check_kinds(spec, inventory.catalogue)
+    check_kinds(spec, inventory.catalogue)
     kept = tuple(kept)
     turns = [model.name for model in spec.models if model.name in asked]
     best = _in_turn(turns, spec, asked, inventory, kept)
@@ -112,17 +113,12 @@ def plan(
         found = _in_turn(turns, spec, asked, inventory, kept)
         lacking = _lacking(found)
         best = min(best, found, key=lambda each: len(_lacking(each)))
+    picky = _lacking(best)
+    spared = sparing(spec, picky, inventory.nodes, inventory.catalogue)
+    if picky and spared != spec:
+        found = _in_turn(sorted(turns, key=lambda name: name not in picky), spared, asked, inventory, kept)
+        best = min(best, found, key=lambda each: len(_lacking(each)))
     return best
-
-
-def _check_kinds(spec: ClusterSpec, catalogue: Catalogue) -> None:
-    for model in spec.models:
-        for role, pool in model.pools.items():
-            for word in pool.gpu:
-                where = f"models.{model.name}.pools.{role}.gpu"
-                kind = catalogue.find(word, where)
-                if kind.kind is not Device.GPU:
-                    raise ConfigError(f"{kind.name} is a {kind.kind}, allowed: kinds of GPU", where=where)
 
 
 def _lacking(found: ClusterPlan) -> set[str]:
