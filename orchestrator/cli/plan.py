@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Container
 
 from orchestrator import config
 from orchestrator.cli import rpc, terminal
@@ -13,9 +13,9 @@ from orchestrator.cli.ground import RayThatIsThere
 from orchestrator.cli.plan_view import as_tables
 from orchestrator.cli.run_folder import RunFolder
 from orchestrator.core.planning.differences import differences
-from orchestrator.core.planning.hosts import Topology, gangs_of, kept_of
+from orchestrator.core.planning.hosts import Topology, cpu_parts_of, gangs_of, kept_of, nodes_of
 from orchestrator.core.planning.places import Placed
-from orchestrator.core.planning.plan import Inventory, plan
+from orchestrator.core.planning.plan import plan
 from orchestrator.core.spec import ClusterSpec
 from orchestrator.planning.as_json import as_json
 from orchestrator.planning.asking import asked, devices
@@ -29,8 +29,8 @@ def run(args: argparse.Namespace) -> Exit:
     with console.status("", spinner="dots") as status:
         topology, running = _below(spec, args, status.update)
         inventory = inventory_of(topology, spec) if topology else devices(spec, args.inventory)
-        kept = _kept(topology, running, inventory)
-        found = plan(spec, asked(spec, status.update), inventory, kept)
+        known = asked(spec, status.update)
+        found = plan(spec, known, inventory, _kept(topology, running, known))
     changed = differences(running, found.spec) if running else None
     if args.json:
         terminal.out().print(json.dumps(as_json(found, changed), indent=2), soft_wrap=True)
@@ -39,11 +39,12 @@ def run(args: argparse.Namespace) -> Exit:
     return Exit.OK if found.fits else Exit.DOES_NOT_FIT
 
 
-def _kept(topology: Topology | None, running: ClusterSpec | None, inventory: Inventory) -> tuple[Placed, ...]:
-    """Where the replicas that run are."""
+def _kept(topology: Topology | None, running: ClusterSpec | None, planned: Container[str]) -> tuple[Placed, ...]:
+    """Where the replicas that run are, of the models that are planned."""
     if topology is None or running is None:
         return ()
-    return kept_of(topology, gangs_of(running, inventory.nodes), inventory.nodes)
+    nodes = nodes_of(topology, cpu_parts_of(running, topology))
+    return kept_of(topology, [gang for gang in gangs_of(running, nodes) if gang.model in planned], nodes)
 
 
 def _below(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from orchestrator import config
 from orchestrator.cli.progress import Progress
 from orchestrator.core.errors import ConfigError, DoesNotFit
-from orchestrator.core.planning.hosts import Topology
+from orchestrator.core.planning.hosts import Topology, reachable
 from orchestrator.core.planning.plan import ClusterPlan, plan
 from orchestrator.core.spec import Backend, ClusterSpec, Device
 from orchestrator.planning import catalogue
@@ -25,7 +25,8 @@ def planned(spec: ClusterSpec, topology: Topology, progress: Progress, where: st
     if not spec.open and all(pool.backend is Backend.MOCK for model in spec.models for pool in model.pools.values()):
         return spec
     progress.running(STEP, "does it fit?")
-    strangers = unknown(topology, catalogue.builtin()) if _wants_gpus(spec) else []
+    near = reachable(topology, spec)
+    strangers = unknown(near, catalogue.builtin()) if _wants_gpus(spec) else []
     if strangers and not spec.open:
         progress.done(STEP, f"left out: GPUs of unknown kind on {', '.join(strangers)}")
         return spec
@@ -38,6 +39,8 @@ def planned(spec: ClusterSpec, topology: Topology, progress: Progress, where: st
         return spec
     found = plan(spec, models, inventory_of(topology, spec))
     if found.reasons:
+        if left_out := len(topology.hosts) - len(near.hosts):
+            progress.say(f"segue: {_counted(left_out, 'node')} elsewhere can't be used while cluster.bind is loopback")
         raise _refusal(found, progress, where)
     for miss in found.misses:
         progress.say(f"segue: predicted, and only told: {miss}")

@@ -63,7 +63,7 @@ def topology(address: str, seconds: float = STATUS_SECONDS) -> tuple[Topology, C
     with channel(address) as opened, translated(address):
         answer = _fleet(opened).Topology(fleet_pb2.TopologyRequest(), timeout=seconds)
     hosts = [
-        Host(each.host_id, each.name, each.gpus, each.gpu, each.cpus, each.memory_bytes, dict(each.labels))
+        Host(each.host_id, each.name, each.gpus, each.gpu, each.cpus, each.memory_bytes, dict(each.labels), each.here)
         for each in answer.hosts
     ]
     reserved = {slot: tuple(each.host_ids) for slot, each in answer.reserved.items()}

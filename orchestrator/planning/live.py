@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from orchestrator.core.errors import ConfigError
 from orchestrator.core.planning.devices import Catalogue, DeviceKind
-from orchestrator.core.planning.hosts import CPU, Topology, cpu_parts_of, nodes_of
+from orchestrator.core.planning.hosts import CPU, Topology, cpu_parts_of, nodes_of, reachable
 from orchestrator.core.planning.places import Node
 from orchestrator.core.planning.plan import Inventory
 from orchestrator.core.spec import ClusterSpec
@@ -21,13 +21,14 @@ LABEL_HINT = "label the node segue.io/gpu=KIND (ray start --labels), KIND as in 
 def inventory_of(
     topology: Topology, spec: ClusterSpec, measure: Callable[[int], DeviceKind] = catalogue.this_cpu
 ) -> Inventory:
-    """What its hosts have, for planning ``spec`` on them. ``measure`` is called where pools run on CPUs.
+    """What those of its hosts have that ``spec``'s workers can be reached on. ``measure``: called for pools on CPUs.
 
     A CPU elsewhere is taken for one like this machine's, with as much memory as its host says.
 
     Raises:
         ConfigError: hosts have GPUs of a kind that nobody says, or that the catalogue doesn't have.
     """
+    topology = reachable(topology, spec)
     known = catalogue.builtin()
     strangers = unknown(topology, known)
     if strangers:

@@ -115,7 +115,7 @@ async def test_a_port_that_is_taken_is_an_error_that_names_the_key(served: Serve
 
 
 async def test_what_the_controller_sees_below_it_reaches_a_planner_as_it_is() -> None:
-    hosts = (Host("a1", "n0", 8, "H100-80GB", 96.0, 2 << 40, {"rack": "r1"}), Host("b2", "n1", cpus=4.0))
+    hosts = (Host("a1", "n0", 8, "H100-80GB", 96.0, 2 << 40, {"rack": "r1"}), Host("b2", "n1", cpus=4.0, here=False))
     seen, spec = Topology(hosts, {"m-serve-0": ("a1", "a1")}), spec_of(replicas=2)
 
     async def look() -> Topology:
