@@ -14,13 +14,15 @@ import shutil
 import socket
 import sys
 import uuid
+from pathlib import Path
 from typing import Any
 
 import ray
 from torch import distributed
-from vllm.distributed.parallel_state import get_tp_group
+from vllm.distributed.parallel_state import get_tp_group, model_parallel_is_initialized
 from vllm.platforms import current_platform
 from vllm.v1.executor import ray_executor_v2, ray_utils
+from vllm.v1.executor.multiproc_executor import WorkerProc
 
 from workers import inventory
 from workers.plugin import WORKER_PID, WORKER_STARTED
@@ -46,23 +48,33 @@ _MEMORY = "vllm_dist_"  # what ranks on CPUs share begins with it, as ``inventor
 class Rank(ray_executor_v2.RayWorkerProc):
     """A rank in its actor. Its sockets are in a folder of its own, as its node may be another than the worker's."""
 
-    def initialize_worker(self, local_rank: int, env_vars: dict[str, str], *args: Any, **kwargs: Any) -> None:
+    def initialize_worker(
+        self, local_rank: int, env_vars: dict[str, str], distributed_init_method: str, *args: Any, **kwargs: Any
+    ) -> None:
         apply_progress_choice()
         self._folder = inventory.make_run_folder()
         here = {"VLLM_RPC_BASE_PATH": str(self._folder), "VLLM_HOST_IP": inventory.ray_host()}
-        super().initialize_worker(local_rank, {**env_vars, **here}, *args, **kwargs)
+        super().initialize_worker(local_rank, {**env_vars, **here}, distributed_init_method, *args, **kwargs)
+
+    @staticmethod
+    def setup_proc_title_and_log_prefix(enable_ep: bool) -> None:
+        # When vLLM comes here again, the ranks have met; next are the weights, and a stop may well come meanwhile.
+        WorkerProc.setup_proc_title_and_log_prefix(enable_ep)
+        if model_parallel_is_initialized():  # type: ignore[no-untyped-call]
+            _forget_names(get_tp_group().mq_broadcaster)
+
+    def _init_message_queues(self, *given: Any) -> None:
+        self._queues_of = given  # they are made once all ranks have their weights, and so are soon without names
+
+    def wait_for_init(self) -> dict[str, Any]:
+        super()._init_message_queues(*self._queues_of)
+        ready: dict[str, Any] = super().wait_for_init()
+        return ready
 
     def run(self) -> None:
-        self._forget_names()
-        super().run()
-
-    def _forget_names(self) -> None:
-        """Of memory and sockets: every process that needs them has them open by now, and a killed rank removes none."""
-        _forget_name(self.worker_response_mq)
-        _forget_name(get_tp_group().mq_broadcaster)
-        mapped = inventory.shared_memory([os.getpid()])
-        inventory.remove_files(path for path in mapped if path.name.startswith(_MEMORY))
+        _forget_names(self.worker_response_mq)
         shutil.rmtree(self._folder, ignore_errors=True)
+        super().run()
 
 
 class CpuRank(Rank):
@@ -84,15 +96,18 @@ class CpuRank(Rank):
             multi_tenant=True,
             master_listen_fd=listener.detach(),
         )
-        # Torch takes no notice of the name. vLLM calls the ranks' shared memory by what follows the last colon: a port
-        # alone may be that of another replica's ranks, whose first one is elsewhere.
         return f"tcp://{host}:{port}?name=:{_MEMORY}{uuid.uuid4().hex}"
 
-    def initialize_worker(self, local_rank: int, env_vars: dict[str, str], *args: Any, **kwargs: Any) -> None:
+    def initialize_worker(
+        self, local_rank: int, env_vars: dict[str, str], distributed_init_method: str, *args: Any, **kwargs: Any
+    ) -> None:
         interface = inventory.interface_of(inventory.ray_host())
         if interface:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
-        super().initialize_worker(local_rank, env_vars, *args, **kwargs)
+        # Torch takes no notice of the name. vLLM calls the ranks' shared memory by what follows the last colon, and
+        # takes ranks that call it the same for ranks of one machine.
+        method = f"{distributed_init_method}_{ray.get_runtime_context().get_node_id()[:16]}"
+        super().initialize_worker(local_rank, env_vars, method, *args, **kwargs)
 
 
 class RayExecutor(ray_executor_v2.RayExecutorV2):
@@ -108,7 +123,7 @@ class RayExecutor(ray_executor_v2.RayExecutorV2):
         # Its ranks are this job's: Ray ends them whenever this process ends. Their output comes out of this one.
         ray.init(os.environ["RAY_ADDRESS"], logging_level=logging.WARNING, log_to_driver=True)
         super()._init_executor()
-        _forget_name(self.rpc_broadcast_mq)
+        _forget_memory(self.rpc_broadcast_mq)
 
     def _build_runtime_env(self) -> dict[str, Any]:
         runtime_env: dict[str, Any] = super()._build_runtime_env()
@@ -149,8 +164,16 @@ def _leave() -> None:
     os._exit(0)
 
 
-def _forget_name(queue: Any) -> None:
-    """Of the shared memory of a message queue that is this process's own."""
+def _forget_names(queue: Any) -> None:
+    """Of all that this rank shares by now: whoever needs it has it open."""
+    _forget_memory(queue)
+    mapped = inventory.shared_memory([os.getpid()])
+    inventory.remove_files(path for path in mapped if path.name.startswith(_MEMORY))
+    folder = Path(os.environ["VLLM_RPC_BASE_PATH"])
+    inventory.remove_files(path for path in folder.iterdir() if path.is_socket())
+
+
+def _forget_memory(queue: Any) -> None:
     buffer = getattr(queue, "buffer", None)
     if buffer is not None and buffer.is_creator:
         buffer.shared_memory.unlink()
