@@ -107,7 +107,7 @@ def test_a_model_that_can_go_elsewhere_leaves_another_what_only_that_can_run_on(
 
 
 def test_a_half_that_may_go_elsewhere_leaves_what_the_other_and_another_model_are_bound_to() -> None:
-    pools = {role: PoolSpec(role, 1, Device.GPU, gpu=("L4",) * (role is Role.PREFILL)) for role in HALVES}
+    pools = {role: PoolSpec(role, 1, Device.GPU, gpu=("A10G", "L4") * (role is Role.PREFILL)) for role in HALVES}
     nodes = [Node("l0", "L4", 1), Node("l1", "L4", 1), *h100(1, 2)]
     found = planned([model("tiny-0", 2, 1, None, 0.2, gpu=("L4",)), ModelSpec("tiny-1", "./tiny", pools)], nodes)
     assert found.reasons == ()

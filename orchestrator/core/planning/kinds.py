@@ -30,7 +30,7 @@ def sparing(spec: ClusterSpec, picky: Collection[str], nodes: Sequence[Node], ca
 
     def elsewhere(pool: PoolSpec) -> PoolSpec:
         kinds = [catalogue.find(word).name for word in pool.gpu] or there
-        others = tuple(kind for kind in kinds if kind not in bound)
+        others = tuple(kind for kind in kinds if kind in there and kind not in bound)
         return replace(pool, gpu=others) if others and pool.device is Device.GPU else pool
 
     if not bound:
