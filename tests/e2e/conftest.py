@@ -115,13 +115,13 @@ class RealCluster:
 
 
 @contextmanager
-def running(config: dict[str, Any], home: Path) -> Iterator[RealCluster]:
-    """A cluster that ``segue up`` started from ``config`` and ``segue down`` ends."""
+def running(config: dict[str, Any], home: Path, *options: str) -> Iterator[RealCluster]:
+    """A cluster that ``segue up`` started from ``config`` with these options and ``segue down`` ends."""
     name, file = config["cluster"]["name"], home / "cluster.yaml"
     file.write_text(yaml.safe_dump(config))
     environment = {**os.environ, "SEGUE_HOME": str(home)}
     with (home / "up.out").open("w") as out:
-        up = [*SEGUE, "up", str(file), "--detach"]
+        up = [*SEGUE, "up", str(file), "--detach", *options]
         detached = subprocess.run(up, env=environment, stdout=out, stderr=out, timeout=UP_SECONDS, check=False)
     assert detached.returncode == 0, (home / "up.out").read_text()
     owner = json.loads((home / name / "run.json").read_text())["pid"]
