@@ -118,12 +118,14 @@ class Brain:
         self._sessions.place_waiting(worker.model, now, out)
 
     def _worker_down(self, event: m.WorkerDown, now: float, out: list[m.Command]) -> None:
+        sent = {each.request_id: each.output_tokens for each in event.sent}
         for request_id in self.fleet.down(event.worker_id):
             session = self._sessions[request_id]
             if session.state is State.PREFILLING and session.decode_worker == event.worker_id:
                 session.decode_worker = ""  # only a reservation: another is chosen at the hand-over
             else:
-                self._sessions.lost(session, f"worker {event.worker_id} was lost: {event.reason}", now, out)
+                why = f"worker {event.worker_id} was lost: {event.reason}"
+                self._sessions.lost(session, why, now, out, sent.get(request_id, 0))
 
     def _load_reported(self, event: m.LoadReported, now: float, out: list[m.Command]) -> None:
         view = self.fleet.reported(event.worker_id, event.load, event.own, now)
@@ -203,7 +205,8 @@ class Brain:
         if event.failed:
             session.prefill_wire = ""  # the engine that failed has collected its KV, or told the prefill side so
             self._halves.leave(session)
-            self._sessions.lost(session, f"decode on {session.decode_worker} failed: {event.detail}", now, out)
+            why = f"decode on {session.decode_worker} failed: {event.detail}"
+            self._sessions.lost(session, why, now, out, event.output_tokens)
             return
         session.advance(Signal.FINISHED, now)
         self._sessions.end(session, "finished", now, out, output_tokens=event.output_tokens)

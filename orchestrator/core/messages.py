@@ -31,11 +31,23 @@ class WorkerDraining:
 
 
 @dataclass(frozen=True, slots=True)
+class Sent:
+    """How many tokens of a request's output have come so far, from all its workers: what the client has."""
+
+    request_id: str
+    output_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerDown:
-    """The session broke, or the worker left the fleet: whatever ran there is lost."""
+    """The session broke, or the worker left the fleet: whatever ran there is lost.
+
+    ``sent`` has the requests that it was in the middle of.
+    """
 
     worker_id: str
     reason: str
+    sent: tuple[Sent, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +76,7 @@ class Arrived:
 
     ``blocks`` are the hashes of its full blocks (see ``blocks``), empty where nobody could make them; ``output_limit``
     the most tokens that it may get, 0 if it named none. A lower ``priority`` goes first within its tenant.
+    ``resumable``: prompt and sent output as one longer prompt give the same tokens as if nothing had been lost.
     """
 
     request_id: str
@@ -77,6 +90,7 @@ class Arrived:
     affinity: str = ""  # requests with the same one belong to one conversation
     adapter: str = ""
     output_limit: int = 0
+    resumable: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,8 @@ out before, by wire id.
     WAITING ──placed apart──▶ PREFILLING ──prefill done──▶ DECODING ──first token──▶ STREAMING ──finished──▶ ENDED
        │  ▲                      │                          │  ▲ │
        │  └─────── lost ─────────┴──────── lost ────────────┘  │ └──finished──▶ ENDED
+       │  ▲                                                    │ │
+       │  └──────────────── lost, and can go on ───────────────│─┘
        └──────────────── placed together ──────────────────────┘
 
 Four rules carry the rest:
@@ -17,7 +19,8 @@ Four rules carry the rest:
 - Each placement has wire ids of its own, so what an older one still says is known to be stale.
 - A half that is lost costs an attempt and a part of the gateway's retry budget (``retries``); the last attempt
   computes the prompt where it decodes. A worker that is merely full costs neither: the request waits for another.
-- Once a token has been sent the request can't start again from its prompt: a decode lost in STREAMING ends it.
+- A decode lost in STREAMING goes on elsewhere: what was sent is then the end of a longer prompt. Where that would not
+  give the same tokens (``resumable``) the loss ends it, as no token that was sent can be taken back.
 """
 
 from __future__ import annotations
@@ -69,10 +72,22 @@ TABLE: dict[State, dict[Signal, State]] = {
     },
     State.STREAMING: {
         Signal.FINISHED: State.ENDED,
+        Signal.LOST: State.WAITING,
         Signal.ENDED_EARLY: State.ENDED,
     },
     State.ENDED: {},
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Beginning:
+    """The way to the first token, as the request's account tells it, whatever was lost later."""
+
+    placed_at: float | None
+    prefilled_at: float | None
+    apart: bool
+    cached_tokens: int
+    transferred_tokens: int
 
 
 @dataclass(slots=True, eq=False)
@@ -92,6 +107,7 @@ class Session:
     affinity: str = ""
     adapter: str = ""
     output_limit: int = 0
+    resumable: bool = False
     state: State = State.WAITING
     placements: int = 0  # names its wires: never the same number twice
     attempts: int = 0  # placements less those that a full worker turned away
@@ -105,6 +121,9 @@ class Session:
     decode_wire: str = ""
     cached_tokens: int = 0
     transferred_tokens: int = 0
+    sent_tokens: int = 0  # of its output: the end of its prompt since a decode was lost in mid-stream
+    began: Beginning | None = None  # set once a decode was lost in mid-stream
+    lost_because: str = ""
     expected_at: tuple[WorkerView, ...] = ()  # where its prompt is on its way to
     placed_at: float | None = None
     prefilled_at: float | None = None
@@ -148,14 +167,24 @@ class Session:
         elif signal is Signal.PREFILL_DONE:
             self.prefilled_at = now
         elif signal is Signal.FIRST_TOKEN:
-            self.first_token_at = now
+            if self.began is None:
+                self.first_token_at = now
         elif signal is Signal.LOST:
             self.prefill_wire = self.decode_wire = self.prefill_worker = self.decode_worker = ""
             self.placed_at = self.prefilled_at = self.decision = None
 
+    def goes_on_after(self, sent_tokens: int) -> None:
+        """Its prompt now ends with all that was sent of its output; ``tokens`` stays what it was."""
+        if self.began is None:
+            self.began = self._beginning()
+        more = sent_tokens - self.sent_tokens
+        self.sent_tokens = sent_tokens
+        self.prompt_tokens += more
+        self.output_limit = max(0, self.output_limit - more)
+
     def report(self, outcome: str, now: float, *, output_tokens: int, kv_bytes: int, detail: str) -> RequestReport:
         """The account of this session at its end."""
-        apart = bool(self.prefill_worker)
+        began = self.began or self._beginning()
         computing = self.computing
         known = computing is not None and computing.cached_by is not CachedBy.UNKNOWN
         return RequestReport(
@@ -164,21 +193,26 @@ class Session:
             outcome=outcome,
             prefill_worker=self.prefill_worker,
             decode_worker=self.decode_worker,
-            prompt_tokens=self.prompt_tokens,
+            prompt_tokens=self.prompt_tokens - self.sent_tokens,
             output_tokens=output_tokens,
-            cached_tokens=self.cached_tokens,
-            transferred_tokens=self.transferred_tokens,
+            cached_tokens=began.cached_tokens,
+            transferred_tokens=began.transferred_tokens,
             kv_bytes=kv_bytes,
             predicted_cached_tokens=computing.cached_tokens if computing is not None and known else None,
             tenant=self.tenant,
             waited=self.waited,
-            queue_seconds=_between(self.arrived_at, self.placed_at),
-            prefill_seconds=_between(self.placed_at, self.prefilled_at if apart else self.first_token_at),
-            transfer_seconds=_between(self.prefilled_at, self.first_token_at) if apart else None,
+            queue_seconds=_between(self.arrived_at, began.placed_at),
+            prefill_seconds=_between(began.placed_at, began.prefilled_at if began.apart else self.first_token_at),
+            transfer_seconds=_between(began.prefilled_at, self.first_token_at) if began.apart else None,
             ttft_seconds=_between(self.arrived_at, self.first_token_at),
             total_seconds=now - self.arrived_at,
             attempts=self.attempts,
             detail=detail,
+        )
+
+    def _beginning(self) -> Beginning:
+        return Beginning(
+            self.placed_at, self.prefilled_at, bool(self.prefill_worker), self.cached_tokens, self.transferred_tokens
         )
 
 

@@ -105,6 +105,7 @@ class Sessions:
             event.affinity,
             event.adapter,
             event.output_limit,
+            event.resumable,
         )
 
     def place_waiting(self, model: str, now: float, out: list[m.Command]) -> None:
@@ -120,14 +121,18 @@ class Sessions:
             self._admission.admitted(session.request_id)
             out.append(self._halves.begin(session, decision, now))
 
-    def lost(self, session: Session, why: str, now: float, out: list[m.Command]) -> None:
-        """A half is lost: again from the prompt, unless tokens were sent already or there are no attempts left."""
-        final = session.state is State.STREAMING or session.attempts >= self._max_attempts
+    def lost(self, session: Session, why: str, now: float, out: list[m.Command], sent_tokens: int = 0) -> None:
+        """A half is lost: again from the prompt, or from what was sent (``sent_tokens`` of its output), if attempts
+        are left and the one can be told from the other."""
+        streaming = session.state is State.STREAMING
+        final = (streaming and not (session.resumable and sent_tokens)) or session.attempts >= self._max_attempts
         if final or not self._retries.spend():
-            where, hint = f"request {session.request_id}", "send the request again"
-            self.fail(session, "failed", WorkerLost(why, where=where, hint=hint, retry_after=1.0), now, out)
+            self.fail(session, "failed", _lost(session, why), now, out)
             return
         self._halves.stop(session, now, out)
+        if streaming:
+            session.goes_on_after(sent_tokens)
+        session.lost_because = why
         session.advance(Signal.LOST, now)
         session.last_attempt = session.attempts == self._max_attempts - 1
         session.place_by = now + self._queue_seconds
@@ -181,9 +186,16 @@ class Sessions:
                 where = f"request {session.request_id}"
                 self.fail(session, "failed", DeadlineExceeded("the request's deadline passed", where=where), now, out)
             elif session.state is State.WAITING and session.place_by <= now:
-                self.fail(session, "rejected", self._nobody(session), now, out)
+                self._given_up(session, now, out)
         for model in list(self._routers):
             self.place_waiting(model, now, out)
+
+    def _given_up(self, session: Session, now: float, out: list[m.Command]) -> None:
+        if session.began is None:
+            self.fail(session, "rejected", self._nobody(session), now, out)
+            return
+        why = f"{session.lost_because}; nobody could go on with it within {self._queue_seconds:g} s"
+        self.fail(session, "failed", _lost(session, why), now, out)
 
     def _nobody(self, session: Session) -> SegueError:
         """Why nobody took a request for as long as it may wait: what kept whoever's turn it was."""
@@ -216,6 +228,10 @@ class Sessions:
         self._admission.check()
         waiting = sum(session.state is State.WAITING for session in self._open.values())
         assert waiting == len(self._admission), (waiting, len(self._admission))  # noqa: S101
+
+
+def _lost(session: Session, why: str) -> WorkerLost:
+    return WorkerLost(why, where=f"request {session.request_id}", hint="send the request again", retry_after=1.0)
 
 
 def _ticket(session: Session) -> Ticket:

@@ -37,11 +37,16 @@ class Load:
         return self.kv_blocks_used / self.kv_blocks_total if self.kv_blocks_total else 0.0
 
 
+# A request's extra argument: the tokens of its output that its client has already.
+SENT_TOKENS = "segue_sent_token_ids"
+
+
 @dataclass(frozen=True, slots=True)
 class EngineFacts:
     """What an engine turned out to be once it was up. ``kv_block_bytes`` is over all layers and all shards, K and V.
 
     ``kv_events``: it tells what enters and leaves its prefix cache. ``weight_bytes``: over all shards; 0 if unknown.
+    ``restores``: a request that goes on here (``SENT_TOKENS``) keeps its grammar, its penalties and its seed's state.
     """
 
     block_size: int
@@ -53,6 +58,7 @@ class EngineFacts:
     kv_events: bool = False
     weight_bytes: int = 0
     device: Device = Device.CPU
+    restores: bool = False
 
 
 @dataclass(frozen=True, slots=True)

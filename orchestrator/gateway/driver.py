@@ -18,6 +18,7 @@ from orchestrator.gateway.flight import Flight, Flights
 from orchestrator.gateway.hashing import blocks_of
 from orchestrator.gateway.link import Link
 from orchestrator.gateway.outputs import Outputs
+from orchestrator.gateway.resuming import is_resumable, resumed
 from orchestrator.proto import worker_pb2 as pb
 from orchestrator.record.journal import Journal
 from orchestrator.telemetry import logs
@@ -52,6 +53,7 @@ class Driver:
         self._workers: dict[str, WorkerInfo] = {}
         self._loads: dict[str, Load] = {}
         self._block_sizes: dict[str, int] = {}
+        self._restores: dict[str, bool] = {}
         self._flights = Flights()
         self._outputs = Outputs(self._flights, self._feed, metrics)
         self.on_change: Callable[[], None] = lambda: None
@@ -93,7 +95,7 @@ class Driver:
             log.error("request_not_understood", error)
             core.fail(request.request_id, SegueError("the request could not be taken in"))
             return
-        self._flights.begin(Flight(request, core, context, request.request_id))
+        self._flights.begin(Flight(request, core, context, request.request_id, resumable=arrival.resumable))
         if context:
             self._journal.known_as(request.request_id, context.request_id)
         self._feed.put(arrival)
@@ -111,6 +113,7 @@ class Driver:
             affinity=context.affinity if context else "",
             adapter=cc.adapter(request),
             output_limit=cc.output_limit(request),
+            resumable=is_resumable(request, self._restores.get(model, False)),
         )
 
     def _blocks(self, model: str, request: cc.EngineCoreRequest) -> Sequence[int]:
@@ -126,11 +129,14 @@ class Driver:
     # ---- from the links
 
     def opened(self, link: Link, worker: WorkerInfo) -> None:
+        if former := self._links.get(worker.worker_id):
+            self.closed(former, "its session was opened again")
         self._links[worker.worker_id] = link
         self._workers[worker.worker_id] = worker
         self._loads[worker.worker_id] = Load()
         if worker.facts is not None:
             self._block_sizes[worker.model] = worker.facts.block_size
+            self._restores[worker.model] = worker.facts.restores
         log.info("worker up", worker=worker.worker_id, model=worker.model, pool=worker.role)
         self._feed.put(m.WorkerUp(worker))
         self.on_worker(worker)
@@ -143,7 +149,7 @@ class Driver:
         del self._links[worker_id]
         self._loads.pop(worker_id, None)
         worker = self._workers.pop(worker_id)
-        self._feed.put(m.WorkerDown(worker_id, reason))
+        self._feed.put(m.WorkerDown(worker_id, reason, self._flights.in_stream(worker_id)))
         self._metrics.worker_gone(worker.model, worker.role.value, worker_id)
         self.on_change()
 
@@ -263,7 +269,10 @@ class Driver:
         trace = flight.begin_half("segue.decode", command.decision)
         transfer = flight.transfers[command.collect] if command.collect else None
         flight.prefix_cached = transfer.get("remote_prefill_cached_tokens") if transfer else None
-        request = cc.for_decode(flight.request, command.wire_id, transfer)
+        flight.decode_worker, flight.awaits_token = command.worker_id, True
+        facts = self._workers[command.worker_id].facts
+        asked = resumed(flight.request, flight.sent, restores=facts is not None and facts.restores)
+        request = cc.for_decode(asked, command.wire_id, transfer)
         self._send(flight, command.wire_id, command.worker_id, request, trace)
 
     def _send(

@@ -12,6 +12,7 @@ from opentelemetry.trace import Span
 
 from orchestrator.core.decision import Decision
 from orchestrator.core.errors import SegueError
+from orchestrator.core.messages import Sent
 from orchestrator.core.types import RequestReport
 from orchestrator.gateway.cluster_core import ClusterCore, EngineCoreRequest
 from orchestrator.gateway.context import RequestContext
@@ -32,6 +33,10 @@ class Flight:
     wires: list[str] = field(default_factory=list)
     prefill_wires: set[str] = field(default_factory=set)
     prefix_cached: int | None = None  # prompt tokens that the prefill worker found in its prefix cache
+    resumable: bool = False
+    sent: list[int] = field(default_factory=list)  # its output, kept where it may have to go on from there
+    decode_worker: str = ""
+    awaits_token: bool = True  # of the engine that decodes now
     output_tokens: int = 0
     last_token_at: float = 0.0
     half: Span | None = None
@@ -99,6 +104,14 @@ class Flights:
 
     def get(self, request_id: str) -> Flight | None:
         return self._by_request.get(request_id)
+
+    def in_stream(self, worker_id: str) -> tuple[Sent, ...]:
+        """Those that this worker was decoding, with what they got so far."""
+        return tuple(
+            Sent(flight.request_id, flight.output_tokens)
+            for flight in self._by_request.values()
+            if flight.decode_worker == worker_id and flight.output_tokens
+        )
 
     def of_wire(self, wire_id: str) -> Flight | None:
         """None for what was aborted, or has ended."""

@@ -156,5 +156,6 @@ def _with_facts(worker: WorkerInfo, welcome: pb.Welcome) -> WorkerInfo:
             kv_events=facts.kv_events,
             weight_bytes=facts.weight_bytes,
             device=Device(facts.device or Device.CPU),
+            restores=facts.restores,
         ),
     )

@@ -61,10 +61,15 @@ class Outputs:
         count = len(output.new_token_ids)
         if count:
             first = flight.output_tokens == 0
-            if first:
+            if flight.awaits_token:
+                flight.awaits_token = False
                 self._feed.put(m.FirstToken(output.request_id, *cc.prompt_origin(output, flight.prefix_cached)))
+                if not first:
+                    output.prefill_stats = None  # the client was told of the prompt's own
             gap = None if first else now - flight.last_token_at
             self._metrics.tokens(worker.model, worker.role.value, worker.worker_id, gap, count)
             flight.output_tokens += count
+            if flight.resumable:
+                flight.sent += output.new_token_ids
             flight.last_token_at = now
         output.request_id = flight.request_id

@@ -49,6 +49,8 @@ class AnyOrder(RuleBasedStateMachine):
         self.to_collect: set[str] = set()
         self.wire_of: dict[str, m.StartPrefill | m.StartDecode] = {}
         self.tokens: set[str] = set()
+        self.sent: Counter[str] = Counter()
+        self.prompts: dict[str, int] = {}
         self.turned_away: set[str] = set()
 
     def feed(self, event: m.Event) -> None:
@@ -83,6 +85,7 @@ class AnyOrder(RuleBasedStateMachine):
                 self.to_collect.discard(prefill_wire_id)
             case m.End(report, _):
                 self.ended[report.request_id] += 1
+                assert report.prompt_tokens == self.prompts[report.request_id], "what was sent counts as prompt"
 
     @rule(
         target=workers,
@@ -96,8 +99,7 @@ class AnyOrder(RuleBasedStateMachine):
         """Under a name that another may have had, or still has: as another kind, or for another model."""
         worker_id = f"w{n}"
         if worker_id in self.up and polite:
-            del self.up[worker_id]
-            self.feed(m.WorkerDown(worker_id, "gone"))
+            self.down(worker_id)
         self.up[worker_id] = model
         self.draining.discard(worker_id)
         self.heard[worker_id] = self.now
@@ -106,8 +108,13 @@ class AnyOrder(RuleBasedStateMachine):
 
     @rule(worker_id=consumes(workers))
     def worker_down(self, worker_id: str) -> None:
+        self.down(worker_id)
+
+    def down(self, worker_id: str) -> None:
         self.up.pop(worker_id, None)
-        self.feed(m.WorkerDown(worker_id, "gone"))
+        there = {c.request_id for c in self.wire_of.values() if c.worker_id == worker_id}
+        sent = tuple(m.Sent(each, self.sent[each]) for each in sorted(there) if self.sent[each])
+        self.feed(m.WorkerDown(worker_id, "gone", sent))
 
     @rule(worker_id=workers)
     def worker_drains(self, worker_id: str) -> None:
@@ -139,6 +146,7 @@ class AnyOrder(RuleBasedStateMachine):
         tenant=st.sampled_from(["", "a", "b"]),
         priority=st.integers(-2, 2),
         output=st.integers(0, 100),
+        resumable=st.booleans(),
     )
     def arrive(
         self,
@@ -150,10 +158,12 @@ class AnyOrder(RuleBasedStateMachine):
         tenant: str,
         priority: int,
         output: int,
+        resumable: bool,
     ) -> None:
         request_id = f"r{len(self.asked)}"
         self.asked.add(request_id)
         self.model_of[request_id] = model
+        self.prompts[request_id] = 16 * blocks + tail
         deadline = None if in_seconds is None else self.now + in_seconds
         self.feed(
             m.Arrived(
@@ -167,6 +177,7 @@ class AnyOrder(RuleBasedStateMachine):
                 priority=priority,
                 affinity=tenant,
                 output_limit=output,
+                resumable=resumable,
             )
         )
 
@@ -190,13 +201,20 @@ class AnyOrder(RuleBasedStateMachine):
         wire_id = self._pick(data, m.StartDecode)
         if wire_id and wire_id not in self.tokens and self.wire_of[wire_id].worker_id in self.up:
             self.tokens.add(wire_id)
+            self.sent[self.wire_of[wire_id].request_id] += 1
             self.feed(m.FirstToken(wire_id, 0, 0))
+
+    @rule(data=st.data(), count=st.integers(1, 40))
+    def tokens_come(self, data: st.DataObject, count: int) -> None:
+        wire_id = self._pick(data, m.StartDecode)
+        if wire_id in self.tokens and wire_id in self.used:
+            self.sent[self.wire_of[wire_id].request_id] += count
 
     @rule(data=st.data(), failed=st.booleans())
     def decode_ends(self, data: st.DataObject, failed: bool) -> None:
         if (wire_id := self._pick(data, m.StartDecode)) and self.wire_of[wire_id].worker_id in self.up:
-            del self.wire_of[wire_id]
-            self.feed(m.DecodeEnded(wire_id, 3, failed, "failed"))
+            command = self.wire_of.pop(wire_id)
+            self.feed(m.DecodeEnded(wire_id, self.sent[command.request_id], failed, "failed"))
 
     @rule(data=st.data(), refusal=st.sampled_from(list(m.Refusal)))
     def refuse(self, data: st.DataObject, refusal: m.Refusal) -> None:

@@ -197,7 +197,52 @@ class TestLoss:
         commands = brain.step(m.WorkerDown(decode.worker_id, "gone"), 2.1)
         assert kinds(commands) == ["Release", "StartPrefill"]
 
-    def test_decode_lost_in_mid_stream_is_a_typed_error(self) -> None:
+    def test_decode_lost_in_mid_stream_goes_on_elsewhere_from_what_was_sent(self) -> None:
+        brain = brain_with(worker("s0", Role.SERVE), worker("s1", Role.SERVE))
+        asked = m.Arrived("r", "m", 40, output_limit=100, resumable=True)
+        first = started(brain.step(asked, 1.0), m.StartDecode)
+        brain.step(m.FirstToken(first.wire_id, 16, 0), 1.5)
+        lost = m.WorkerDown(first.worker_id, "gone", (m.Sent("r", 7),))
+        second = started(brain.step(lost, 1.6), m.StartDecode)
+        assert (second.worker_id, second.collect) != (first.worker_id, "")
+        assert second.wire_id != first.wire_id
+        session = brain._sessions["r"]
+        assert (session.prompt_tokens, session.output_limit, session.tokens) == (47, 93, 140)
+        brain.check()
+        brain.step(m.FirstToken(second.wire_id, 0, 0), 1.7)
+        third = brain.step(m.DecodeEnded(second.wire_id, 20, failed=True, detail="no"), 1.8)
+        assert (session.prompt_tokens, session.output_limit, kinds(third)) == (60, 80, ["StartDecode"])
+        (end,) = brain.step(m.DecodeEnded(started(third, m.StartDecode).wire_id, 100), 1.9)
+        assert isinstance(end, m.End)
+        report = end.report
+        assert (report.outcome, report.prompt_tokens, report.output_tokens, report.cached_tokens) == (
+            "finished", 40, 100, 16,
+        )  # fmt: skip
+        assert (report.queue_seconds, report.prefill_seconds, report.ttft_seconds, report.attempts) == (0, 0.5, 0.5, 3)
+
+    def test_a_stream_that_nobody_goes_on_with_ends_with_the_loss_as_its_reason(self) -> None:
+        brain = brain_with(worker("s0", Role.SERVE), queue_seconds=2.0)
+        decode = started(brain.step(m.Arrived("r", "m", 4, resumable=True), 1.0), m.StartDecode)
+        brain.step(m.FirstToken(decode.wire_id, 0, 0), 1.1)
+        assert brain.step(m.WorkerDown("s0", "its process died", (m.Sent("r", 3),)), 1.2) == []
+        (end,) = brain.step(m.Tick(), 3.3)
+        assert isinstance(end, m.End)
+        assert isinstance(end.error, WorkerLost)
+        assert end.report.outcome == "failed"
+        assert "its process died; nobody could go on with it within 2 s" in str(end.error)
+
+    def test_a_stream_is_lost_as_often_as_any_request(self) -> None:
+        brain = brain_with(*(worker(f"s{n}", Role.SERVE) for n in range(4)))
+        commands = brain.step(m.Arrived("r", "m", 4, resumable=True), 1.0)
+        for attempt in range(3):
+            decode = started(commands, m.StartDecode)
+            brain.step(m.FirstToken(decode.wire_id, 0, 0), 1.2 + attempt / 10)
+            commands = brain.step(
+                m.WorkerDown(decode.worker_id, "gone", (m.Sent("r", 1 + attempt),)), 1.25 + attempt / 10
+            )
+        assert kinds(commands) == ["End"]
+
+    def test_decode_lost_in_mid_stream_is_a_typed_error_where_it_cant_go_on(self) -> None:
         brain = brain_with(worker("s0", Role.SERVE), worker("s1", Role.SERVE))
         decode = started(brain.step(m.Arrived("r", "m", 4), 1.0), m.StartDecode)
         brain.step(m.FirstToken(decode.wire_id, 0, 0), 1.1)

@@ -188,7 +188,8 @@ async def test_a_failing_sibling_costs_no_other_request(stack: Stack) -> None:
         async def ask(**over: Any) -> httpx.Response:
             return await own.http.post("/v1/completions", json={**PROMPT, "max_tokens": 20, **over})
 
-        siblings = asyncio.create_task(ask(n=4, temperature=0.9))
+        # Words that may not follow depend on what was sent: these can't go on elsewhere.
+        siblings = asyncio.create_task(ask(n=4, temperature=0.9, bad_words=["never"]))
         strangers = [asyncio.create_task(ask(prompt=f"stranger {index}")) for index in range(4)]
         sessions = driver._brain._sessions
         await until(own, lambda: sum(each.state in ("decoding", "streaming") for each in sessions.values()) == 4)
@@ -196,9 +197,7 @@ async def test_a_failing_sibling_costs_no_other_request(stack: Stack) -> None:
         async with asyncio.timeout(20):
             assert (await siblings).status_code == 503
             answers = await asyncio.gather(*strangers)
-        # One of them may have been in mid-stream there, too: that is a typed error, not a hang.
-        assert {answer.status_code for answer in answers} <= {200, 503}
-        assert sum(answer.status_code == 200 for answer in answers) >= 3
+        assert [answer.status_code for answer in answers] == [200] * 4
         del own.workers["m-decode-0"]
         await own.quiet()
 
