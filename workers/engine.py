@@ -25,7 +25,7 @@ from orchestrator.core.mirror import CacheEvent
 from orchestrator.core.spec import Device, Role
 from orchestrator.core.types import EngineFacts, Load, WorkerAssignment
 from orchestrator.telemetry.logs import events
-from workers import inventory, kv_events, plugin, wire
+from workers import inventory, kv_events, plugin, restoring, wire
 from workers.executors import executor_arguments, executor_class
 from workers.nudge import Nudger
 from workers.ports import EngineStep, Progress, Transfers
@@ -261,4 +261,5 @@ def facts_of(config: VllmConfig, tasks: tuple[str, ...], device: Device) -> Engi
         kv_events=config.kv_events_config is not None and bool(cache.enable_prefix_caching),
         weight_bytes=inventory.weight_bytes(model.model),
         device=device,
+        restores=restoring.is_whole(config),
     )

@@ -19,6 +19,7 @@ def facts_message(facts: EngineFacts) -> worker_pb2.EngineFacts:
         kv_events=facts.kv_events,
         weight_bytes=facts.weight_bytes,
         device=facts.device.value,
+        restores=facts.restores,
     )
 
 

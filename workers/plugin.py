@@ -15,6 +15,7 @@ from typing import Any
 
 from workers.executors import meet_in
 from workers.inventory import remove_files, remove_run_folders, shared_memory, started
+from workers.restoring import install
 from workers.transfer import apply_progress_choice
 
 WORKER_PID = "SEGUE_WORKER_PID"
@@ -37,6 +38,7 @@ def register() -> None:
     if not pid or pid == os.getpid() or any(thread.name == _WATCH for thread in threading.enumerate()):
         return
     apply_progress_choice()
+    install()
     ready = threading.Event()
     threading.Thread(target=_die_with, args=(pid, ready), name=_WATCH, daemon=True).start()
     ready.wait(timeout=5.0)

@@ -24,7 +24,7 @@ from vllm.platforms import current_platform
 from vllm.v1.executor import ray_executor_v2, ray_utils
 from vllm.v1.executor.multiproc_executor import WorkerProc
 
-from workers import inventory
+from workers import inventory, restoring
 from workers.plugin import WORKER_PID, WORKER_STARTED
 from workers.transfer import NIXL_PROGRESS_THREAD, apply_progress_choice
 
@@ -52,6 +52,7 @@ class Rank(ray_executor_v2.RayWorkerProc):
         self, local_rank: int, env_vars: dict[str, str], distributed_init_method: str, *args: Any, **kwargs: Any
     ) -> None:
         apply_progress_choice()
+        restoring.install()
         self._folder = inventory.make_run_folder()
         here = {"VLLM_RPC_BASE_PATH": str(self._folder), "VLLM_HOST_IP": inventory.ray_host()}
         super().initialize_worker(local_rank, {**env_vars, **here}, distributed_init_method, *args, **kwargs)

@@ -51,7 +51,7 @@ def spec(http: int, grpc: int, controller: int) -> dict[str, Any]:
     always = {"prefill": "apart"}  # short prompts too: the hand-over is what is looked at
     return {
         "cluster": {"name": "e2e"},
-        "gateway": {"http": f"127.0.0.1:{http}", "grpc": f"127.0.0.1:{grpc}"},
+        "gateway": {"http": f"127.0.0.1:{http}", "grpc": f"127.0.0.1:{grpc}", "queue_seconds": 120},
         "controller": {"listen": f"127.0.0.1:{controller}"},
         "models": [
             {

@@ -1,0 +1,84 @@
+"""An engine that goes on with what another one began makes the tokens that the first would have made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from vllm.sampling_params import StructuredOutputsParams
+
+from orchestrator.core.types import SENT_TOKENS
+from orchestrator.proto.worker_pb2 import Submit
+from tests.workers.support import Gateway, WorkerProcess, gateway, make_request, tokens
+from workers import wire
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(120)]
+
+PROMPT = list(range(100, 140))
+TOKENS = 24
+
+
+def asked(wire_id: str, sent: list[int], params: dict[str, Any], private: dict[str, Any]) -> wire.Request:
+    params = {"max_tokens": TOKENS, **params}
+    if sent:
+        params["extra_args"] = {SENT_TOKENS: sent}
+    request = make_request(wire_id, PROMPT, **params)
+    for name, value in private.items():
+        setattr(request.sampling_params, name, value)
+    return request
+
+
+async def said(peer: Gateway, request: wire.Request) -> list[int]:
+    parts = wire.encode_request(request)
+    await peer.send(submit=Submit(wire_id=request.request_id, request=parts, trace={}))
+    return tokens(await peer.finished(request.request_id, 60))
+
+
+def grammar() -> StructuredOutputsParams:
+    chosen = StructuredOutputsParams(regex=r"(ab[0-9]{3}, )+end")
+    chosen._backend = "xgrammar"
+    return chosen
+
+
+async def greedy(peer: Gateway) -> list[int]:
+    return await said(peer, asked("plain", [], {}, {}))
+
+
+@pytest.mark.parametrize(
+    ("name", "params"),
+    [
+        ("greedy", {}),
+        ("seed", {"temperature": 1.0, "seed": 11}),
+        ("seed and top-p", {"temperature": 1.5, "seed": 5, "top_p": 0.9, "top_k": 200}),
+        ("presence", {"presence_penalty": 1.9}),
+        ("frequency", {"frequency_penalty": 1.9, "presence_penalty": -1.0}),
+        ("repetition", {"repetition_penalty": 1.8}),
+        ("grammar", {"temperature": 1.0, "seed": 3, "structured_outputs": grammar, "ignore_eos": False}),
+        ("min tokens", {"min_tokens": 20, "temperature": 2.0, "seed": 9}),
+        ("bad words", {}),
+    ],
+)
+async def test_what_depends_on_the_output_so_far_goes_on(
+    engines: tuple[WorkerProcess, WorkerProcess], name: str, params: dict[str, Any]
+) -> None:
+    assert engines[1].snapshot["facts"]["restores"]
+    private: dict[str, Any] = {}
+    async with gateway(engines[1].address) as peer:
+        if name == "bad words":
+            usual = await greedy(peer)
+            private = {"_bad_words_token_ids": [usual[1:3], usual[6:9]]}
+        params = {key: value() if callable(value) else value for key, value in params.items()}
+        whole = await said(peer, asked(f"{name} whole", [], params, private))
+        assert len(whole) > 9
+        for count in (1, 2, 7, len(whole) - 1):
+            rest = await said(peer, asked(f"{name} {count}", whole[:count], params, private))
+            assert whole[:count] + rest == whole, f"after {count} tokens"
+
+
+async def test_without_the_word_it_would_not(engines: tuple[WorkerProcess, WorkerProcess]) -> None:
+    """What is restored makes a difference: the same longer prompt alone gives other tokens."""
+    params = {"temperature": 1.0, "seed": 11}
+    async with gateway(engines[1].address) as peer:
+        whole = await said(peer, asked("with", [], params, {}))
+        again = make_request("without", [*PROMPT, *whole[:7]], max_tokens=TOKENS - 7, **params)
+        assert await said(peer, again) != whole[7:]
