@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -14,6 +17,38 @@ from tests.e2e.conftest import APART, RealCluster
 pytestmark = [pytest.mark.engine, pytest.mark.ray, pytest.mark.timeout(300)]
 
 ASK = [{"role": "user", "content": "What is the capital of France?"}]
+STORY = [{"role": "user", "content": "Describe a person who lives by a river."}]
+PERSON = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 30},
+        "age": {"type": "integer", "minimum": 1, "maximum": 99},
+        "city": {"type": "string", "maxLength": 30},
+        "work": {"type": "string", "maxLength": 60},
+        "hobby": {"type": "string", "maxLength": 60},
+    },
+    "required": ["name", "age", "city", "work", "hobby"],
+    "additionalProperties": False,
+}
+AS_JSON: dict[str, Any] = {
+    "temperature": 0,
+    "max_tokens": 150,
+    "response_format": {"type": "json_schema", "json_schema": {"name": "person", "schema": PERSON}},
+    "extra_body": {"repetition_penalty": 1.1},
+}
+ASKS: list[dict[str, Any]] = [
+    {"temperature": 0, "max_tokens": 120, "extra_body": {"ignore_eos": True}},
+    {"temperature": 1.0, "seed": 7, "max_tokens": 120, "extra_body": {"ignore_eos": True}},
+    {"temperature": 0.8, "seed": 8, "n": 2, "max_tokens": 100, "extra_body": {"ignore_eos": True}},
+    {
+        "temperature": 0,
+        "max_tokens": 120,
+        "presence_penalty": 1.2,
+        "frequency_penalty": 0.7,
+        "extra_body": {"ignore_eos": True},
+    },
+    AS_JSON,
+]
 
 
 def answers(cluster: RealCluster) -> bool:
@@ -41,18 +76,40 @@ def test_dead_prefill_engine_is_replaced_and_nobody_notices(cluster: RealCluster
     assert answers(cluster)
 
 
-def test_dead_decode_engine_is_replaced_and_its_stream_goes_on_there(cluster: RealCluster) -> None:
+@dataclass
+class Ask:
+    """One way to ask, and what came of it so far."""
+
+    fields: dict[str, Any]
+    texts: dict[int, str] = field(default_factory=dict)
+    chunks: int = 0
+    ends: list[str] = field(default_factory=list)
+
+    def run(self, cluster: RealCluster) -> Ask:
+        """Streams an answer to its end."""
+        for chunk in cluster.openai.chat.completions.create(model=APART, messages=STORY, stream=True, **self.fields):
+            for choice in chunk.choices:
+                self.texts[choice.index] = self.texts.get(choice.index, "") + (choice.delta.content or "")
+                self.ends += [choice.finish_reason] if choice.finish_reason else []
+            self.chunks += 1
+        return self
+
+
+def test_dead_decode_engine_is_replaced_and_its_streams_go_on_as_if_nothing_had_been(cluster: RealCluster) -> None:
     before = cluster.workers(APART)["decode"]
-    asked: dict[str, Any] = {"model": APART, "prompt": "Once upon a time", "max_tokens": 150, "temperature": 0}
-    own = {"ignore_eos": True, "return_token_ids": True}
-    whole = cluster.openai.completions.create(**asked, extra_body=own)
-    stream = cluster.openai.completions.create(**asked, extra_body=own, stream=True)
-    got = [next(stream) for _ in range(3)]
-    os.kill(before["pids"]["engine"], signal.SIGKILL)
-    got += stream
-    ids = [token for chunk in got for token in (chunk.choices[0].model_extra or {})["token_ids"] or ()]
-    assert ids == (whole.choices[0].model_extra or {})["token_ids"]
-    assert "".join(chunk.choices[0].text for chunk in got) == whole.choices[0].text
+    whole = [Ask(fields).run(cluster) for fields in ASKS]
+    again = [Ask(fields) for fields in ASKS]
+    with ThreadPoolExecutor(len(ASKS)) as threads:
+        streams = [threads.submit(ask.run, cluster) for ask in again]
+        until(lambda: all(ask.chunks >= 6 for ask in again), 60)
+        assert not any(ask.ends for ask in again), "too short to be caught in the act"
+        os.kill(before["pids"]["engine"], signal.SIGKILL)
+        for stream in streams:
+            stream.result(200)
+    for ask, expected in zip(again, whole, strict=True):
+        assert ask.texts == expected.texts, ask.fields
+        assert sorted(ask.ends) == sorted(expected.ends)
+    json.loads(again[ASKS.index(AS_JSON)].texts[0])
     until(lambda: cluster.status()["ready"], 120)
     assert cluster.workers(APART)["decode"]["pids"]["engine"] != before["pids"]["engine"]
     assert answers(cluster)
