@@ -23,7 +23,7 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from transform import Refused, transform
+from transform import Refused, enums_in, transform
 
 # What is compiled: all that runs many times a request, so all modules of these folders but those named below. A folder
 # is added by a line here; see to it that its tests also run compiled (tests/compiled).
@@ -101,6 +101,10 @@ def _imports(root: Path, name: str) -> Iterator[str]:
                     yield path
 
 
+def _module(name: str) -> str:
+    return name.removesuffix(".py").replace("/", ".")
+
+
 def check_tools() -> None:
     """There is a mypyc, and a C compiler that finds Python's headers."""
     for tool in ("mypyc", "setuptools"):
@@ -127,9 +131,10 @@ def build(root: Path, folder: Path) -> list[Path]:
         root / "orchestrator", folder / "orchestrator", ignore=shutil.ignore_patterns("*.so", "__pycache__")
     )
     names = modules(root)
+    texts = {name: (root / name).read_text(encoding="utf-8") for name in digests(root, names)}
+    enums = {(_module(name), each) for name, text in texts.items() for each in enums_in(text)}
     for name in names:
-        text = (root / name).read_text(encoding="utf-8")
-        (folder / name).write_text(transform(text, name), encoding="utf-8")
+        (folder / name).write_text(transform(texts[name], name, enums), encoding="utf-8")
     (folder / "setup.py").write_text(SETUP.format(paths=names, library=LIBRARY), encoding="utf-8")
     command = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
     environment = {**os.environ, "MYPYPATH": ""}

@@ -3,13 +3,16 @@
 mypyc leaves what ``@dataclass`` generates interpreted, and a call of a generated ``__init__`` costs more than all that
 compiling saves. So each dataclass gets its ``__init__`` written out, on the first blank line after it, and its way
 through pickle, which native classes lack, on the second; its annotations, which native classes know by half, are told
-again at the end. No line moves: a traceback names the source as it is.
+again at the end. A member of an enum is looked up through its class by code of that class's own kind, hundreds of
+instructions a look, so functions get constants of the members that they name. No line moves: a traceback names the
+source as it is.
 What is not understood is refused, never guessed at.
 """
 
 from __future__ import annotations
 
 import ast
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 VALUES = "orchestrator.core.values"  # its dataclass is, at run time, what this makes of every dataclass
@@ -18,6 +21,7 @@ DROPPED = {"frozen", "slots"}  # natively there are slots anyway, and nobody enf
 KEPT = {"eq", "order", "repr"}
 FIELD_OPTIONS = {"compare", "default", "default_factory", "hash", "metadata", "repr"}
 EMPTY = {"list": "[]", "dict": "{}"}
+ENUMS = {"Enum", "IntEnum", "StrEnum"}
 
 
 class Refused(Exception):  # noqa: N818
@@ -43,13 +47,36 @@ class Dataclass:
     post: bool
 
 
-def transform(text: str, file: str) -> str:
+def transform(text: str, file: str, enums: Collection[tuple[str, str]] = ()) -> str:
     """The source to compile, with as many lines before its last class ends.
+
+    Args:
+        enums: those that other modules have, as (module, name).
 
     Raises:
         Refused: a form that it does not know.
     """
-    return _Module(text, file).transformed()
+    return _Module(text, file).transformed(enums)
+
+
+def enums_in(text: str) -> list[str]:
+    """The enums that a source defines."""
+    return _enums(ast.parse(text))
+
+
+def _enums(tree: ast.Module) -> list[str]:
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+    return [each.name for each in classes if any(ast.unparse(base) in ENUMS for base in each.bases)]
+
+
+def _expressions(function: ast.FunctionDef) -> Iterator[ast.AST]:
+    """What runs when it is called, less patterns of ``match`` and strings: 3.11 does not know where their parts are."""
+    waiting: list[ast.AST] = list(function.body)
+    while waiting:
+        node = waiting.pop()
+        if not isinstance(node, ast.pattern | ast.ClassDef | ast.JoinedStr):
+            yield node
+            waiting += ast.iter_child_nodes(node)
 
 
 class _Module:
@@ -61,8 +88,9 @@ class _Module:
         self.last: list[str] = []  # lines for the end
         self.finals = False
 
-    def transformed(self) -> str:
+    def transformed(self, enums: Collection[tuple[str, str]]) -> str:
         self._imports()
+        self._members(enums)
         self._constants()
         top = set(self.tree.body)
         names: set[str] = set()
@@ -94,6 +122,26 @@ class _Module:
                 if [each.name for each in node.names] != ["dataclass"]:
                     self._refuse(node, f"of {VALUES} only dataclass is known")
                 self._replace(node, "from dataclasses import dataclass")
+
+    def _members(self, enums: Collection[tuple[str, str]]) -> None:
+        """Members of enums that functions name become constants, at the end; patterns of ``match`` can't name those."""
+        known = set(_enums(self.tree))
+        for node in self.tree.body:
+            if isinstance(node, ast.ImportFrom):
+                known |= {each.asname or each.name for each in node.names if (str(node.module), each.name) in enums}
+        found = [
+            each
+            for node in ast.walk(self.tree)
+            if isinstance(node, ast.FunctionDef)
+            for each in _expressions(node)
+            if isinstance(each, ast.Attribute) and isinstance(each.value, ast.Name) and each.value.id in known
+            if each.attr.isupper()
+        ]
+        for each in sorted(set(found), key=lambda each: each.col_offset, reverse=True):  # what is left of it stays
+            self._replace(each, ast.unparse(each).replace(".", "_MEMBER_"))
+        names = sorted({ast.unparse(each) for each in found})
+        self.last += [f"{name.replace('.', '_MEMBER_')}: Final = {name}" for name in names]
+        self.finals = self.finals or bool(names)
 
     def _constants(self) -> None:
         """Numbers in capitals are Final: mypyc then puts them where they are used, and looks up no name."""

@@ -153,6 +153,28 @@ def test_numbers_in_capitals_are_constants_to_the_compiler():
     ]
 
 
+def test_members_of_enums_are_constants_to_the_compiler_where_functions_name_them():
+    source = (
+        "from elsewhere import Kind as Sort, Other\n"
+        "class Own(StrEnum):\n    A = 'a'\n"
+        "FIRST = Own.A\n"
+        "def f(x=Own.A):\n"
+        "    match x:\n"
+        "        case Own.A:\n"
+        "            return x is Own.A or x is Sort.B or x is Other.C or f'{Own.A}', Own.A\n"
+    )
+    made = transformation.transform(HEAD + source, "a.py", {("elsewhere", "Kind")}).splitlines()
+    assert made[-6:] == [
+        "def f(x=Own.A):",
+        "    match x:",
+        "        case Own.A:",
+        "            return x is Own_MEMBER_A or x is Sort_MEMBER_B or x is Other.C or f'{Own.A}', Own_MEMBER_A",
+        "Own_MEMBER_A: Final = Own.A",
+        "Sort_MEMBER_B: Final = Sort.B",
+    ]
+    assert transformation.enums_in(source) == ["Own"]
+
+
 HINTS = "if TYPE_CHECKING:\n    from orchestrator.core.fleet import Fleet\n"
 
 
