@@ -1,53 +1,56 @@
-"""Virtual time: what happens next, ordered by (time, sequence).
+"""Virtual time: what happens next.
 
-Two things due at the same time happen in the order in which they were asked for. The sequence number also keeps the
-order from ever depending on actions.
+Two things due at the same time happen in the order in which they were asked for.
 
 With thousands of engines most of what is planned lies ahead, and a heap of it all is too large to be near the
 processor. So the next seconds are cut into short slices: what is asked for waits in its slice, unordered, and is sorted
 when the slice has come; what is asked for within the present slice is put in its place there. Only what lies further
-ahead waits in a heap.
+ahead waits in a heap. A slice is in the order of asking, which a stable sort keeps among equals; only the heap needs
+numbers for that.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from heapq import heappop, heappush
+from operator import itemgetter
 from typing import Any
 
 Action = Callable[[Any], None]
-_Entry = tuple[float, int, Action, Any]
+_Entry = tuple[float, Action, Any]
 _SLICES = 4000.0  # a second
 _SPAN = 8192  # slices ahead, a power of two
+_PLACE = 8191  # of a slice's number, what is its place among them
+_when = itemgetter(0)
 
 
 class Clock:
     """Seconds from 0."""
 
-    __slots__ = ("_due", "_edge", "_far", "_near", "_ring", "_sequence", "_stopped", "now")
+    __slots__ = ("_asked", "_due", "_edge", "_far", "_near", "_ring", "_stopped", "now")
 
     def __init__(self) -> None:
         self.now = 0.0
-        self._sequence = 0
         self._due: list[_Entry] = []  # the present slice, what comes next at its end
         self._edge = 0  # the slice after it
         self._ring: list[list[_Entry]] = [[] for _ in range(_SPAN)]  # slices by number, mod SPAN; the present one too
         self._near = 0  # entries in those to come
-        self._far: list[_Entry] = []  # a heap: what comes after those
+        self._far: list[tuple[float, int, _Entry]] = []  # a heap by (time, order of asking): what comes after those
+        self._asked = 0
         self._stopped = False
 
     def at(self, time: float, action: Action, what: Any = None) -> None:
         """Has ``action(what)`` run at ``time``, which must not have passed."""
-        self._sequence += 1
-        entry = (time, self._sequence, action, what)
+        entry = (time, action, what)
         part = int(time * _SLICES)
         if part < self._edge:
             self._put(entry)
         elif part < self._edge + _SPAN - 1:
-            self._ring[part % _SPAN].append(entry)
+            self._ring[part & _PLACE].append(entry)
             self._near += 1
         else:
-            heappush(self._far, entry)
+            self._asked += 1
+            heappush(self._far, (time, self._asked, entry))
 
     def after(self, seconds: float, action: Action, what: Any = None) -> None:
         """Has ``action(what)`` run in ``seconds``."""
@@ -63,7 +66,7 @@ class Clock:
         while not self._stopped:
             due = self._due
             while due:
-                self.now, _, action, what = due.pop()
+                self.now, action, what = due.pop()
                 action(what)
                 if self._stopped:
                     return
@@ -91,12 +94,13 @@ class Clock:
         while True:
             far = self._far
             while far and int(far[0][0] * _SLICES) < self._edge + _SPAN - 1:
-                entry = heappop(far)
-                self._ring[int(entry[0] * _SLICES) % _SPAN].append(entry)
+                time, _, entry = heappop(far)
+                self._ring[int(time * _SLICES) & _PLACE].append(entry)
                 self._near += 1
-            self._due = self._ring[self._edge % _SPAN]
+            due = self._due = self._ring[self._edge & _PLACE]
             self._edge += 1
-            if self._due:
-                self._near -= len(self._due)
-                self._due.sort(reverse=True)
+            if due:
+                self._near -= len(due)
+                due.reverse()  # what was asked for first comes last among equals, and so is taken first
+                due.sort(key=_when, reverse=True)
                 return True
