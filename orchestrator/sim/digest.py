@@ -8,26 +8,31 @@ from __future__ import annotations
 from collections.abc import Sequence
 from hashlib import blake2b
 from struct import pack
+from typing import TYPE_CHECKING
 
 from orchestrator.core import messages as m
 from orchestrator.core.decision import Choice
 
+if TYPE_CHECKING:
+    from mypy_extensions import i64
+
 _CHUNK = 256  # numbers: what is few is still near the processor when it is hashed
-_KINDS = (
-    m.WorkerUp,
-    m.WorkerDraining,
-    m.WorkerDown,
-    m.LoadReported,
-    m.CacheChanged,
-    m.Arrived,
-    m.PrefillEnded,
-    m.FirstToken,
-    m.DecodeEnded,
-    m.Refused,
-    m.Cancelled,
-    m.Tick,
-)
-CODES = {kind: code for code, kind in enumerate(_KINDS)}
+_CODE = 50  # bits below an event's code, and below its gateway's index
+_GATEWAY = 40
+
+# What a brain was told.
+WORKER_UP = 0
+WORKER_DRAINING = 1
+WORKER_DOWN = 2
+LOAD_REPORTED = 3
+CACHE_CHANGED = 4
+ARRIVED = 5
+PREFILL_ENDED = 6
+FIRST_TOKEN = 7
+DECODE_ENDED = 8
+REFUSED = 9
+CANCELLED = 10
+TICK = 11
 
 
 class Digest:
@@ -41,13 +46,14 @@ class Digest:
         self._numbers: list[int] = []
         self._words: list[str] = []
 
-    def add(
-        self, now: float, gateway: int, event: m.Event, subject: int, about: int, commands: Sequence[m.Command]
-    ) -> None:
+    def add(self, now: float, gateway: int, code: int, subject: int, about: int, commands: Sequence[m.Command]) -> None:
         """One step of a brain; ``subject`` and ``about`` are the event's own numbers."""
         numbers = self._numbers
+        told: i64 = code
+        by: i64 = gateway
+        of: i64 = subject
         self._times.append(now)
-        numbers.append((CODES[type(event)] << 50) + (gateway << 40) + subject)
+        numbers.append((told << _CODE) + (by << _GATEWAY) + of)
         numbers.append(about)
         if commands:
             numbers.append(len(commands))

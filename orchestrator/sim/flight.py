@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 from orchestrator.core import messages as m
 from orchestrator.sim.audit import Audit
@@ -12,7 +13,7 @@ from orchestrator.sim.half import Half
 from orchestrator.sim.network import Network
 from orchestrator.sim.offer import Offer
 
-NEVER = float("inf")
+NEVER: Final = float("inf")
 
 
 class Flight:

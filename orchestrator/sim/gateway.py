@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from orchestrator.core import messages as m
 from orchestrator.core.brain import Brain
+from orchestrator.sim import digest
 from orchestrator.sim.carrier import Carrier
 from orchestrator.sim.flight import Desk, Flight
 from orchestrator.sim.half import Half
@@ -53,7 +54,7 @@ class Gateway(Carrier):
             "",
             offer.output_tokens,
         )
-        self._feed(event, flight.number, offer.prompt_tokens)
+        self._feed(digest.ARRIVED, event, flight.number, offer.prompt_tokens)
 
     def leave(self, flight: Flight) -> None:
         """A client goes away, if its request has not ended yet."""
@@ -63,11 +64,11 @@ class Gateway(Carrier):
         if half is not None and not half.offers:
             emitted = half.worker.engine.emitted(half, self._clock.now - self._network.weather.delay)
             flight.sent = max(flight.sent, emitted) if flight.sent else 0
-        self._feed(m.Cancelled(flight.request_id, flight.sent), flight.number, flight.sent)
+        self._feed(digest.CANCELLED, m.Cancelled(flight.request_id, flight.sent), flight.number, flight.sent)
 
     def tick(self) -> None:
         """Time passes."""
-        self._feed(m.Tick(), 0, 0)
+        self._feed(digest.TICK, m.Tick(), 0, 0)
 
     # ---- workers
 
@@ -84,7 +85,7 @@ class Gateway(Carrier):
         link.session += 1
         link.up = link.known = True
         self._draining.discard(worker.info.worker_id)
-        self._feed(m.WorkerUp(worker.info), worker.index, worker.info.epoch)
+        self._feed(digest.WORKER_UP, m.WorkerUp(worker.info), worker.index, worker.info.epoch)
         self._take(link, worker.snapshot(link), cleared=True)
 
     def lose(self, link: Link, reason: str, reopen_after: float | None) -> None:
@@ -105,7 +106,7 @@ class Gateway(Carrier):
         lost = [flight for flight in self.flights.values() if flight.half and flight.half.worker is worker]
         for flight in lost:
             flight.stopped(self._clock.now)
-        self._feed(m.WorkerDown(worker.info.worker_id, reason), worker.index, worker.info.epoch)
+        self._feed(digest.WORKER_DOWN, m.WorkerDown(worker.info.worker_id, reason), worker.index, worker.info.epoch)
 
     def framed(self, message: tuple[Link, int, Frame]) -> None:
         """A frame has come."""
@@ -118,19 +119,19 @@ class Gateway(Carrier):
         worker_id = worker.info.worker_id
         if frame.stored or frame.removed:
             change = m.CacheChanged(worker_id, frame.stored, frame.removed, cleared)
-            self._feed(change, worker.index, _told(frame.removed, frame.stored))
+            self._feed(digest.CACHE_CHANGED, change, worker.index, _told(frame.removed, frame.stored))
         mine = self._take_outputs(frame) if frame.firsts or frame.ended else False
         for half, refusal, detail in frame.refused:
             self._refused(half, refusal, detail)
         load, own = frame.load, frame.own[self.index]
         event = m.LoadReported(worker_id, load, own, frame.stepped and (mine or own > 0))
         if self._network.fair:
-            self._feed(event, worker.index, load.running << 32 | load.kv_blocks_used)
+            self._feed(digest.LOAD_REPORTED, event, worker.index, load.running << 32 | load.kv_blocks_used)
         else:
             self._may_be_lost(link, event)
         if frame.draining:
             self._draining.add(worker_id)
-            self._feed(m.WorkerDraining(worker_id), worker.index, 0)
+            self._feed(digest.WORKER_DRAINING, m.WorkerDraining(worker_id), worker.index, 0)
 
     def _take_outputs(self, frame: Frame) -> bool:
         """Whether there were any for this gateway."""
@@ -151,7 +152,7 @@ class Gateway(Carrier):
             half.flight.stopped(self._clock.now)
         if refusal is m.Refusal.DRAINING:
             self._draining.add(half.worker.info.worker_id)
-        self._feed(m.Refused(half.wire_id, refusal, detail), half.flight.number, 0)
+        self._feed(digest.REFUSED, m.Refused(half.wire_id, refusal, detail), half.flight.number, 0)
 
     def _may_be_lost(self, link: Link, event: m.LoadReported) -> None:
         network = self._network
@@ -163,7 +164,8 @@ class Gateway(Carrier):
     def _late(self, message: tuple[Link, int, m.LoadReported]) -> None:
         link, session, event = message
         if link.known and session == link.session:
-            self._feed(event, link.worker.index, event.load.running << 32 | event.load.kv_blocks_used)
+            about = event.load.running << 32 | event.load.kv_blocks_used
+            self._feed(digest.LOAD_REPORTED, event, link.worker.index, about)
 
     def _first(self, half: Half) -> None:
         flight = half.flight
@@ -175,7 +177,7 @@ class Gateway(Carrier):
         flight.first_at = flight.last_at = self._clock.now
         collected = half.collect
         cached = half.cached if collected is None else collected.cached
-        self._feed(m.FirstToken(half.wire_id, cached, half.moved), flight.number, cached)
+        self._feed(digest.FIRST_TOKEN, m.FirstToken(half.wire_id, cached, half.moved), flight.number, cached)
 
     def _ended(self, half: Half) -> None:
         flight = half.flight
@@ -188,16 +190,19 @@ class Gateway(Carrier):
                 flight.prefills[half.wire_id] = half
             else:
                 self.orphans[half.wire_id] = half
-            self._feed(m.PrefillEnded(half.wire_id, True, "", half.cached), flight.number, half.cached)
+            self._feed(
+                digest.PREFILL_ENDED, m.PrefillEnded(half.wire_id, True, "", half.cached), flight.number, half.cached
+            )
         elif current:
             flight.sent = half.emitted + half.output
             flight.last_at = self._clock.now
-            self._feed(m.DecodeEnded(half.wire_id, flight.sent), flight.number, flight.sent)
+            self._feed(digest.DECODE_ENDED, m.DecodeEnded(half.wire_id, flight.sent), flight.number, flight.sent)
 
-    def _feed(self, event: m.Event, subject: int, about: int) -> None:
+    def _feed(self, code: int, event: m.Event, subject: int, about: int) -> None:
+        """Tells the brain, and has done what it answers; ``code`` is the kind of the event."""
         now = self._clock.now
         commands = self.brain.step(event, now)
-        self._digest.add(now, self.index, event, subject, about, commands)
+        self._digest.add(now, self.index, code, subject, about, commands)
         if commands:
             for command in commands:
                 self.carry_out(command)
