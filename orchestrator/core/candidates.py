@@ -40,19 +40,20 @@ def bounded(pool: Pool, matches: Matches, rng: Random, extra: Sequence[WorkerVie
     if matches:
         start = int(rng.random() * top(pool.slots))  # among many equals it is not always the first
         for slot in matches.holders(pool.slots, MOST_HOLDERS, start):
-            view = pool.by_slot[slot]
-            if view is not None and slot not in taken:
+            holder = pool.by_slot[slot]
+            if holder is not None and slot not in taken:
                 taken.add(slot)
-                chosen.append(view)
-    return chosen + [view for view in sample(views, SAMPLE, rng) if view.slot not in taken]
+                chosen.append(holder)
+    chosen += [view for view in sample(views, SAMPLE, rng) if view.slot not in taken]
+    return chosen
 
 
-def sample(views: Sequence[WorkerView], count: int, rng: Random) -> Sequence[WorkerView]:
+def sample(views: list[WorkerView], count: int, rng: Random) -> list[WorkerView]:
     """Up to ``count`` different views, drawn at random; all of them if there are no more."""
-    size = len(views)
+    size, chance = len(views), rng.random
     if size <= count:
         return views
-    return [views[place] for place in {int(rng.random() * size) for _ in range(count)}]
+    return [views[place] for place in {int(chance() * size) for _ in range(count)}]
 
 
 def cached_tokens(views: Sequence[WorkerView], session: Session, matches: Matches) -> list[int]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from types import MappingProxyType
 
-from orchestrator.core.slot_sets import Parts, gather, has, members
+from orchestrator.core.slot_sets import PART, SHIFT, Parts, gather, has, members
 
 
 class Matches:
@@ -18,9 +18,9 @@ class Matches:
     __slots__ = ("_known", "levels", "on_their_way")
 
     def __init__(
-        self, levels: Sequence[tuple[int, Parts]] = (), on_their_way: Mapping[int, int] = MappingProxyType({})
+        self, levels: list[tuple[int, Parts]] | None = None, on_their_way: Mapping[int, int] = MappingProxyType({})
     ) -> None:
-        self.levels = levels
+        self.levels: list[tuple[int, Parts]] = levels if levels is not None else []
         self.on_their_way = on_their_way
         self._known: dict[int, int] = {**on_their_way}  # slot -> blocks: and of those that ``holders`` came across
 
@@ -33,11 +33,16 @@ class Matches:
         known = self._known.get(slot)
         if known is not None:
             return known
-        if not self.levels or not has(self.levels[-1][1], slot):  # mostly, in a large fleet
-            return 0
-        return next(length for length, slots in self.levels if has(slots, slot))
+        part, place = slot >> SHIFT, slot & PART - 1
+        longest = 0
+        for level in range(len(self.levels) - 1, -1, -1):  # mostly it isn't even in the largest set
+            length, slots = self.levels[level]
+            if part >= len(slots) or not slots[part] >> place & 1:
+                break
+            longest = length
+        return longest
 
-    def holders(self, within: Sequence[int], at_most: int, start: int = 0) -> list[int]:
+    def holders(self, within: list[int], at_most: int, start: int = 0) -> list[int]:
         """Up to ``at_most`` slots of the set ``within`` that hold something, longest match first.
 
         Among equals those from ``start`` on downwards come first, so that a caller can let them take turns.

@@ -17,6 +17,7 @@ SHIFT = 10
 PART = 1 << SHIFT
 _LAST = PART - 1
 _FEW = 4  # bits that are quicker found one by one
+_BITS = tuple(1 << slot for slot in range(PART))  # made once: they are large
 
 
 def has(parts: Sequence[int], slot: int) -> bool:
@@ -73,10 +74,12 @@ def top(parts: Sequence[int]) -> int:
     return (len(parts) - 1 << SHIFT) + parts[-1].bit_length() if parts else 0
 
 
-def gather(parts: Sequence[int], within: Sequence[int], start: int, most: int, found: list[int]) -> None:
+def gather(parts: Parts, within: list[int], start: int, most: int, found: list[int]) -> None:
     """Appends slots that are in both, if they aren't in ``found`` yet, until that has ``most``: from ``start`` on
     downwards, and then from the highest one."""
     count = min(len(parts), len(within))
+    if len(found) >= most:
+        return
     first, bit = start >> SHIFT, start & _LAST
     if first >= count:
         first, bit = count - 1, _LAST
@@ -88,13 +91,13 @@ def gather(parts: Sequence[int], within: Sequence[int], start: int, most: int, f
         elif turn == count:
             here = here >> bit + 1 << bit + 1
         while here:
-            if len(found) == most:
-                return
             highest = here.bit_length() - 1
             slot = (part << SHIFT) + highest
             if slot not in found:
                 found.append(slot)
-            here ^= 1 << highest
+                if len(found) == most:
+                    return
+            here ^= _BITS[highest]
 
 
 def members(parts: Sequence[int], but: Sequence[int] = ()) -> list[int]:

@@ -52,7 +52,7 @@ def test_slots_are_gathered_from_a_start_on_downwards_and_then_from_the_highest(
     one: set[int], within: set[int], start: int, most: int, found: list[int]
 ) -> None:
     gathered = list(found)
-    gather(parts(one), parts(within), start, max(most, len(found)), gathered)
+    gather(parts(one), list(parts(within)), start, max(most, len(found)), gathered)
     both = sorted(one & within, reverse=True)
     turns = [slot for slot in both if slot <= start] + [slot for slot in both if slot > start]
     assert gathered == [*found, *(slot for slot in turns if slot not in found)][: max(most, len(found))]
