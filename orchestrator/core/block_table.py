@@ -9,7 +9,7 @@ million entries are moved.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Final
+from typing import Any, Final
 
 from orchestrator.core.blocks import splitmix
 from orchestrator.core.slot_sets import Parts, alone, common, difference, flipped, has, members
@@ -66,16 +66,20 @@ class BlockTable:
         shards, last, single = self.shards, self.last, self.single(slot)
         was = will = single
         moved = 0
-        for block in blocks:
+        keys: Iterable[Any] = (
+            blocks  # natively a number is no object, and one that was made anew would be kept here too
+        )
+        for key in keys:
+            block: int = key
             shard = shards[block >> SHARD & last]
-            owners = shard.setdefault(block, single)
+            owners = shard.setdefault(key, single)
             if owners is single:
                 continue
             if owners is not was:
                 self._count(was, will, moved)
                 was, will, moved = owners, owners if has(owners.slots, slot) else self._flipped(owners, slot), 0
             if will is not owners:
-                shard[block] = will
+                shard[key] = will
                 moved += 1
         self._count(was, will, moved)
 

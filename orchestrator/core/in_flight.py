@@ -12,6 +12,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import islice
 
+Hash = object
+"""Here only ever compared, and so left what it is: made a plain number natively, it would be made an object anew for
+each look."""
 MOST = 8  # prompts that are looked at a mark: the newest, as what was sent first is there first
 _APART = 2  # bits from one mark to the next
 
@@ -21,9 +24,9 @@ class _Prompt:
 
     __slots__ = ("blocks", "slot", "times")
 
-    def __init__(self, slot: int, blocks: Sequence[int]) -> None:
+    def __init__(self, slot: int, blocks: Sequence[Hash]) -> None:
         self.slot = slot
-        self.blocks = blocks  # kept, so that its id stays its own
+        self.blocks = blocks
         self.times = 1
 
 
@@ -31,25 +34,26 @@ class InFlight:
     """The prompts of one model, by worker (a slot of the prefix index)."""
 
     def __init__(self) -> None:
-        self._marks: dict[int, _Prompt | dict[_Prompt, None]] = {}  # by hash; most marks have one, which needs no dict
-        self._prompts: dict[int, dict[int, _Prompt]] = {}  # slot -> id of the blocks -> prompt
+        self._marks: dict[Hash, _Prompt | dict[_Prompt, None]] = {}  # by hash; most marks have one, which needs no dict
+        self._prompts: list[list[_Prompt]] = []  # by slot; each worker has a few at a time
 
     def __len__(self) -> int:
-        return sum(prompt.times for prompts in self._prompts.values() for prompt in prompts.values())
+        return sum(prompt.times for prompts in self._prompts for prompt in prompts)
 
-    def add(self, slot: int, blocks: Sequence[int]) -> None:
+    def add(self, slot: int, blocks: Sequence[Hash]) -> None:
         """A request with these blocks was sent there."""
         length = len(blocks)
         if not length:
             return
-        prompts = self._prompts.get(slot)
-        if prompts is None:
-            prompts = self._prompts[slot] = {}
-        prompt = prompts.get(id(blocks))
-        if prompt is not None:
-            prompt.times += 1
-            return
-        prompt = prompts[id(blocks)] = _Prompt(slot, blocks)
+        while len(self._prompts) <= slot:
+            self._prompts.append([])
+        prompts = self._prompts[slot]
+        for known in prompts:
+            if known.blocks is blocks:
+                known.times += 1
+                return
+        prompt = _Prompt(slot, blocks)
+        prompts.append(prompt)
         marks = self._marks
         for mark in _marks(length):
             block = blocks[mark - 1]
@@ -61,23 +65,25 @@ class InFlight:
             else:
                 marked[prompt] = None
 
-    def remove(self, slot: int, blocks: Sequence[int]) -> None:
+    def remove(self, slot: int, blocks: Sequence[Hash]) -> None:
         """The opposite, with the same object. One that is not there is no error: its worker may be gone."""
-        prompts = self._prompts.get(slot)
-        prompt = prompts.get(id(blocks)) if prompts else None
-        if prompts is None or prompt is None:
-            return
-        prompt.times -= 1
-        if not prompt.times:
-            del prompts[id(blocks)]
-            self._unmark(prompt)
+        prompts = self._prompts[slot] if slot < len(self._prompts) else []
+        for place, prompt in enumerate(prompts):
+            if prompt.blocks is blocks:
+                prompt.times -= 1
+                if not prompt.times:
+                    del prompts[place]
+                    self._unmark(prompt)
+                return
 
     def leave(self, slot: int) -> None:
         """The worker is gone, and what was on its way to it."""
-        for prompt in self._prompts.pop(slot, {}).values():
-            self._unmark(prompt)
+        if slot < len(self._prompts):
+            for prompt in self._prompts[slot]:
+                self._unmark(prompt)
+            self._prompts[slot].clear()
 
-    def longer(self, blocks: Sequence[int], than: int) -> dict[int, int]:
+    def longer(self, blocks: Sequence[Hash], than: int) -> dict[int, int]:
         """Slots that a prompt is on its way to which shares more than ``than`` leading blocks with this one, and how
         many. Of many such prompts the newest are looked at."""
         found: dict[int, int] = {}
@@ -114,8 +120,8 @@ class InFlight:
         """Raises AssertionError where marks are not those of the prompts; for tests."""
         expected = {
             (prompt.blocks[mark - 1], prompt)
-            for prompts in self._prompts.values()
-            for prompt in prompts.values()
+            for prompts in self._prompts
+            for prompt in prompts
             for mark in _marks(len(prompt.blocks))
         }
         marked = {
@@ -134,7 +140,7 @@ def _marks(length: int) -> Sequence[int]:
     return _ALL_MARKS[: -(-length.bit_length() // _APART)]
 
 
-def _shared(blocks: Sequence[int], other: Sequence[int], mark: int) -> int:
+def _shared(blocks: Sequence[Hash], other: Sequence[Hash], mark: int) -> int:
     """Leading blocks that two prompts share, at least ``mark`` and less than the next mark unless one ends there."""
     low, high = mark, min(len(blocks), len(other), mark << _APART)
     while low < high:

@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
+from typing import Any
 
 from orchestrator.core.block_table import SHARD, BlockTable
 from orchestrator.core.in_flight import InFlight
@@ -60,10 +61,9 @@ class PrefixIndex:
     def __init__(self, sweep: int = _SWEEP, shards: int = _SHARDS) -> None:
         self._table = BlockTable(shards)
         self._in_flight = InFlight()
-        self._workers: dict[int, _Worker] = {}
+        self._workers: list[_Worker | None] = []  # by slot; None where nobody is joined
         self._visible: list[int] = []  # slots that are joined and clean
         self._free: list[int] = []
-        self._slots = 0
         self._dirty: dict[int, int] = {}  # slot -> shards in which it may still be
         self._soiled: list[int] = []  # the same, as a set
         self._at = 0  # the shard that is swept next
@@ -80,8 +80,8 @@ class PrefixIndex:
         if self._free:
             slot = heappop(self._free)
         else:
-            slot = self._slots
-            self._slots += 1
+            slot = len(self._workers)
+            self._workers.append(None)
         recent = None if capacity is None else Recent(self._table, slot, capacity)
         self._workers[slot] = _Worker(recent)
         self._table.single(slot)  # made now, and not on the way of some request
@@ -90,8 +90,9 @@ class PrefixIndex:
 
     def leave(self, slot: int) -> None:
         """The worker is gone, and its entries with it. The slot is given to another once it is swept out."""
-        worker = self._workers.pop(slot, None)
+        worker = self._worker(slot)
         if worker is not None:
+            self._workers[slot] = None
             self._in_flight.leave(slot)
             self._soil(slot, used=worker.used)
             self._sweep()
@@ -101,7 +102,7 @@ class PrefixIndex:
     ) -> None:
         """The worker's own word of its cache; in the order cleared, removed, stored. From one that was said to tell no
         events only ``cleared`` is taken."""
-        worker = self._workers.get(slot)
+        worker = self._worker(slot)
         if worker is None:
             return
         if cleared:
@@ -116,7 +117,7 @@ class PrefixIndex:
     def routed(self, slot: int, blocks: Sequence[int]) -> None:
         """A request with these blocks was sent there: another with the same prompt finds it from now on, though the
         worker has said nothing yet."""
-        worker = self._workers.get(slot)
+        worker = self._worker(slot)
         if worker is None:
             return
         if worker.recent is None:
@@ -132,14 +133,19 @@ class PrefixIndex:
         will."""
         self._in_flight.remove(slot, blocks)
 
+    def _worker(self, slot: int) -> _Worker | None:
+        return self._workers[slot] if slot < len(self._workers) else None
+
     def match(self, blocks: Sequence[int]) -> Matches:
         """Who holds how many of the leading blocks."""
         if not blocks:
             return NO_MATCHES
         shards, last = self._table.shards, self._table.last
         visible, hidden = self._visible, bool(self._dirty)  # with none hidden, sets that are equal are one object
-        block = blocks[0]
-        owners = shards[block >> SHARD & last].get(block)
+        hashes: Sequence[Any] = blocks  # as they are: natively a number would be made an object for each look
+        key = hashes[0]
+        block: int = key
+        owners = shards[block >> SHARD & last].get(key)
         here = _NOBODY if owners is None else owners.slots
         if hidden:
             here = common(here, visible)
@@ -158,8 +164,9 @@ class PrefixIndex:
                 ends.append(end)
                 sets.append(there)
                 end = place + end >> 1
-                block = blocks[end]
-                owners = shards[block >> SHARD & last].get(block)
+                key = hashes[end]
+                block = key
+                owners = shards[block >> SHARD & last].get(key)
                 there = _NOBODY if owners is None else owners.slots
                 if hidden:
                     there = common(there, visible)
@@ -213,7 +220,7 @@ class PrefixIndex:
     def _clean(self, slot: int) -> None:
         del self._dirty[slot]
         take(self._soiled, slot)
-        worker = self._workers.get(slot)
+        worker = self._worker(slot)
         if worker is None:
             heappush(self._free, slot)
             return
@@ -229,15 +236,16 @@ class PrefixIndex:
         """Raises AssertionError where the books don't balance; for tests."""
         self._table.check()
         self._in_flight.check()
-        for slot, worker in self._workers.items():
+        joined = {slot: worker for slot, worker in enumerate(self._workers) if worker is not None}
+        for slot, worker in joined.items():
             clean = worker.waiting is None
             assert clean == (slot not in self._dirty) == has(self._visible, slot), slot  # noqa: S101
             if clean and worker.recent is not None:
                 worker.recent.check()
-        used = {slot for slot, worker in self._workers.items() if worker.used} | self._dirty.keys()
+        used = {slot for slot, worker in joined.items() if worker.used} | self._dirty.keys()
         for shard in self._table.shards:
             for block, owners in shard.items():
                 assert used.issuperset(members(owners.slots)), block  # noqa: S101
         assert not common(self._visible, self._soiled)  # noqa: S101
         assert set(members(self._soiled)) == self._dirty.keys()  # noqa: S101
-        assert not set(self._free) & (self._workers.keys() | self._dirty.keys())  # noqa: S101
+        assert not set(self._free) & (joined.keys() | self._dirty.keys())  # noqa: S101
