@@ -35,18 +35,20 @@ class WorkerView:
     info: WorkerInfo
     slot: int = 0  # its bit in the model's prefix index
     cost: CostModel = field(default_factory=CostModel)
+    # Natively in this order in memory: what is looked at to score a candidate is together.
+    depth: int = 0  # requests running, waiting or on their way: claims and foreign
+    prefill_tokens: int = 0  # over all claims
+    busy: float = 0.0  # share of the newest BUSY_MEMORY seconds in which it had requests; exponentially weighted
     timing: Timing = field(default_factory=Timing)
     load: Load = field(default_factory=Load)
     draining: bool = False
+    gone: bool = False  # from the fleet; another may have its slot
     heard_at: float = 0.0
     busy_until: float = 0.0  # it said that it is full: not to be asked again before
     adapters: frozenset[str] | None = None  # that it serves; None while it does not say
     claims: dict[str, Claim] = field(default_factory=dict)
     foreign: int = 0
-    depth: int = 0  # requests running, waiting or on their way: claims and foreign
-    prefill_tokens: int = 0  # over all claims
     kv_blocks: int = 0  # over all claims
-    busy: float = 0.0  # share of the newest BUSY_MEMORY seconds in which it had requests; exponentially weighted
     busy_at: float = 0.0  # the time up to which that was counted
     place: int = -1  # where it stands in its pool; -1 while it is in none
 
@@ -125,15 +127,17 @@ class Fleet:
     def pool(self, model: str, role: Role) -> Pool:
         """The model's workers of a role that are not draining; empty if there are none."""
         key = (model, role)
-        if key not in self._pools:
-            self._pools[key] = Pool()
-        return self._pools[key]
+        pool = self._pools.get(key)
+        if pool is None:
+            pool = self._pools[key] = Pool()
+        return pool
 
     def index(self, model: str) -> PrefixIndex:
         """The model's prefix index."""
-        if model not in self._indexes:
-            self._indexes[model] = PrefixIndex()
-        return self._indexes[model]
+        index = self._indexes.get(model)
+        if index is None:
+            index = self._indexes[model] = PrefixIndex()
+        return index
 
     def up(self, info: WorkerInfo, now: float) -> WorkerView:
         """Adds a worker that is not there yet."""
@@ -159,6 +163,7 @@ class Fleet:
         view = self._workers.pop(worker_id, None)
         if view is None:
             return []
+        view.gone = True
         self.pool(view.info.model, view.info.role).remove(view)
         self.index(view.info.model).leave(view.slot)
         return list(view.claims)

@@ -129,7 +129,7 @@ class Halves:
         """Its prompt is not on its way any more: by now the workers have said what they stored of it, or never will."""
         views, session.expected_at = session.expected_at, ()
         for view in views:
-            if self._fleet.get(view.info.worker_id) is view:  # else what was expected went with the worker
+            if not view.gone:  # else what was expected went with the worker
                 self._fleet.index(session.model).settled(view.slot, session.blocks)
 
     # ---- KV that nobody collects

@@ -6,7 +6,7 @@ size, lost events. So each prediction is held against what the engine says, and 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from orchestrator.core.decision import CachedBy
@@ -39,10 +39,10 @@ class Predictions:
         """By model; models without a prediction yet are left out."""
         return self._models
 
-    def saw(self, model: str, predicted: int, actual: int, prompt: int, by: CachedBy) -> Iterator[Alert]:
-        """One prediction's outcome, all in tokens; yields an alert where one begins or is over."""
+    def saw(self, model: str, predicted: int, actual: int, prompt: int, by: CachedBy) -> Sequence[Alert]:
+        """One prediction's outcome, all in tokens; returns an alert where one begins or is over."""
         if by is CachedBy.UNKNOWN or prompt <= 0:
-            return
+            return ()
         kept = self._models.get(model)
         if kept is None:
             kept = self._models[model] = Accuracy()
@@ -52,10 +52,11 @@ class Predictions:
         kept.bias += (off - kept.bias) * (1 - MEMORY)
         if not kept.alarmed and kept.count >= WARM_UP and kept.error > ALARM:
             kept.alarmed = True
-            yield Alert(KIND, model, _words(kept, by))
-        elif kept.alarmed and kept.error < CALM:
+            return (Alert(KIND, model, _words(kept, by)),)
+        if kept.alarmed and kept.error < CALM:
             kept.alarmed = False
-            yield Alert(KIND, model, "cached tokens are predicted well again", over=True)
+            return (Alert(KIND, model, "cached tokens are predicted well again", over=True),)
+        return ()
 
 
 def _words(kept: Accuracy, by: CachedBy) -> str:

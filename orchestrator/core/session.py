@@ -128,7 +128,8 @@ class Session:
     placed_at: float | None = None
     prefilled_at: float | None = None
     first_token_at: float | None = None
-    history: list[tuple[float, Signal]] = field(default_factory=list)
+    signals: list[Signal] = field(default_factory=list)  # its history, and beside it
+    signalled_at: list[float] = field(default_factory=list)
 
     @property
     def tokens(self) -> int:
@@ -145,7 +146,7 @@ class Session:
     def story(self) -> str:
         """The way so far, for people."""
         steps, state = [], State.WAITING
-        for at, signal in self.history:
+        for at, signal in zip(self.signalled_at, self.signals, strict=True):
             steps.append(f"{at:.3f} {state} ({signal})")
             state = TABLE[state][signal]
         return " -> ".join(steps)
@@ -159,7 +160,8 @@ class Session:
         to = TABLE[self.state].get(signal)
         if to is None:
             raise InvalidTransition(self, signal)
-        self.history.append((now, signal))
+        self.signals.append(signal)
+        self.signalled_at.append(now)
         self.state = to
         if signal is Signal.PLACED_APART or signal is Signal.PLACED_TOGETHER:
             self.placed_at = now
