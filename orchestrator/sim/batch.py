@@ -12,6 +12,10 @@ from orchestrator.sim.cache import BlockCache
 from orchestrator.sim.half import Half
 from orchestrator.sim.settings import EngineSettings
 
+# Most engines have nobody in most of their queues, and what all share is near the processor. Nothing is put into these.
+NOBODY: list[Half] = []
+NONE: dict[Half, None] = {}
+
 
 class Batch:
     """An engine's queue, its running sequences, and those that have ended but whose KV is not collected yet."""
@@ -36,12 +40,12 @@ class Batch:
         self.settings = settings
         self.cache = BlockCache(settings.facts.kv_blocks_total, caching=settings.caching)
         self.step = 0  # steps that have ended
-        self.waiting: list[Half] = []
+        self.waiting = NOBODY
         self.running: dict[Half, None] = {}  # oldest first: prompts that are computed, and sequences that decode
-        self.prompts: list[Half] = []  # the running ones that wait for the step in which they begin to decode
+        self.prompts = NOBODY  # the running ones that wait for the step in which they begin to decode
         self.decoding = 0
-        self.fetching: dict[Half, None] = {}  # those that have a seat and wait for their KV
-        self.pinned: dict[Half, None] = {}
+        self.fetching = NONE  # those that have a seat and wait for their KV
+        self.pinned = NONE
         self._block_size = settings.facts.block_size
         self._boundaries = [0] * self._block_size
         self._finishing: list[tuple[int, int, Half]] = []
@@ -68,14 +72,18 @@ class Batch:
             if not half.started:
                 half.cached = known
             if half.collect is not None and not half.started:
+                self.fetching = self.fetching or {}
                 self.fetching[half] = None
                 half.worker.fetch(half)
             else:
                 self.schedule(half)
+        if not waiting:
+            self.waiting = NOBODY
 
     def schedule(self, half: Half) -> None:
         """A half with blocks begins to run."""
         self.running[half] = None
+        self.prompts = self.prompts or []
         self.prompts.append(half)
 
     def begin_decoding(self, ended: list[Half]) -> list[Half]:
@@ -84,9 +92,10 @@ class Batch:
         Appends those for which it is the last one to ``ended``.
         """
         firsts: list[Half] = []
-        prompts, self.prompts = self.prompts, []
+        prompts, self.prompts = self.prompts, NOBODY
         for half in prompts:
             if half.left:
+                self.prompts = self.prompts or []
                 self.prompts.append(half)
                 continue
             if not half.started:
@@ -183,6 +192,7 @@ class Batch:
     def _finish(self, half: Half) -> None:
         if half.offers:
             del self.running[half]
+            self.pinned = self.pinned or {}
             self.pinned[half] = None
         else:
             self.leave(half, half.output)
@@ -231,7 +241,7 @@ class Batch:
             half.output -= generated
             half.emitted += generated
             half.sealed = 0
-            self.waiting.insert(0, half)
+            self.waiting = [half, *self.waiting]
             pushed.append(half)
         self.cache.make_room()
         return pushed

@@ -13,10 +13,11 @@ deepest run upwards, and a run is evicted from its rear, so the tail of a prompt
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Sequence
 
 _STALE = 16  # turns that count no more and are not worth a clean-up
+_NO_BLOCKS: list[int] = []  # all caches' own while nothing changes: nothing is put into it
 
 
 class Run:
@@ -64,8 +65,8 @@ class BlockCache:
         self.idle_blocks = 0
         self._runs: dict[int, Run] = {}  # by first hash
         self._idle: deque[Run] = deque()  # oldest first, with turns that count no more
-        self.stored: list[int] = []
-        self.removed: list[int] = []
+        self.stored = _NO_BLOCKS
+        self.removed = _NO_BLOCKS
 
     @property
     def used(self) -> int:
@@ -129,7 +130,7 @@ class BlockCache:
             new = list(blocks[start:])
             run = self._runs[new[0]] = Run(new, run, 1)
             self.shared += len(new)
-            self.stored += new
+            self.stored = self.stored + new
         return run
 
     def extend(self, run: Run | None, blocks: list[int]) -> Run:
@@ -137,7 +138,7 @@ class BlockCache:
         count = len(blocks)
         self.private -= count
         self.shared += count
-        self.stored += blocks
+        self.stored = self.stored + blocks
         run = self._runs[blocks[0]] = Run(blocks, run, 1)
         return run
 
@@ -168,6 +169,7 @@ class BlockCache:
     def make_room(self) -> None:
         """Evicts what nobody uses, as far as the used blocks need its place."""
         over = self.private + self.shared + self.idle_blocks - self.total
+        removed: list[int] = []
         while over > 0 and self.idle_blocks:
             run = self._idle[0]
             own = run.blocks
@@ -182,14 +184,16 @@ class BlockCache:
             else:
                 gone = own[-over:]
                 del own[-over:]
-            self.removed += gone
+            removed += gone
             self.idle_blocks -= len(gone)
             over -= len(gone)
+        if removed:
+            self.removed = self.removed + removed
 
     def take_changes(self) -> tuple[list[int], list[int]]:
         """(removed, stored) since the last call, as they have to be told in that order."""
         removed, stored = self.removed, self.stored
-        self.removed, self.stored = [], []
+        self.removed = self.stored = _NO_BLOCKS
         if removed and stored and not set(removed).isdisjoint(stored):
             held = set(self.contents())
             removed = [block for block in removed if block not in held]
@@ -202,18 +206,23 @@ class BlockCache:
 
     def check(self) -> None:
         """Raises AssertionError where the books don't balance; for tests."""
-        runs = list(self._runs.values())
-        assert all(self._runs[run.blocks[0]] is run for run in runs)  # noqa: S101
-        assert self.shared == sum(len(run.blocks) for run in runs if run.users)  # noqa: S101
-        assert self.idle_blocks == sum(len(run.blocks) for run in runs if not run.users)  # noqa: S101
-        assert {run for run in runs if not run.users} <= set(self._idle)  # noqa: S101
-        turns = Counter(self._idle)
-        assert all(run.turns == turns[run] for run in runs)  # noqa: S101
+        turns: dict[Run, int] = {}
+        for run in self._idle:
+            turns[run] = turns.get(run, 0) + 1
+        shared = idle = 0
+        for first, run in self._runs.items():
+            assert run.blocks[0] == first  # noqa: S101
+            assert run.turns == turns.get(run, 0)  # noqa: S101
+            if run.users:
+                shared += len(run.blocks)
+            else:
+                idle += len(run.blocks)
+                assert run.turns  # noqa: S101
+            parent = run.parent
+            assert parent is None or (parent.blocks[0] in self._runs and parent.users >= run.users)  # noqa: S101
+        assert (self.shared, self.idle_blocks) == (shared, idle)  # noqa: S101
         assert self.private >= 0  # noqa: S101
         assert self.used + self.idle_blocks <= self.total  # noqa: S101
-        for run in runs:
-            assert run.parent is None or run.parent.blocks[0] in self._runs  # noqa: S101
-            assert run.parent is None or run.parent.users >= run.users  # noqa: S101
 
     def _tidy(self) -> None:
         """Forgets turns that count no more."""

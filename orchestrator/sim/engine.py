@@ -102,6 +102,7 @@ class Engine(Batch):
     def submit(self, half: Half) -> None:
         """Queues a half; it is computed from the next step on."""
         blocked = bool(self.waiting)
+        self.waiting = self.waiting or []
         self.waiting.append(half)
         if self._pace == 0.0:
             self._plan()
