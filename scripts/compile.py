@@ -55,6 +55,8 @@ MARKER = "orchestrator/compiled.json"  # orchestrator/compiled.py reads it
 LIBRARY = "segue"  # segue__mypyc.*.so holds all code; the modules beside the sources only lead there
 SUFFIX = importlib.machinery.EXTENSION_SUFFIXES[0]
 COMPILE_SECONDS = 1200
+# Nobody takes the place of a function of ours when it is loaded: so calls go straight there, or are no calls at all.
+FLAGS = ["-fvisibility=hidden", "-fno-semantic-interposition", "-fno-plt"]
 NO_TOOLS = 3  # exit code: there is nothing to compile with
 SETUP = """
 from mypyc.build import mypycify
@@ -63,8 +65,10 @@ from setuptools import setup
 paths = {paths!r}
 # Types are checked by `make lint`; here only what mypyc itself needs to know, with or without what others wrote.
 options = ["--ignore-missing-imports", "--follow-imports=silent", "--cache-dir=.mypy_cache", "--config-file="]
-setup(name="compiled", packages=[], py_modules=[], ext_modules=mypycify(
-    [*options, *paths], opt_level="3", debug_level="0", group_name={library!r}))
+made = mypycify([*options, *paths], opt_level="3", debug_level="0", group_name={library!r})
+for each in made:
+    each.extra_compile_args += {flags!r}
+setup(name="compiled", packages=[], py_modules=[], ext_modules=made)
 """
 
 
@@ -135,7 +139,7 @@ def build(root: Path, folder: Path) -> list[Path]:
     enums = {(_module(name), each) for name, text in texts.items() for each in enums_in(text)}
     for name in names:
         (folder / name).write_text(transform(texts[name], name, enums), encoding="utf-8")
-    (folder / "setup.py").write_text(SETUP.format(paths=names, library=LIBRARY), encoding="utf-8")
+    (folder / "setup.py").write_text(SETUP.format(paths=names, library=LIBRARY, flags=FLAGS), encoding="utf-8")
     command = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
     environment = {**os.environ, "MYPYPATH": ""}
     made = subprocess.run(
