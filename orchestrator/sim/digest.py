@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.core import messages as m
 from orchestrator.core.decision import Choice
+from orchestrator.sim.rolling import Rolling
 
 if TYPE_CHECKING:
     from mypy_extensions import i64
@@ -42,24 +43,24 @@ class Digest:
 
     def __init__(self) -> None:
         self._hash = blake2b(digest_size=16)
-        self._times: list[float] = []
-        self._numbers: list[int] = []
+        self._times = Rolling()
+        self._numbers = Rolling()
         self._words: list[str] = []
 
     def add(self, now: float, gateway: int, code: int, subject: int, about: int, commands: Sequence[m.Command]) -> None:
-        """One step of a brain; ``subject`` and ``about`` are the event's own numbers."""
+        """One step of a brain; ``subject`` and ``about`` are the event's own numbers, each its own hash."""
         numbers = self._numbers
         told: i64 = code
         by: i64 = gateway
         of: i64 = subject
-        self._times.append(now)
-        numbers.append((told << _CODE) + (by << _GATEWAY) + of)
-        numbers.append(about)
+        self._times.add(hash(now))
+        numbers.add((told << _CODE) + (by << _GATEWAY) + of)
+        numbers.add(about)
         if commands:
-            numbers.append(len(commands))
+            numbers.add(len(commands))
             for command in commands:
                 self._command(command)
-            if len(numbers) > _CHUNK:
+            if numbers.count > _CHUNK:
                 self._flush()
 
     def _command(self, command: m.Command) -> None:
@@ -78,17 +79,15 @@ class Digest:
 
     def _choice(self, choice: Choice) -> None:
         times, numbers = self._times, self._numbers
-        times.append(choice.score)
-        times.append(choice.wait_seconds)
-        times.append(choice.work_seconds)
-        numbers.append(choice.cached_tokens)
-        numbers.append(choice.depth)
+        times.add(hash(choice.score))
+        times.add(hash(choice.wait_seconds))
+        times.add(hash(choice.work_seconds))
+        numbers.add(choice.cached_tokens)
+        numbers.add(choice.depth)
 
     def _flush(self) -> None:
-        self._hash.update(pack("qq", hash(tuple(self._times)), hash(tuple(self._numbers))))
+        self._hash.update(pack("qq", self._times.take(), self._numbers.take()))
         self._hash.update("\n".join(self._words).encode())
-        self._times.clear()
-        self._numbers.clear()
         self._words.clear()
 
     def hexdigest(self) -> str:

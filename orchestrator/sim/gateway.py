@@ -211,5 +211,5 @@ class Gateway(Carrier):
 
 
 def _told(removed: Sequence[int], stored: Sequence[int]) -> int:
-    """One number for all of it: numbers hash alike everywhere."""
-    return hash((hash(tuple(removed)), hash(tuple(stored)))) if removed else hash(tuple(stored))
+    """One number for all of it, and its own hash: numbers hash alike everywhere."""
+    return hash(hash((hash(tuple(removed)), hash(tuple(stored)))) if removed else hash(tuple(stored)))
