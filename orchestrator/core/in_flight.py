@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import islice
+from typing import Final
 
 Hash = object
 """Here only ever compared, and so left what it is: made a plain number natively, it would be made an object anew for
@@ -133,7 +134,7 @@ class InFlight:
         assert all(prompt.times > 0 for _, prompt in expected)  # noqa: S101
 
 
-_ALL_MARKS = tuple(1 << bit for bit in range(0, 40, _APART))
+_ALL_MARKS: Final = tuple(1 << bit for bit in range(0, 40, _APART))
 
 
 def _marks(length: int) -> Sequence[int]:

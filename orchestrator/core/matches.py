@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import MappingProxyType
-
 from orchestrator.core.slot_sets import PART, SHIFT, Parts, gather, has, members
 
 
@@ -15,14 +12,13 @@ class Matches:
     set is part of the next. ``on_their_way``: slots with a longer one than that by what is on its way to them.
     """
 
-    __slots__ = ("_known", "levels", "on_their_way")
+    __slots__ = ("levels", "on_their_way")
 
     def __init__(
-        self, levels: list[tuple[int, Parts]] | None = None, on_their_way: Mapping[int, int] = MappingProxyType({})
+        self, levels: list[tuple[int, Parts]] | None = None, on_their_way: dict[int, int] | None = None
     ) -> None:
         self.levels: list[tuple[int, Parts]] = levels if levels is not None else []
-        self.on_their_way = on_their_way
-        self._known: dict[int, int] = {**on_their_way}  # slot -> blocks: and of those that ``holders`` came across
+        self.on_their_way: dict[int, int] = on_their_way if on_their_way is not None else {}
 
     def __bool__(self) -> bool:
         """Whether anybody has any."""
@@ -30,9 +26,10 @@ class Matches:
 
     def blocks(self, slot: int) -> int:
         """Leading blocks that this slot's worker holds."""
-        known = self._known.get(slot)
-        if known is not None:
-            return known
+        if self.on_their_way:
+            known = self.on_their_way.get(slot)
+            if known is not None:
+                return known
         part, place = slot >> SHIFT, slot & PART - 1
         longest = 0
         for level in range(len(self.levels) - 1, -1, -1):  # mostly it isn't even in the largest set
@@ -52,13 +49,10 @@ class Matches:
             for slot in sorted(self.on_their_way, key=self.blocks, reverse=True):
                 if len(found) < at_most and has(within, slot):
                     found.append(slot)
-        for length, slots in self.levels:
-            first = len(found)
-            if first == at_most:
+        for _, slots in self.levels:
+            if len(found) == at_most:
                 break
             gather(slots, within, start, at_most, found)
-            for slot in found[first:]:
-                self._known[slot] = length
         return found
 
     def scores(self) -> dict[int, int]:

@@ -28,6 +28,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Final
 
 from orchestrator.core.decision import CachedBy, Choice, Decision, Wait
 from orchestrator.core.defects import InvalidTransition
@@ -53,7 +54,7 @@ class Signal(StrEnum):
     ENDED_EARLY = "ended early"
 
 
-TABLE: dict[State, dict[Signal, State]] = {
+TABLE: Final[dict[State, dict[Signal, State]]] = {
     State.WAITING: {
         Signal.PLACED_APART: State.PREFILLING,
         Signal.PLACED_TOGETHER: State.DECODING,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Final
 
 Parts = tuple[int, ...]
 """The set as a value: the bits of slots 0 to 1023, of 1024 to 2047 ...; the last part is not 0, so that equal sets are
@@ -17,7 +18,7 @@ SHIFT = 10
 PART = 1 << SHIFT
 _LAST = PART - 1
 _FEW = 4  # bits that are quicker found one by one
-_BITS = tuple(1 << slot for slot in range(PART))  # made once: they are large
+_BITS: Final = tuple(1 << slot for slot in range(PART))  # made once: they are large
 
 
 def has(parts: Sequence[int], slot: int) -> bool:

@@ -7,14 +7,15 @@ A decoding sequence needs a new block each ``block_size`` tokens: ``_boundaries`
 from __future__ import annotations
 
 from heapq import heappop, heappush
+from typing import Final
 
 from orchestrator.sim.cache import BlockCache
 from orchestrator.sim.half import Half
 from orchestrator.sim.settings import EngineSettings
 
 # Most engines have nobody in most of their queues, and what all share is near the processor. Nothing is put into these.
-NOBODY: list[Half] = []
-NONE: dict[Half, None] = {}
+NOBODY: Final[list[Half]] = []
+NONE: Final[dict[Half, None]] = {}
 
 
 class Batch:

@@ -15,9 +15,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from typing import Final
 
 _STALE = 16  # turns that count no more and are not worth a clean-up
-_NO_BLOCKS: list[int] = []  # all caches' own while nothing changes: nothing is put into it
+_NO_BLOCKS: Final[list[int]] = []  # all caches' own while nothing changes: nothing is put into it
 
 
 class Run:

@@ -14,14 +14,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from heapq import heappop, heappush
 from operator import itemgetter
-from typing import Any
+from typing import Any, Final
 
 Action = Callable[[Any], None]
 _Entry = tuple[float, Action, Any]
 _SLICES = 4000.0  # a second
 _SPAN = 8192  # slices ahead, a power of two
 _PLACE = 8191  # of a slice's number, what is its place among them
-_when = itemgetter(0)
+_when: Final = itemgetter(0)
 
 
 class Clock:
