@@ -74,22 +74,23 @@ class Worker:
         rng: Random,
         gaps: Histogram,
     ) -> None:
+        # Natively in this order in memory: what each beat looks at is together.
+        self.alive = False
+        self._heard_at = 0.0
+        self._clock = clock
         self.index = index
         self.info = info
         self.settings = settings
-        self.alive = False
         self.draining = False
         self.links: list[Link] = []
         self.busy_before = 0.0  # of engines that are gone
         self.expired = 0  # leases that nobody ended
         self.speed = 1.0 + settings.spread * (2.0 * rng.random() - 1.0)
-        self._clock = clock
         self._network = network
         self._gaps = gaps
         self._chance = rng
         self._max_live = max(1024, 16 * settings.facts.max_num_seqs)
         self._own: list[int] = []
-        self._heard_at = 0.0
         self.start()
 
     @property
