@@ -23,7 +23,8 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from transform import Refused, enums_in, transform
+from members import enums_in
+from transform import Refused, transform
 
 # What is compiled: all that runs many times a request, so all modules of these folders but those named below. A folder
 # is added by a line here; see to it that its tests also run compiled (tests/compiled).
@@ -136,7 +137,7 @@ def build(root: Path, folder: Path) -> list[Path]:
     )
     names = modules(root)
     texts = {name: (root / name).read_text(encoding="utf-8") for name in digests(root, names)}
-    enums = {(_module(name), each) for name, text in texts.items() for each in enums_in(text)}
+    enums = {(_module(name), each) for name, text in texts.items() for each in enums_in(ast.parse(text))}
     for name in names:
         (folder / name).write_text(transform(texts[name], name, enums), encoding="utf-8")
     (folder / "setup.py").write_text(SETUP.format(paths=names, library=LIBRARY, flags=FLAGS), encoding="utf-8")

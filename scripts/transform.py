@@ -12,8 +12,10 @@ What is not understood is refused, never guessed at.
 from __future__ import annotations
 
 import ast
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass
+
+from members import members_named
 
 VALUES = "orchestrator.core.values"  # its dataclass is, at run time, what this makes of every dataclass
 OURS = ("orchestrator", "workers")
@@ -21,7 +23,6 @@ DROPPED = {"frozen", "slots"}  # natively there are slots anyway, and nobody enf
 KEPT = {"eq", "order", "repr"}
 FIELD_OPTIONS = {"compare", "default", "default_factory", "hash", "metadata", "repr"}
 EMPTY = {"list": "[]", "dict": "{}"}
-ENUMS = {"Enum", "IntEnum", "StrEnum"}
 
 
 class Refused(Exception):  # noqa: N818
@@ -57,26 +58,6 @@ def transform(text: str, file: str, enums: Collection[tuple[str, str]] = ()) -> 
         Refused: a form that it does not know.
     """
     return _Module(text, file).transformed(enums)
-
-
-def enums_in(text: str) -> list[str]:
-    """The enums that a source defines."""
-    return _enums(ast.parse(text))
-
-
-def _enums(tree: ast.Module) -> list[str]:
-    classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
-    return [each.name for each in classes if any(ast.unparse(base) in ENUMS for base in each.bases)]
-
-
-def _expressions(function: ast.FunctionDef) -> Iterator[ast.AST]:
-    """What runs when it is called, less patterns of ``match`` and strings: 3.11 does not know where their parts are."""
-    waiting: list[ast.AST] = list(function.body)
-    while waiting:
-        node = waiting.pop()
-        if not isinstance(node, ast.pattern | ast.ClassDef | ast.JoinedStr):
-            yield node
-            waiting += ast.iter_child_nodes(node)
 
 
 class _Module:
@@ -125,19 +106,8 @@ class _Module:
 
     def _members(self, enums: Collection[tuple[str, str]]) -> None:
         """Members of enums that functions name become constants, at the end; patterns of ``match`` can't name those."""
-        known = set(_enums(self.tree))
-        for node in self.tree.body:
-            if isinstance(node, ast.ImportFrom):
-                known |= {each.asname or each.name for each in node.names if (str(node.module), each.name) in enums}
-        found = [
-            each
-            for node in ast.walk(self.tree)
-            if isinstance(node, ast.FunctionDef)
-            for each in _expressions(node)
-            if isinstance(each, ast.Attribute) and isinstance(each.value, ast.Name) and each.value.id in known
-            if each.attr.isupper()
-        ]
-        for each in sorted(set(found), key=lambda each: each.col_offset, reverse=True):  # what is left of it stays
+        found = members_named(self.tree, enums)
+        for each in found:
             self._replace(each, ast.unparse(each).replace(".", "_MEMBER_"))
         names = sorted({ast.unparse(each) for each in found})
         self.last += [f"{name.replace('.', '_MEMBER_')}: Final = {name}" for name in names]
