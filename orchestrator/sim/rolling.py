@@ -34,7 +34,7 @@ class Rolling:
 
     def add(self, hashed: i64) -> None:
         """The next number's hash; that of an integer of up to 60 bits is itself."""
-        mixed: i64 = _wrapped(self._sum + hashed * self._second)
+        mixed: i64 = self._sum + hashed * self._second
         self._sum = _wrapped((mixed << 31 | (mixed >> 33) & _LOW) * self._first)
         self.count += 1
 
