@@ -1,7 +1,8 @@
 """Replicas are reserved where a plan for all of them has them; where it has none, wherever there is room.
 
 What is reserved nowhere yet is planned anew whenever the machines changed. Nothing fails for want of a plan: then the
-machinery chooses, as it does where the plan is wrong about what is free.
+machinery chooses, as it does where the plan is wrong about what is free. It has no choice where some of the machines
+are out of the gateways' reach: then a replica waits for room on the others.
 """
 
 from __future__ import annotations
@@ -51,11 +52,15 @@ class Patience:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Each slot's hosts, one a stage, or why it has none; neither where there is no plan. ``made_at``: loop time."""
+    """Each slot's hosts, one a stage, or why it has none; neither where there is no plan.
+
+    ``made_at``: loop time. ``elsewhere``: hosts that are no places, as no gateway would reach workers on them.
+    """
 
     made_at: float
     hosts: dict[str, tuple[str, ...]] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
+    elsewhere: int = 0
 
 
 class Placer:
@@ -90,6 +95,11 @@ class Placer:
             if hosts not in refused:
                 order = replace(order, hosts=hosts)
                 met = await self._there(order, tell)
+            elif plan.elsewhere:
+                tell(plan.reasons.get(slot_id) or f"waits for room; {_needs_bind(plan.elsewhere)}")
+                await asyncio.sleep(self._patience.look_again)
+                refused, plan = {()}, await self._newest()
+                continue
             else:
                 order = replace(order, hosts=())
                 met = await self._anywhere(order, refused, tell)
@@ -175,7 +185,7 @@ class Placer:
         except Exception as error:  # whatever it is, replicas can be reserved without
             log.warning("no_plan", error=error)
             self._seen = None
-            return Plan(now)
+            return Plan(now, elsewhere=self._plan.elsewhere if self._plan else 0)
         self._seen = topology
         return plan
 
@@ -201,14 +211,17 @@ def planned(spec: ClusterSpec, topology: Topology, now: float = 0.0) -> Plan:
         now,
         {placed.gang_id: tuple(by_node[name] for name, _ in placed.stages) for placed in placement.placed},
         {left.gang_id: _words(left, elsewhere) for left in placement.unplaced},
+        elsewhere,
     )
 
 
 def _words(left: Unplaced, elsewhere: int) -> str:
-    """Why it has no place. ``elsewhere``: hosts that are no places as workers listen on loopback."""
-    words = [reason.words for reason in left.reasons]
-    words += [f"nodes on other machines ({elsewhere}) need bind: node"] if elsewhere else []
-    return "; ".join(words)
+    """Why it has no place."""
+    return "; ".join([*(reason.words for reason in left.reasons), *([_needs_bind(elsewhere)] if elsewhere else [])])
+
+
+def _needs_bind(elsewhere: int) -> str:
+    return f"nodes on other machines ({elsewhere}) need bind: node"
 
 
 def _by_catalogue(spec: ClusterSpec) -> ClusterSpec:

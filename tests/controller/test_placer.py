@@ -226,6 +226,30 @@ def test_workers_that_listen_on_loopback_are_on_the_gateways_machine() -> None:
     }
 
 
+async def test_with_workers_on_loopback_what_finds_no_room_waits_instead_of_going_elsewhere(start: Start) -> None:
+    cluster = FakeCluster(hosts=[host("a", 1), replace(host("b", 4), here=False)])
+    bench = start(spec_of(1, 2), cluster)
+    await bench.until(lambda: "nodes on other machines (1) need bind: node" in bench.worker(SLOT).stage)
+    for _ in range(20):
+        await asyncio.sleep(0.01)  # longer than it takes to look again
+    assert (where(cluster), cluster.orders) == ({}, {})
+    cluster.add_host(host("c", 2))
+    await bench.ready()
+    assert where(cluster) == {SLOT: ("id-c",) * 2}
+
+
+async def test_a_refused_place_is_asked_for_again_where_the_others_are_out_of_reach(start: Start) -> None:
+    cluster = FakeCluster(hosts=[host("a"), replace(host("b"), here=False)])
+    cluster.others["id-a"] = cluster.unseen["id-a"] = 1
+    bench = start(spec_of(1, 4), cluster)
+    await until(lambda: cluster.steps("remove", SLOT) >= 2)  # given up twice
+    assert where(cluster) == {}
+    del cluster.others["id-a"]
+    cluster.changed()
+    await bench.ready()
+    assert where(cluster) == {SLOT: ("id-a",) * 4}
+
+
 def test_a_reservation_on_a_host_that_is_gone_is_placed_anew() -> None:
     topology = Topology((host("a", 4),), {SLOT: ("id-gone",) * 4})
     assert planned(spec_of(1, 4), topology).hosts == {SLOT: ("id-a",)}
