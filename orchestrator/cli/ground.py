@@ -36,6 +36,9 @@ class Ground(Protocol):
     def topology(self, name: str) -> Topology:
         """The hosts, and what the cluster of that name holds of them."""
 
+    def require_name(self, name: str) -> None:
+        """Raises NameTaken where a cluster has that name already."""
+
     def start_controller(self, spec: ClusterSpec, log_dir: str) -> str:
         """Returns host:port of the controller's gRPC side."""
 
@@ -53,6 +56,11 @@ class _Ray:
         from orchestrator.controller import ray_hosts
 
         return ray_hosts.topology(name)
+
+    def require_name(self, name: str) -> None:
+        from orchestrator.controller import ray_cluster
+
+        ray_cluster.require_name(name)
 
     def start_controller(self, spec: ClusterSpec, log_dir: str) -> str:
         from orchestrator.controller import ray_cluster
@@ -115,19 +123,31 @@ class RayThatIsThere(_Ray):
         import ray
 
         try:
-            self._knock()
-            ray.init(address=self._address, namespace="segue", log_to_driver=False, logging_level=logging.ERROR)
+            address = self._found()
+            _knock(address)
+            ray.init(address=address, namespace="segue", log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, RuntimeError, OSError, ValueError) as error:
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             hint = "is a Ray node running on this machine, with the same versions of Ray and Python?"
             raise ClusterUnreachable(f"Ray can't be joined: {reason}", where=self._address, hint=hint) from error
         return str(ray.get_runtime_context().gcs_address)
 
-    def _knock(self) -> None:
-        """Ray itself goes on for a minute where nobody answers. OSError."""
-        host, colon, port = self._address.rpartition(":")
-        if colon and port.isdigit():
-            socket.create_connection((host.strip("[]"), int(port)), _KNOCK_SECONDS).close()
+    def _found(self) -> str:
+        """HOST:PORT; of ``auto`` what RAY_ADDRESS says, or the Ray on this machine. ConnectionError, ValueError."""
+        from ray._private.services import canonicalize_bootstrap_address
+
+        if self._address == "local" or "://" in self._address:
+            raise ValueError("it has to be HOST:PORT, or auto")  # by others Ray starts one, or is a client of one
+        return str(canonicalize_bootstrap_address(self._address))
+
+
+def _knock(address: str) -> None:
+    """Ray itself goes on for minutes where nobody answers. OSError."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _KNOCK_SECONDS).close()
+    except OSError as error:
+        raise ConnectionError(f"{address} does not answer: {error.strerror or error}") from error
 
 
 def _environment() -> dict[str, str]:

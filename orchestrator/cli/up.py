@@ -13,14 +13,14 @@ from pathlib import Path
 from orchestrator import config, models
 from orchestrator.cli import detach, follow, foreground, guard, ports, record, terminal, welcome
 from orchestrator.cli.config_check import summary
-from orchestrator.cli.exits import Exit
+from orchestrator.cli.exits import Exit, of_error
 from orchestrator.cli.footprint import Footprint, Swept, adopt_orphans
 from orchestrator.cli.ground import Ground, LocalRay, RayThatIsThere
 from orchestrator.cli.planned import planned
 from orchestrator.cli.progress import Progress
 from orchestrator.cli.run_folder import RunFolder, RunRecord
 from orchestrator.cli.signals import Interrupted, Interrupts
-from orchestrator.core.errors import ClusterUnreachable, DoesNotFit, SegueError
+from orchestrator.core.errors import ClusterUnreachable, ConfigError, DoesNotFit, NameTaken, SegueError
 from orchestrator.core.spec import ClusterSpec
 
 _GRACE_SECONDS = 5.0
@@ -85,7 +85,7 @@ class Owner:
             self._progress.say("")  # the terminal has just written ^C
         except SegueError as error:
             self._progress.say(f"segue: {error}")
-            code = Exit.DOES_NOT_FIT if isinstance(error, DoesNotFit) else Exit.FAILED
+            code = of_error(error) if isinstance(error, ConfigError | DoesNotFit) else Exit.FAILED
         finally:
             clean = self._end()
         return code if clean else Exit.FAILED
@@ -98,17 +98,25 @@ class Owner:
         with progress.live():
             self._prepare_models()
             self._start_ray()
+            self._ground.require_name(self._spec.name)
             spec = self._plan()
             progress.running("controller", "starting")
-            self._controller_asked = True
             self._folder.update(phase="starting")
-            self._controller = self._ground.start_controller(spec, str(self._folder.logs))
+            self._start_controller(spec)
             progress.done("controller", self._controller)
             self._folder.update(controller=self._controller)
             gateway = follow.until_ready(self._controller, spec, self._folder.logs, progress, self._footprint.sample)
         self._folder.update(http=gateway.http, grpc=gateway.grpc)
         welcome.show(progress, spec, self._folder, gateway, background=self._background)
         self._folder.update(phase="ready")
+
+    def _start_controller(self, spec: ClusterSpec) -> None:
+        self._controller_asked = True
+        try:
+            self._controller = self._ground.start_controller(spec, str(self._folder.logs))
+        except NameTaken:
+            self._controller_asked = False  # the one that is there is somebody else's
+            raise
 
     def _prepare_models(self) -> None:
         for model in self._spec.models:

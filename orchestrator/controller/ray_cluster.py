@@ -27,7 +27,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 from orchestrator.controller import ray_hosts
 from orchestrator.controller.ports import ActorLost, ActorPort, Order, belongs, name_of
 from orchestrator.controller.resources import Footprint, footprint, why_waiting
-from orchestrator.core.errors import ClusterUnreachable, ConfigError, ProtocolError, SegueError, WorkerStartFailed
+from orchestrator.core.errors import ClusterUnreachable, NameTaken, ProtocolError, SegueError, WorkerStartFailed
 from orchestrator.core.planning.hosts import Topology
 from orchestrator.core.spec import ClusterSpec
 from orchestrator.core.types import ActorSnapshot, GatewayAssignment, WorkerAssignment
@@ -152,29 +152,37 @@ def start_controller(spec: ClusterSpec, log_dir: str, cluster: RayCluster | None
     """Starts the cluster's detached controller on this node; Ray must be initialised.
 
     Returns host:port of the fleet watch, as soon as it listens: the cluster comes up behind it.
-    Raises ConfigError if a cluster of that name is there already or ``controller.listen`` can't be had.
+    Raises NameTaken if a cluster of that name is there already, ConfigError if ``controller.listen`` can't be had.
     """
     from orchestrator.controller.service import ControllerActor
 
+    require_name(spec.name)
     name = _controller_name(spec.name)
-    taken = ConfigError(
-        f"a cluster named {spec.name!r} runs here already",
-        where="cluster.name",
-        hint="stop it with 'segue down', or choose another name",
-    )
-    if _find(name) is not None or names(spec.name):
-        raise taken
     actor = _detached(ControllerActor, name, {"num_cpus": 0, "scheduling_strategy": _here()})
     node_host = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
     try:
         handle = actor.remote(spec, log_dir, cluster or RayCluster(spec.name), node_host)
     except ValueError:  # Ray's word for a name that another caller took in between
-        raise taken from None
+        raise _taken(spec.name) from None
     try:
         return str(ray.get(handle.start.remote(), timeout=_CONTROLLER_START))
     except (RayError, GetTimeoutError) as error:
         ray.kill(handle, no_restart=True)
         raise _ours(error, "controller") from None
+
+
+def require_name(name: str) -> None:
+    """Raises NameTaken if there is a cluster of that name, or something that one has left."""
+    if _find(_controller_name(name)) is not None or names(name):
+        raise _taken(name)
+
+
+def _taken(name: str) -> NameTaken:
+    hint = (
+        f"'segue down --name {name}' stops it, with --address if it was started elsewhere or its owner is gone; "
+        "or choose another name"
+    )
+    return NameTaken(f"a cluster named {name!r} runs on this Ray already", where="cluster.name", hint=hint)
 
 
 def stop_controller(name: str, drain_seconds: float) -> None:

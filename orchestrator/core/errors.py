@@ -49,6 +49,10 @@ class ConfigError(SegueError):
     code, http_status, grpc_code = "invalid_config", 400, "INVALID_ARGUMENT"
 
 
+class NameTaken(ConfigError):
+    """A cluster of that name is there already, and is not to be touched by whoever wanted the name."""
+
+
 class DoesNotFit(SegueError):
     """What the configuration asks for can't be run on the devices that there are; nothing was started."""
 

@@ -21,6 +21,7 @@ from orchestrator import config
 from orchestrator.cli import terminal, up
 from orchestrator.cli.progress import Progress
 from orchestrator.cli.up import Owner
+from orchestrator.core.errors import NameTaken
 from orchestrator.core.planning.hosts import Host, Topology
 from orchestrator.core.spec import ClusterSpec
 
@@ -52,7 +53,13 @@ class FakeRay:
         gpu, _, gpus = os.environ.get("SEGUE_TEST_GPUS", "").partition(" x ")
         return Topology((Host("0", "here", int(gpus or 0), gpu, cpus=2, memory_bytes=8 << 30),))
 
+    def require_name(self, name: str) -> None:
+        if os.environ.get("SEGUE_TEST_TAKEN") == "before":
+            raise NameTaken("the name is taken", where="cluster.name")
+
     def start_controller(self, spec: ClusterSpec, log_dir: str) -> str:
+        if os.environ.get("SEGUE_TEST_TAKEN") == "meanwhile":
+            raise NameTaken("the name is taken", where="cluster.name")
         for model in spec.models:
             for pool in model.pools.values():
                 print(f"{pool.replicas} x TP {pool.tensor_parallel} of {model.name}", file=sys.stderr)  # noqa: T201

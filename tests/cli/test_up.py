@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from orchestrator.cli import run_folder
+from orchestrator.cli.exits import Exit
 from orchestrator.cli.main import main
 from orchestrator.cli.run_folder import RunFolder
 from orchestrator.proto import cluster_pb2 as cpb
@@ -244,6 +245,18 @@ def test_the_same_name_twice_is_refused(
     assert main(["down"]) == 0
     assert owner.exit_code() == 0
     assert main(["down"]) == 3
+
+
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+def test_a_cluster_of_that_name_on_the_same_ray_is_refused_and_not_taken_down(
+    when: str, up: Callable[[Path], Owner], config: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be somebody else's, or of another SEGUE_HOME."""
+    monkeypatch.setenv("SEGUE_TEST_TAKEN", when)
+    owner = up(config())
+    assert owner.exit_code() == Exit.USAGE
+    assert "cluster.name: the name is taken" in owner.shown
+    assert "draining test" not in owner.shown
 
 
 def test_a_taken_port_is_refused_before_anything_starts(

@@ -174,7 +174,7 @@ async def test_a_worker_that_hangs_can_be_stopped(run: Run) -> None:
 
 async def test_a_second_cluster_of_the_same_name_is_refused(run: Run, tmp_path: Path) -> None:
     await run()
-    with pytest.raises(ConfigError, match=r"cluster\.name: a cluster named 'live' runs here already"):
+    with pytest.raises(ConfigError, match=r"cluster\.name: a cluster named 'live' runs on this Ray already"):
         await asyncio.to_thread(start_controller, spec_of(), str(tmp_path), STAND_INS)
 
 
