@@ -1,0 +1,30 @@
+"""Joining a Ray that others started: where none answers that is said within seconds."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from orchestrator.cli.ground import RayThatIsThere
+from orchestrator.core.errors import ClusterUnreachable
+from tests.cli.test_end_to_end import free_ports
+
+SECONDS = 10.0  # Ray itself goes on for minutes
+
+
+def test_a_ray_that_does_not_answer_is_told_soon_whoever_named_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    [port] = free_ports(1)
+    nobody = f"127.0.0.1:{port}"
+    monkeypatch.setenv("RAY_ADDRESS", nobody)
+    before = time.monotonic()
+    for address in ("auto", nobody):
+        with pytest.raises(ClusterUnreachable, match=rf"^{address}: Ray can't be joined: \S+:{port} does not answer: "):
+            RayThatIsThere(address).start(None)
+    assert time.monotonic() - before < SECONDS
+
+
+@pytest.mark.parametrize("address", ["local", "ray://127.0.0.1:10001"])
+def test_an_address_by_which_ray_would_start_one_or_be_a_client_is_refused(address: str) -> None:
+    with pytest.raises(ClusterUnreachable, match="it has to be HOST:PORT, or auto"):
+        RayThatIsThere(address).start(None)
