@@ -12,6 +12,18 @@ from orchestrator.core.planning.moves import Moves
 from orchestrator.core.planning.places import Node, Placed
 from orchestrator.core.planning.plan import ClusterPlan, ModelPlan
 
+# Of a model that can't be run they are null.
+OF_CHOICE = (
+    "ttft_ms",
+    "itl_ms",
+    "requests_per_second",
+    "most_requests_per_second",
+    "usd_per_hour",
+    "watts",
+    "usd_per_million_tokens",
+    "wh_per_million_tokens",
+)
+
 
 def as_json(plan: ClusterPlan, differences: Sequence[Difference] | None = None) -> dict[str, Any]:
     """Plain values. Times are in milliseconds; a pool's bytes are those of its fullest device.
@@ -51,6 +63,7 @@ def _model(model: ModelPlan, plan: ClusterPlan) -> dict[str, Any]:
         "kv_bytes_per_token": model.kv_bytes_per_token,
         "pools": [],
         "losers": [_loser(loser) for loser in choice.losers],
+        **{name: getattr(choice, name, None) for name in OF_CHOICE},
     }
     if isinstance(choice, Choice):
         placed = {each.gang_id: each for each in plan.placement.placed}
@@ -61,16 +74,6 @@ def _model(model: ModelPlan, plan: ClusterPlan) -> dict[str, Any]:
         found["pools"] = [
             _pool(pool, [placed[gang_id] for gang_id in gangs[pool.role] if gang_id in placed]) for pool in choice.pools
         ]
-        found |= {
-            "ttft_ms": choice.ttft_ms,
-            "itl_ms": choice.itl_ms,
-            "requests_per_second": choice.requests_per_second,
-            "most_requests_per_second": choice.most_requests_per_second,
-            "usd_per_hour": choice.usd_per_hour,
-            "watts": choice.watts,
-            "usd_per_million_tokens": choice.usd_per_million_tokens,
-            "wh_per_million_tokens": choice.wh_per_million_tokens,
-        }
     return found
 
 

@@ -130,7 +130,12 @@ def test_what_cannot_work_is_refused_with_the_numbers(
     assert out.startswith("It does not fit:")
     for word in words:
         assert word in out
-    assert planner.answer(pools, node, model=model)[1]["fits"] is False
+    answer = planner.answer(pools, node, model=model)[1]
+    assert answer["fits"] is False
+    (refused,) = answer["models"]
+    if not refused["pools"]:
+        numbers = ("ttft_ms", "itl_ms", "usd_per_million_tokens", "wh_per_million_tokens")
+        assert {name: refused[name] for name in numbers} == dict.fromkeys(numbers)
 
 
 def test_an_objective_that_no_plan_meets_is_a_reason(planner: Planner) -> None:
