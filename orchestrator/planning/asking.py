@@ -101,7 +101,13 @@ def _weighed(model_id: str, snapshot: Path) -> int | None:
 
 
 def _downloaded(model_id: str, file: str) -> Path | None:
-    """None if the repository has no such file; ModelSourceError where that can't be found out."""
+    """None if the repository has no such file; ModelSourceError where that can't be found out.
+
+    What is here already is not asked for again: without a network that takes half a minute a file.
+    """
+    here = try_to_load_from_cache(model_id, file)
+    if isinstance(here, str):
+        return Path(here)
     try:
         return Path(hf_hub_download(model_id, file))
     except (EntryNotFoundError, OSError, ValueError) as error:  # all of the hub's own are among these

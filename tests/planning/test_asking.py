@@ -30,9 +30,11 @@ class Hub:
         self.folder = folder
         self.files = {CONFIG: json.dumps(SMOLLM2_135M)}
         self.refused: tuple[str, ...] = ()
+        self.asked: list[str] = []
 
     def answer(self, path: str) -> tuple[int, bytes, dict[str, str]]:
         file = path.removeprefix(f"/{MODEL}/resolve/main/")
+        self.asked.append(file)
         if file in self.refused:
             return 403, b"", {}
         if file not in self.files:
@@ -92,6 +94,14 @@ def header(tensors: dict[str, object]) -> bytes:
 def test_a_model_of_several_files_says_its_size_in_the_index(hub: Hub) -> None:
     hub.files[INDEX] = INDEX_TEXT
     assert hub.stored == 269_030_016
+
+
+def test_what_was_fetched_needs_no_network(hub: Hub) -> None:
+    hub.files[INDEX] = INDEX_TEXT
+    first = hub.read()
+    hub.asked.clear()
+    assert hub.read() == first
+    assert hub.asked == []
 
 
 def test_a_model_of_one_file_has_no_index(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
