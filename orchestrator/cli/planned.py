@@ -7,10 +7,10 @@ from orchestrator.cli.progress import Progress
 from orchestrator.core.errors import ConfigError, DoesNotFit
 from orchestrator.core.planning.hosts import Topology, reachable
 from orchestrator.core.planning.plan import ClusterPlan, plan
-from orchestrator.core.spec import Backend, ClusterSpec, Device
+from orchestrator.core.spec import Backend, ClusterSpec
 from orchestrator.planning import catalogue
 from orchestrator.planning.asking import asked
-from orchestrator.planning.live import inventory_of, unknown
+from orchestrator.planning.live import LABEL_HINT, inventory_of, takes_any_gpu, unknown
 
 STEP = "plan"
 
@@ -26,8 +26,8 @@ def planned(spec: ClusterSpec, topology: Topology, progress: Progress, where: st
         return spec
     progress.running(STEP, "does it fit?")
     near = reachable(topology, spec)
-    strangers = unknown(near, catalogue.builtin()) if _wants_gpus(spec) else []
-    if strangers and not spec.open:
+    strangers = unknown(near, catalogue.builtin())
+    if strangers and takes_any_gpu(spec) and not spec.open:
         progress.done(STEP, f"left out: GPUs of unknown kind on {', '.join(strangers)}")
         return spec
     try:
@@ -41,15 +41,13 @@ def planned(spec: ClusterSpec, topology: Topology, progress: Progress, where: st
     if found.reasons:
         if left_out := len(topology.hosts) - len(near.hosts):
             progress.say(f"segue: {_counted(left_out, 'node')} elsewhere can't be used while cluster.bind is loopback")
+        if strangers:
+            progress.say(f"segue: GPUs of unknown kind don't count, on {', '.join(strangers)}: {LABEL_HINT}")
         raise _refusal(found, progress, where)
     for miss in found.misses:
         progress.say(f"segue: predicted, and only told: {miss}")
     progress.done(STEP, _in_short(found))
     return config.closed(found.spec, where)
-
-
-def _wants_gpus(spec: ClusterSpec) -> bool:
-    return any(pool.device is Device.GPU for model in spec.models for pool in model.pools.values())
 
 
 def _refusal(found: ClusterPlan, progress: Progress, where: str) -> DoesNotFit:

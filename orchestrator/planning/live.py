@@ -10,7 +10,7 @@ from orchestrator.core.planning.devices import Catalogue, DeviceKind
 from orchestrator.core.planning.hosts import CPU, Topology, cpu_parts_of, nodes_of, reachable
 from orchestrator.core.planning.places import Node
 from orchestrator.core.planning.plan import Inventory
-from orchestrator.core.spec import ClusterSpec
+from orchestrator.core.spec import ClusterSpec, Device
 from orchestrator.planning import catalogue
 
 GB = 1e9
@@ -23,21 +23,28 @@ def inventory_of(
 ) -> Inventory:
     """What those of its hosts have that ``spec``'s workers can be reached on. ``measure``: called for pools on CPUs.
 
-    A CPU elsewhere is taken for one like this machine's, with as much memory as its host says.
+    A CPU elsewhere is taken for one like this machine's, with as much memory as its host says. GPUs of a kind that
+    nobody says, or that the catalogue doesn't have, are left out where no pool may run on them.
 
     Raises:
-        ConfigError: hosts have GPUs of a kind that nobody says, or that the catalogue doesn't have.
+        ConfigError: there are such GPUs, and a pool that names no kinds.
     """
     topology = reachable(topology, spec)
     known = catalogue.builtin()
     strangers = unknown(topology, known)
-    if strangers:
+    if strangers and takes_any_gpu(spec):
         raise ConfigError(f"GPUs of unknown kind on {', '.join(strangers)}", hint=LABEL_HINT)
     parts = cpu_parts_of(spec, topology)
-    nodes = nodes_of(topology, parts)
+    nodes = tuple(node for node in nodes_of(topology, parts) if node.device == CPU or _is_known(node.device, known))
     if not parts:
         return Inventory(nodes, known)
     return _with_cpus(nodes, topology, known, measure(parts))
+
+
+def takes_any_gpu(spec: ClusterSpec) -> bool:
+    """Whether a pool may run on GPUs of any kind, also of one that nobody says."""
+    pools = [pool for model in spec.models for pool in model.pools.values()]
+    return any(pool.device is Device.GPU and not pool.gpu for pool in pools)
 
 
 def unknown(topology: Topology, known: Catalogue) -> list[str]:

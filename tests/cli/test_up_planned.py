@@ -84,6 +84,24 @@ def test_what_cant_be_run_is_refused_with_the_numbers_and_nothing_is_left(
     assert not run_folder.running()
 
 
+def test_beside_a_gpu_of_unknown_kind_models_run_on_the_cpu(
+    up: Callable[..., Owner], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SEGUE_TEST_GPUS", "GTX-470 x 1")
+    owner = up(SMOLLM2_135M, "{serve: {replicas: 1}}")
+    owner.wait_for("Stop it: Ctrl-C")
+    assert "✓ plan: it fits: 1 replica on 1 node" in owner.shown
+
+
+def test_gpus_of_unknown_kind_are_named_where_others_are_too_few(
+    up: Callable[..., Owner], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SEGUE_TEST_GPUS", "GTX-470 x 1")
+    owner = up(SMOLLM2_135M, "{serve: {gpu: L4}}")
+    assert owner.exit_code() == Exit.DOES_NOT_FIT
+    assert "GPUs of unknown kind don't count, on here (GTX-470): label the node segue.io/gpu=KIND" in owner.shown
+
+
 def test_a_part_of_a_gpu_for_a_model_on_two_is_refused_before_that(up: Callable[..., Owner]) -> None:
     owner = up(LLAMA_3_8B, "{serve: {share: 0.5, device: gpu, tensor_parallel: 2}}")
     assert owner.exit_code() != Exit.OK

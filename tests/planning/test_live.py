@@ -56,6 +56,13 @@ def test_gpus_come_by_the_catalogues_name_and_cpus_only_where_pools_run_on_them(
     assert [node.device for node in both.nodes] == ["H100-80GB", "cpu-900GB"]
 
 
+def test_gpus_that_no_pool_may_run_on_need_no_kind() -> None:
+    topology = Topology((Host("a", "n0", 2, "", 8, 64 * GB), Host("b", "n1", 2, "L4", 8, 64 * GB)))
+    assert [node.name for node in inventory_of(topology, ON_CPUS, measured).nodes] == ["n0 cpu", "n1", "n1 cpu"]
+    named = cluster(PoolSpec(Role.SERVE, 1, Device.GPU, gpu=("L4",)))
+    assert [node.name for node in inventory_of(topology, named, measured).nodes] == ["n1"]
+
+
 @pytest.mark.parametrize("gpu", ["", "GTX-470"])
 def test_a_gpu_that_nobody_can_plan_with_is_named_with_what_to_do(gpu: str) -> None:
     topology = Topology((Host("a", "n0", 2, gpu),))
