@@ -5,7 +5,20 @@ from __future__ import annotations
 from dataclasses import replace
 
 from orchestrator.core.planning.differences import NOTHING, Difference, differences
-from orchestrator.core.spec import ClusterSpec, Device, ModelSpec, PoolSpec, Role
+from orchestrator.core.spec import (
+    AdmissionSpec,
+    Bind,
+    ClusterSpec,
+    Device,
+    Endpoint,
+    GatewaySpec,
+    ModelSpec,
+    PoolSpec,
+    Role,
+    RoutingSpec,
+    SloSpec,
+    TelemetrySpec,
+)
 
 
 def cluster(*models: ModelSpec) -> ClusterSpec:
@@ -32,6 +45,26 @@ def test_each_value_that_differs_is_told_with_its_place() -> None:
         Difference("m serve engine.max_num_seqs", "64", NOTHING),
         Difference("m serve gpu", NOTHING, "H200"),
     )
+
+
+def test_what_is_no_pools_is_told_too() -> None:
+    gateway = GatewaySpec(Endpoint("127.0.0.1", 8001), processes=2, admission=AdmissionSpec(max_queued_requests=1))
+    model = replace(MODEL, routing=RoutingSpec(policy="random"), frontend={"tool_call_parser": "hermes"})
+    after = replace(cluster(model), bind=Bind.NODE, gateway=gateway, telemetry=TelemetrySpec("http://t:4317"))
+    assert differences(cluster(MODEL), after) == (
+        Difference("bind", "loopback", "node"),
+        Difference("gateway.http", "127.0.0.1:8000", "127.0.0.1:8001"),
+        Difference("gateway.processes", "1", "2"),
+        Difference("gateway.admission.max_queued_requests", "4096", "1"),
+        Difference("telemetry.otlp_endpoint", NOTHING, "http://t:4317"),
+        Difference("m frontend.tool_call_parser", NOTHING, "hermes"),
+        Difference("m routing.policy", RoutingSpec().policy, "random"),
+    )
+
+
+def test_what_is_only_planned_for_or_recorded_changes_nothing_that_runs() -> None:
+    after = replace(cluster(replace(MODEL, slo=SloSpec(ttft_ms=1.0))), gateway=GatewaySpec(record="/r"))
+    assert differences(cluster(MODEL), after) == ()
 
 
 def test_models_and_pools_come_and_go() -> None:
