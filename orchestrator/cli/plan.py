@@ -12,6 +12,7 @@ from orchestrator.cli.exits import Exit
 from orchestrator.cli.ground import RayThatIsThere
 from orchestrator.cli.plan_view import as_tables
 from orchestrator.cli.run_folder import RunFolder
+from orchestrator.core.errors import ClusterUnreachable, DeadlineExceeded
 from orchestrator.core.planning.differences import differences
 from orchestrator.core.planning.hosts import Topology, cpu_parts_of, gangs_of, kept_of, nodes_of
 from orchestrator.core.planning.places import Placed
@@ -64,4 +65,9 @@ def _below(
     if args.inventory or not (record and record.controller):
         return None, None
     progress(f"asking cluster {spec.name}")
-    return rpc.topology(record.controller)
+    try:
+        return rpc.topology(record.controller)
+    except (ClusterUnreachable, DeadlineExceeded) as error:
+        what = f"cluster {spec.name} is up (process {record.pid}), but its controller does not answer"
+        hint = "segue logs shows what it is doing; with --inventory FILE it is planned without it"
+        raise ClusterUnreachable(what, where=record.controller, hint=hint) from error

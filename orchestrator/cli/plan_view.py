@@ -37,6 +37,8 @@ def as_tables(plan: ClusterPlan, differences: Sequence[Difference] | None = None
 
 
 def _verdict(plan: ClusterPlan) -> Text:
+    if not plan.models:
+        return Text("There is nothing that has to fit", style="bold green")
     if plan.fits:
         buy = ", ".join(f"{count} x {size} {kind}" for kind, size, count in _to_buy(plan))
         return Text("It fits" + (f", if you have {buy}" if buy else ""), style="bold green")
@@ -211,7 +213,10 @@ def _changes(moves: Moves, differences: Sequence[Difference]) -> Iterator[Render
     for placed in moves.removed:
         yield Text(f"  - {placed.gang_id} on {_where(placed)}", style="red")
     if moves.kept:
-        yield Text(f"  = {len(moves.kept)} replica{'s' * (len(moves.kept) != 1)} where they are", style="dim")
+        stay = (
+            "1 replica stays where it is" if len(moves.kept) == 1 else f"{len(moves.kept)} replicas stay where they are"
+        )
+        yield Text(f"  = {stay}", style="dim")
 
 
 def _where(placed: Placed) -> str:

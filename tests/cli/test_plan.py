@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import socket
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import pytest
 
 from orchestrator.cli.exits import Exit
 from orchestrator.cli.main import main
+from orchestrator.cli.run_folder import RunFolder, RunRecord
 from tests.planning.models import LLAMA_3_8B, LLAMA_3_70B, SMOLLM2_135M
 
 POOL = "{replicas: 1, device: gpu}"
@@ -154,6 +158,32 @@ def test_a_device_nobody_knows_is_an_error_that_lists_the_known_ones(planner: Pl
     code, _, err = planner.run(f"{{serve: {POOL}}}", "{name: n0, gpu: H1000}")
     assert code == Exit.USAGE
     assert "H100-80GB" in err
+
+
+def test_a_controller_that_does_not_answer_is_told_with_what_else_can_be_done(
+    planner: Planner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SEGUE_HOME", str(tmp_path / "home"))
+    planner.run(f"{{serve: {POOL}}}", NODE)
+    folder = RunFolder.of("c")
+    with folder.claim(), socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        controller = f"127.0.0.1:{nobody.getsockname()[1]}"
+        folder.write(RunRecord("c", os.getpid(), "c.yaml", time.time(), controller=controller))
+        code, _, err = planner.run(f"{{serve: {POOL}}}")
+        folder.forget()
+    assert code == Exit.NOT_READY
+    assert f"{controller}: cluster c is up (process {os.getpid()}), but its controller does not answer" in err
+    assert "--inventory" in err
+
+
+def test_mock_engines_have_nothing_to_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "mocks.yaml"
+    config.write_text(
+        "cluster: {name: mocks}\nmodels: [{name: m, source: 'tiny:llama', pools: {serve: {backend: mock}}}]\n"
+    )
+    assert main(["plan", str(config)]) == Exit.OK
+    assert capsys.readouterr().out.startswith("There is nothing that has to fit")
 
 
 def test_a_folder_with_a_broken_config_names_the_file(planner: Planner, tmp_path: Path) -> None:
