@@ -40,8 +40,16 @@ def run(spec: ClusterSpec, config_path: Path, ray_address: str | None) -> Exit:
     for number, handler in before.items():
         signal.signal(number, handler)
     if code < 0:
-        raise SegueError(f"the process that owned the cluster was killed (signal {-code})", hint="its guard cleans up")
+        raise SegueError(
+            f"the process that owned the cluster was killed (signal {-code})", hint=_after(spec, ray_address)
+        )
     return Exit(code)
+
+
+def _after(spec: ClusterSpec, ray_address: str | None) -> str:
+    if not ray_address:
+        return "its guard cleans up"
+    return f"what it started on Ray goes on: segue down --name {spec.name} --address {ray_address}"
 
 
 def owner_command(spec: ClusterSpec, config_path: Path, ray_address: str | None) -> list[str]:

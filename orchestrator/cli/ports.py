@@ -10,6 +10,9 @@ from orchestrator.cli import run_folder
 from orchestrator.core.errors import SegueError
 from orchestrator.core.spec import ClusterSpec, Endpoint
 
+_ACTORS = ("ray::ControllerActor", "ray::GatewayProcess", "ray::WorkerActor")
+_DOWN = "stop its cluster with: segue down --name NAME --address ADDRESS (of its Ray)"
+
 
 class PortTaken(SegueError):  # noqa: N818  # named as its relatives in core.errors
     """Something else listens where the cluster should."""
@@ -62,12 +65,14 @@ def holder(endpoint: Endpoint) -> tuple[str, str]:
         connections = []
     for one in connections:
         if one.status == psutil.CONN_LISTEN and one.laddr and one.laddr.port == endpoint.port and one.pid:
-            return f"process {one.pid} ({_describe(one.pid)})", f"kill {one.pid}"
+            what = _describe(one.pid)
+            ours = what.startswith(_ACTORS)  # of a cluster whose owner is gone, or has another SEGUE_HOME
+            return f"process {one.pid} ({what})", _DOWN if ours else f"kill {one.pid}"
     return "a process of another user", "have it stopped"
 
 
 def _describe(pid: int) -> str:
     try:
-        return " ".join(psutil.Process(pid).cmdline())[:80] or psutil.Process(pid).name()
+        return " ".join(psutil.Process(pid).cmdline())[:80].strip() or psutil.Process(pid).name()
     except psutil.Error:
         return "gone meanwhile"

@@ -273,6 +273,24 @@ def test_a_taken_port_is_refused_before_anything_starts(
     assert not record_exists()
 
 
+def test_a_port_of_a_cluster_that_has_lost_its_owner_is_freed_by_taking_the_cluster_down(
+    config: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        title = "ray::GatewayProcess" + 40 * " "  # as Ray calls an actor's process
+        with subprocess.Popen([title, "60"], executable="sleep", pass_fds=[other.fileno()]) as holder:
+            port = other.getsockname()[1]
+            other.close()
+            assert main(["up", str(config(http=port))]) == 1
+            holder.kill()
+    said = capsys.readouterr().err
+    assert f"is taken by process {holder.pid} (ray::GatewayProcess" in said
+    assert "segue down --name NAME --address ADDRESS" in said
+    assert f"kill {holder.pid}" not in said
+
+
 def test_a_port_of_another_cluster_names_that_cluster(
     config: Callable[..., Path], cluster: FakeCluster, runs: Runs, capsys: pytest.CaptureFixture[str]
 ) -> None:
