@@ -56,7 +56,7 @@ def _up(commands: _Commands[argparse.ArgumentParser]) -> None:
     parser.add_argument("config", metavar="CONFIG", help="the cluster's YAML file")
     parser.add_argument("--detach", action="store_true", help="return once it is ready and leave it running")
     there = "of a Ray that is there (HOST:PORT, or auto), to come onto it; without it: a Ray of its own"
-    parser.add_argument("--address", metavar="ADDRESS", help=there)
+    parser.add_argument("--address", metavar="ADDRESS", type=_said, help=there)
     parser.add_argument("--record", metavar="FILE", help="write what routing sees and decides into a new file")
     parser.add_argument("--background", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--in-session", action="store_true", help=argparse.SUPPRESS)
@@ -67,7 +67,9 @@ def _plan(commands: _Commands[argparse.ArgumentParser]) -> None:
     parser.add_argument("config", metavar="CONFIG", help="the cluster's YAML file; nothing is started")
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--inventory", metavar="FILE", help="nodes and their devices (YAML); without it: " + _PLAN_ON)
-    where.add_argument("--address", metavar="ADDRESS", help="of a Ray whose nodes it is to go on (HOST:PORT, or auto)")
+    where.add_argument(
+        "--address", metavar="ADDRESS", type=_said, help="of a Ray whose nodes it is to go on (HOST:PORT, or auto)"
+    )
     parser.add_argument("--json", action="store_true", help="for programs")
 
 
@@ -79,7 +81,9 @@ _PLAN_ON = (
 def _down(commands: _Commands[argparse.ArgumentParser]) -> None:
     parser = _command(commands, "down", "drain and stop a cluster that `segue up` started on this machine")
     parser.add_argument("--name", help="the cluster's name; not needed while one runs on this machine")
-    parser.add_argument("--address", metavar="ADDRESS", help="of the Ray that it is on, if its `segue up` is gone")
+    parser.add_argument(
+        "--address", metavar="ADDRESS", type=_said, help="of the Ray that it is on, if its `segue up` is gone"
+    )
 
 
 def _status(commands: _Commands[argparse.ArgumentParser]) -> None:
@@ -162,6 +166,12 @@ def _sim(commands: _Commands[argparse.ArgumentParser]) -> None:
     off = "by up to this share engines are off what is expected of them, %s (default: 0.05, for mock engines 0)"
     world.add_argument("--spread", type=_share, help=off % "for good")
     world.add_argument("--noise", type=_share, help=off % "in each step")
+
+
+def _said(text: str) -> str:
+    if not text:  # as of a variable that isn't set: without the option something else is meant
+        raise argparse.ArgumentTypeError("it is empty")
+    return text
 
 
 def _above_zero(text: str) -> float:

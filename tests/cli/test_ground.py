@@ -6,7 +6,9 @@ import time
 
 import pytest
 
+from orchestrator.cli.exits import Exit
 from orchestrator.cli.ground import RayThatIsThere
+from orchestrator.cli.main import main
 from orchestrator.core.errors import ClusterUnreachable
 from tests.cli.test_end_to_end import free_ports
 
@@ -28,3 +30,10 @@ def test_a_ray_that_does_not_answer_is_told_soon_whoever_named_it(monkeypatch: p
 def test_an_address_by_which_ray_would_start_one_or_be_a_client_is_refused(address: str) -> None:
     with pytest.raises(ClusterUnreachable, match="it has to be HOST:PORT, or auto"):
         RayThatIsThere(address).start(None)
+
+
+@pytest.mark.parametrize("command", [["up", "c.yaml"], ["plan", "c.yaml"], ["down"]])
+def test_an_empty_address_is_not_taken_for_none(command: list[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([*command, "--address", ""])
+    assert ended.value.code == Exit.USAGE
