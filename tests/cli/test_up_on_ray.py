@@ -48,6 +48,10 @@ def test_a_cluster_on_a_ray_that_is_there_goes_on_without_its_owner_and_leaves_r
 
         taken = segue("up", str(config), "--address", address)
         assert taken.returncode != 0
+        config.write_text(CONFIG.format(*free_ports(3)))  # so that nothing but the name is taken
+        taken = segue("up", str(config), "--address", address)
+        assert (taken.returncode, "a cluster named 'e2e' runs on this Ray" in taken.stdout) == (2, True), taken.stdout
+        assert health(ports[0]) == 200
         down = segue("down", "--name", "e2e", "--address", address, seconds=START_SECONDS)
         assert down.returncode == 0, down.stdout + down.stderr
         assert health(ports[0]) == 0
