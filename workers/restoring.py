@@ -60,6 +60,9 @@ def _with_output(make: Any) -> Any:
         request = make(cls, *args, **kwargs)
         if sent := sent_tokens(request.sampling_params):
             request.append_output_token_ids(sent)
+            # The scheduler ends the engine where more than a prompt turns out to be cached, but of a request that was
+            # preempted. Limits go by the output itself.
+            request.num_prompt_tokens = request.num_tokens
         return request
 
     return made

@@ -82,3 +82,15 @@ async def test_without_the_word_it_would_not(engines: tuple[WorkerProcess, Worke
         whole = await said(peer, asked("with", [], params, {}))
         again = make_request("without", [*PROMPT, *whole[:7]], max_tokens=TOKENS - 7, **params)
         assert await said(peer, again) != whole[7:]
+
+
+async def test_it_goes_on_where_what_was_sent_is_cached_already(engines: tuple[WorkerProcess, WorkerProcess]) -> None:
+    """On the engine that made it, whose session broke and opened again; or beside one that was sent the same."""
+    params: dict[str, Any] = {"max_tokens": 3 * TOKENS, "temperature": 1.0, "seed": 21}
+    async with gateway(engines[1].address) as peer:
+        size = engines[1].snapshot["facts"]["block_size"]
+        whole = await said(peer, asked("cached whole", [], params, {}))
+        count = 2 * size
+        assert len(whole) > count
+        rest = await said(peer, asked("cached rest", whole[:count], params, {}))
+        assert whole[:count] + rest == whole
