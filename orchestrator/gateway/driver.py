@@ -18,7 +18,7 @@ from orchestrator.gateway.flight import Flight, Flights
 from orchestrator.gateway.hashing import blocks_of
 from orchestrator.gateway.link import Link
 from orchestrator.gateway.outputs import Outputs
-from orchestrator.gateway.resuming import is_resumable, resumed
+from orchestrator.gateway.resuming import is_resumable, prefilled, restores, resumed
 from orchestrator.proto import worker_pb2 as pb
 from orchestrator.record.journal import Journal
 from orchestrator.telemetry import logs
@@ -263,17 +263,20 @@ class Driver:
     def _start_prefill(self, command: m.StartPrefill, flight: Flight) -> None:
         flight.prefill_wires.add(command.wire_id)
         trace = flight.begin_half("segue.prefill", command.decision)
-        self._send(flight, command.wire_id, command.worker_id, cc.for_prefill(flight.request, command.wire_id), trace)
+        flight.longer_prompt = not restores(self._workers.get(command.decision.decode))
+        request = cc.for_prefill(prefilled(flight.request, flight.sent, flight.longer_prompt), command.wire_id)
+        self._send(flight, command.wire_id, command.worker_id, request, trace)
 
     def _start_decode(self, command: m.StartDecode, flight: Flight) -> None:
         trace = flight.begin_half("segue.decode", command.decision)
         transfer = flight.transfers[command.collect] if command.collect else None
         flight.prefix_cached = transfer.get("remote_prefill_cached_tokens") if transfer else None
         flight.decode_worker, flight.awaits_token = command.worker_id, True
-        facts = self._workers[command.worker_id].facts
-        asked = resumed(flight.request, flight.sent, restores=facts is not None and facts.restores)
-        request = cc.for_decode(asked, command.wire_id, transfer)
-        self._send(flight, command.wire_id, command.worker_id, request, trace)
+        here = restores(self._workers[command.worker_id])
+        if transfer is None:
+            flight.longer_prompt = not here
+        asked = resumed(flight.request, flight.sent, flight.longer_prompt, here)
+        self._send(flight, command.wire_id, command.worker_id, cc.for_decode(asked, command.wire_id, transfer), trace)
 
     def _send(
         self, flight: Flight, wire_id: str, worker_id: str, request: cc.EngineCoreRequest, trace: Mapping[str, str]

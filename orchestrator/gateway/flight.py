@@ -35,6 +35,7 @@ class Flight:
     prefix_cached: int | None = None  # prompt tokens that the prefill worker found in its prefix cache
     resumable: bool = False
     sent: list[int] = field(default_factory=list)  # its output, kept where it may have to go on from there
+    longer_prompt: bool = False  # what was sent is the end of its prompt where it is now: no engine is told of it
     decode_worker: str = ""
     awaits_token: bool = True  # of the engine that decodes now
     output_tokens: int = 0

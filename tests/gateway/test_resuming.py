@@ -11,9 +11,10 @@ import pytest
 from vllm.sampling_params import SamplingParams, StructuredOutputsParams
 from vllm.v1.engine import EngineCoreRequest
 
+from orchestrator.core.errors import SegueError
 from orchestrator.core.spec import Role
 from orchestrator.core.types import SENT_TOKENS
-from orchestrator.gateway.resuming import is_resumable, resumed
+from orchestrator.gateway.resuming import is_resumable, prefilled, resumed
 from tests.gateway.support import Stack, cluster, model, running
 from tests.gateway.test_losses import PROMPT, streaming
 from tests.workers.support import mock_worker
@@ -131,7 +132,7 @@ def test_what_depends_on_the_output_so_far_is_never_begun_anew(params: dict[str,
 
 def test_an_engine_that_restores_is_told_what_was_sent() -> None:
     asked = request(max_tokens=10, min_tokens=6, prompt_logprobs=2, extra_args={"own": 1})
-    again = resumed(asked, [7, 8], restores=True)
+    again = resumed(asked, [7, 8], longer_prompt=False, restores=True)
     assert again.prompt_token_ids == [1, 2, 3]
     params = again.sampling_params
     assert params is not None
@@ -143,7 +144,7 @@ def test_an_engine_that_restores_is_told_what_was_sent() -> None:
 
 def test_to_any_other_engine_what_was_sent_is_prompt_and_counts_no_more() -> None:
     asked = request(max_tokens=10, min_tokens=6, prompt_logprobs=2)
-    again = resumed(asked, [7, 8, 9, 10], restores=False)
+    again = resumed(asked, [7, 8, 9, 10], longer_prompt=True, restores=False)
     assert again.prompt_token_ids == [1, 2, 3, 7, 8, 9, 10]
     params = again.sampling_params
     assert params is not None
@@ -151,4 +152,18 @@ def test_to_any_other_engine_what_was_sent_is_prompt_and_counts_no_more() -> Non
     assert asked.prompt_token_ids == [1, 2, 3]
     assert asked.sampling_params is not None
     assert asked.sampling_params.max_tokens == 10
-    assert resumed(asked, [], restores=True) is asked
+    assert resumed(asked, [], longer_prompt=False, restores=True) is asked
+
+
+def test_what_is_handed_over_is_the_prompt_that_the_other_half_knows_of() -> None:
+    asked, sent = request(max_tokens=10), [7, 8]
+    for restores in (True, False):
+        again = resumed(asked, sent, longer_prompt=not restores, restores=restores)
+        assert prefilled(asked, sent, longer_prompt=not restores).prompt_token_ids == again.prompt_token_ids
+
+
+@pytest.mark.parametrize(("longer_prompt", "restores"), [(True, True), (True, False), (False, False)])
+def test_where_it_can_not_go_on_it_does_not(longer_prompt: bool, restores: bool) -> None:
+    """Workers of one model may differ while one version replaces another."""
+    with pytest.raises(SegueError):
+        resumed(request(seed=7), [7, 8], longer_prompt, restores)
