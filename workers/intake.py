@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from orchestrator.core.types import EngineFacts
+from orchestrator.core.types import SENT_TOKENS, EngineFacts
 from workers import wire
 
 # What a KV connector reads without asking whether it is there.
@@ -25,7 +25,12 @@ def fault_of(wire_id: str, request: wire.Request, facts: EngineFacts, vocabulary
     """What is wrong with a request, in words without any of its content; None if nothing is."""
     if request.request_id != wire_id:
         return "the request's id is not its wire id"
-    return _task_fault(request, facts) or _prompt_fault(request, facts, vocabulary) or transfer_fault_of(request)
+    return (
+        _task_fault(request, facts)
+        or _prompt_fault(request, facts, vocabulary)
+        or _sent_fault(request, facts, vocabulary)
+        or transfer_fault_of(request)
+    )
 
 
 def transfer_fault_of(request: wire.Request) -> str | None:
@@ -63,4 +68,25 @@ def _prompt_fault(request: wire.Request, facts: EngineFacts, vocabulary: int) ->
         return f"a prompt of {len(tokens)} tokens, where {limit} fit"
     if min(tokens) < 0 or max(tokens) >= vocabulary:
         return f"a token outside the vocabulary of {vocabulary}"
+    return None
+
+
+def _sent_fault(request: wire.Request, facts: EngineFacts, vocabulary: int) -> str | None:
+    """What is wrong with the output that the request goes on after, if there is any."""
+    params = request.sampling_params
+    sent = (params.extra_args or {}).get(SENT_TOKENS) if params is not None else None
+    if params is None or sent is None:
+        return None
+    if not facts.restores:
+        return "this engine restores nothing of a request that it goes on with"
+    if not isinstance(sent, list) or any(type(token) is not int for token in sent):
+        return "the tokens that were sent are no list of tokens"
+    if sent and (min(sent) < 0 or max(sent) >= vocabulary):
+        return f"a token outside the vocabulary of {vocabulary} was sent"
+    if request.prompt_token_ids is None:
+        return "tokens were sent of a prompt that has none"
+    room = facts.max_model_len - len(request.prompt_token_ids)
+    limit = room if params.max_tokens is None else min(room, params.max_tokens)
+    if len(sent) >= limit:
+        return f"{len(sent)} tokens were sent, where {limit} end it"
     return None

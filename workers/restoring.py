@@ -41,9 +41,13 @@ def is_whole(config: Any) -> bool:
     """Whether all of that is restored in an engine of this ``VllmConfig``.
 
     vLLM's second model runner keeps requests in another way. A grammar that begins where reasoning ends would have to
-    be told where that was.
+    be told where that was. Where tokens are guessed ahead a seeded generator draws more than once for some.
     """
-    return not (config.use_v2_model_runner or config.structured_outputs_config.reasoning_parser)
+    return not (
+        config.use_v2_model_runner
+        or config.structured_outputs_config.reasoning_parser
+        or config.speculative_config is not None
+    )
 
 
 def sent_tokens(params: Any) -> list[int]:
@@ -71,13 +75,33 @@ def _with_output(make: Any) -> Any:
 def _restoring(known: Any) -> Any:
     """In place of the class whose instances a model runner keeps of its requests."""
 
+    import torch
+
+    class Rewinding(torch.Generator):
+        """For CPUs, whose generators know no offset. vLLM asks for it to take back what it drew for a part of a
+        prompt, and would end the engine."""
+
+        state: Any
+
+        def get_offset(self) -> int:
+            return 0
+
+        def set_offset(self, offset: int) -> None:
+            self.manual_seed(self.initial_seed())
+            _advance(self, len(self.state.output_token_ids))
+
     class RestoringState(known):  # type: ignore[misc]
         restores = True
 
         def __init__(self, **fields: Any) -> None:
             sent = sent_tokens(fields["sampling_params"])
             super().__init__(**{**fields, "output_token_ids": sent} if sent else fields)
-            if sent and self.generator is not None:
+            given = self.generator
+            if given is not None and given.device.type == "cpu":
+                self.generator = Rewinding()
+                self.generator.manual_seed(given.initial_seed())
+                self.generator.state = self
+            if sent and given is not None:
                 _advance(self.generator, len(sent))
 
     return RestoringState

@@ -11,10 +11,11 @@ import grpc
 import pytest
 from vllm.pooling_params import PoolingParams
 
+from orchestrator.core.types import SENT_TOKENS
 from orchestrator.gateway.hashing import prompt_blocks, root_of
 from orchestrator.proto.worker_pb2 import Abort, GatewayFrame, Hello, Rejected, Submit
 from orchestrator.proto.worker_pb2_grpc import WorkerStub
-from tests.workers.support import Gateway, Pair, gateway, make_request, tokens
+from tests.workers.support import Gateway, Pair, gateway, make_request, mock_worker, tokens
 from workers import wire
 
 # NIXL's; a gateway sends them on unchanged, and so may rely on no others.
@@ -415,3 +416,10 @@ async def test_a_prefill_worker_that_is_gone_costs_a_second_prefill(pair: Pair) 
         assert made == await peer.generate(fresh_id("check"), prompt, max_tokens=8)
         await peer.until(lambda g: any(step.transfers.failed for step in g.steps))
         await peer.until(idle)
+
+
+async def test_an_engine_that_restores_nothing_refuses_to_go_on() -> None:
+    """It would begin anew, and the client would have all of it twice."""
+    async with mock_worker() as worker, gateway(worker.address) as peer:
+        await peer.submit("again", [1, 2, 3], extra_args={SENT_TOKENS: [5, 6]})
+        await peer.until(lambda g: "again" in g.rejected)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +11,7 @@ from vllm.sampling_params import StructuredOutputsParams
 
 from orchestrator.core.types import SENT_TOKENS
 from orchestrator.proto.worker_pb2 import Submit
-from tests.workers.support import Gateway, WorkerProcess, gateway, make_request, tokens
+from tests.workers.support import TINY_ENGINE, Gateway, WorkerProcess, engine_process, gateway, make_request, tokens
 from workers import wire
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(120)]
@@ -18,11 +20,13 @@ PROMPT = list(range(100, 140))
 TOKENS = 24
 
 
-def asked(wire_id: str, sent: list[int], params: dict[str, Any], private: dict[str, Any]) -> wire.Request:
+def asked(
+    wire_id: str, sent: list[int], params: dict[str, Any], private: dict[str, Any], prompt: Sequence[int] = PROMPT
+) -> wire.Request:
     params = {"max_tokens": TOKENS, **params}
     if sent:
         params["extra_args"] = {SENT_TOKENS: sent}
-    request = make_request(wire_id, PROMPT, **params)
+    request = make_request(wire_id, prompt, **params)
     for name, value in private.items():
         setattr(request.sampling_params, name, value)
     return request
@@ -94,3 +98,25 @@ async def test_it_goes_on_where_what_was_sent_is_cached_already(engines: tuple[W
         assert len(whole) > count
         rest = await said(peer, asked("cached rest", whole[:count], params, {}))
         assert whole[:count] + rest == whole
+
+
+@pytest.mark.parametrize("sent", [7, "ab", [1, "2"], [-1], [1 << 40], [5] * TOKENS, [5] * 600, [True]])
+async def test_sent_tokens_that_can_not_be_are_an_error_and_no_effect(
+    engines: tuple[WorkerProcess, WorkerProcess], sent: Any
+) -> None:
+    request = make_request("odd", PROMPT, max_tokens=TOKENS, extra_args={SENT_TOKENS: sent})
+    async with gateway(engines[1].address) as peer:
+        await peer.send(submit=Submit(wire_id="odd", request=wire.encode_request(request)))
+        await peer.until(lambda each: "odd" in each.rejected)
+        assert len(await greedy(peer)) == TOKENS
+
+
+async def test_prompts_in_chunks_leave_a_seed_where_it_was(tmp_path: Path) -> None:
+    """On CPUs vLLM can't take a draw back, and dies of it."""
+    engine = {**TINY_ENGINE, "max_num_batched_tokens": 64}
+    params: dict[str, Any] = {"temperature": 1.0, "seed": 11}
+    with engine_process("decode", tmp_path, engine=engine) as process:
+        async with gateway(process.ready().address) as peer:
+            whole = await said(peer, asked("chunks", [], params, {}, [*range(100, 300)]))
+            rest = await said(peer, asked("chunks again", whole[:9], params, {}, [*range(100, 300)]))
+            assert whole[:9] + rest == whole
