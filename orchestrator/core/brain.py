@@ -191,7 +191,8 @@ class Brain:
         """A worker has computed the prompt, but for ``cached`` tokens of it."""
         if view := self.fleet.computed(worker_id, session.request_id):
             learning.prefilled(view, session, cached, now)
-        if choice := session.computing:
+        choice = session.computing
+        if choice is not None and session.began is None:  # what was sent may be cached, too, which nobody predicts
             out.extend(
                 self.predictions.saw(
                     session.model, choice.cached_tokens, cached, session.prompt_tokens, choice.cached_by

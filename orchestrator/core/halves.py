@@ -155,13 +155,14 @@ class Halves:
 
     def kv_bytes(self, session: Session) -> int:
         """What the hand-over moved."""
-        if not session.transferred_tokens:
+        moved = (session.began or session).transferred_tokens
+        if not moved:
             return 0
         view = self._fleet.get(session.decode_worker)
         facts = view.info.facts if view else None
         if facts is None:
             return 0
-        return -(-session.transferred_tokens // facts.block_size) * facts.kv_block_bytes
+        return -(-moved // facts.block_size) * facts.kv_block_bytes
 
     def check(self, sessions: dict[str, Session]) -> None:
         """Raises AssertionError where the books don't balance; for tests."""

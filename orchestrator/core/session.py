@@ -89,6 +89,7 @@ class Beginning:
     apart: bool
     cached_tokens: int
     transferred_tokens: int
+    predicted_cached_tokens: int | None
 
 
 @dataclass(slots=True, eq=False)
@@ -188,8 +189,6 @@ class Session:
     def report(self, outcome: str, now: float, *, output_tokens: int, kv_bytes: int, detail: str) -> RequestReport:
         """The account of this session at its end."""
         began = self.began or self._beginning()
-        computing = self.computing
-        known = computing is not None and computing.cached_by is not CachedBy.UNKNOWN
         return RequestReport(
             request_id=self.request_id,
             model=self.model,
@@ -201,7 +200,7 @@ class Session:
             cached_tokens=began.cached_tokens,
             transferred_tokens=began.transferred_tokens,
             kv_bytes=kv_bytes,
-            predicted_cached_tokens=computing.cached_tokens if computing is not None and known else None,
+            predicted_cached_tokens=began.predicted_cached_tokens,
             tenant=self.tenant,
             waited=self.waited,
             queue_seconds=_between(self.arrived_at, began.placed_at),
@@ -214,8 +213,15 @@ class Session:
         )
 
     def _beginning(self) -> Beginning:
+        computing = self.computing
+        known = computing is not None and computing.cached_by is not CachedBy.UNKNOWN
         return Beginning(
-            self.placed_at, self.prefilled_at, bool(self.prefill_worker), self.cached_tokens, self.transferred_tokens
+            self.placed_at,
+            self.prefilled_at,
+            bool(self.prefill_worker),
+            self.cached_tokens,
+            self.transferred_tokens,
+            computing.cached_tokens if computing is not None and known else None,
         )
 
 

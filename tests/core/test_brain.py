@@ -220,6 +220,22 @@ class TestLoss:
         )  # fmt: skip
         assert (report.queue_seconds, report.prefill_seconds, report.ttft_seconds, report.attempts) == (0, 0.5, 0.5, 3)
 
+    def test_the_account_of_one_that_went_on_is_of_its_own_prompt(self) -> None:
+        brain = brain_with(*APART, worker("d1", Role.DECODE))
+        prefill = started(brain.step(m.Arrived("r", "m", 40, blocks=(1, 2), resumable=True), 1.0), m.StartPrefill)
+        decode = started(brain.step(m.PrefillEnded(prefill.wire_id, True, "", 0), 2.0), m.StartDecode)
+        brain.step(m.FirstToken(decode.wire_id, 0, 40), 2.1)
+        lost = m.WorkerDown(decode.worker_id, "gone", (m.Sent("r", 30),))
+        prefill = started(brain.step(lost, 2.2), m.StartPrefill)
+        decode = started(brain.step(m.PrefillEnded(prefill.wire_id, True, "", 64), 2.3), m.StartDecode)
+        brain.step(m.FirstToken(decode.wire_id, 64, 6), 2.4)
+        (end,) = brain.step(m.DecodeEnded(decode.wire_id, 50), 2.5)
+        assert isinstance(end, m.End)
+        report = end.report
+        assert (report.transferred_tokens, report.kv_bytes, report.predicted_cached_tokens) == (40, 3000, 0)
+        assert brain.predictions.accuracy["m"].count == 1
+        brain.check()
+
     def test_a_stream_that_nobody_goes_on_with_ends_with_the_loss_as_its_reason(self) -> None:
         brain = brain_with(worker("s0", Role.SERVE), queue_seconds=2.0)
         decode = started(brain.step(m.Arrived("r", "m", 4, resumable=True), 1.0), m.StartDecode)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(120)]
 
 PROMPT = list(range(100, 140))
 TOKENS = 24
+_numbers = itertools.count()
 
 
 def asked(
@@ -120,3 +122,21 @@ async def test_prompts_in_chunks_leave_a_seed_where_it_was(tmp_path: Path) -> No
             whole = await said(peer, asked("chunks", [], params, {}, [*range(100, 300)]))
             rest = await said(peer, asked("chunks again", whole[:9], params, {}, [*range(100, 300)]))
             assert whole[:9] + rest == whole
+
+
+@pytest.mark.parametrize("length", [40, 64])
+async def test_what_is_handed_over_is_the_prompt_and_the_rest_is_computed(
+    engines: tuple[WorkerProcess, WorkerProcess], length: int
+) -> None:
+    """A block that the prompt fills in part, or whole ones; and then where all of it is cached already."""
+    params: dict[str, Any] = {"max_tokens": 3 * TOKENS, "temperature": 1.0, "seed": 4}
+    prompt = [*range(5000 + length, 5000 + 2 * length)]
+    async with gateway(engines[0].address) as first, gateway(engines[1].address) as second:
+        whole = await said(first, asked(f"apart whole {length}", [], params, {}, prompt))
+        for count in (5, 50, 50):
+            transfer = await first.prefill(f"apart p {next(_numbers)}", prompt)
+            request = asked(f"apart d {next(_numbers)}", whole[:count], params, {}, prompt)
+            assert request.sampling_params is not None
+            request.sampling_params.extra_args = {SENT_TOKENS: whole[:count], "kv_transfer_params": transfer}
+            assert whole[:count] + await said(second, request) == whole, count
+        await first.until(lambda each: not each.load.kv_blocks_used)
