@@ -140,3 +140,14 @@ async def test_what_is_handed_over_is_the_prompt_and_the_rest_is_computed(
             request.sampling_params.extra_args = {SENT_TOKENS: whole[:count], "kv_transfer_params": transfer}
             assert whole[:count] + await said(second, request) == whole, count
         await first.until(lambda each: not each.load.kv_blocks_used)
+
+
+async def test_what_a_grammar_does_not_take_is_an_error_and_no_wait(
+    engines: tuple[WorkerProcess, WorkerProcess],
+) -> None:
+    request = asked("no grammar", [5, 6, 7], {"structured_outputs": grammar()}, {})
+    async with gateway(engines[1].address) as peer:
+        await peer.send(submit=Submit(wire_id="no grammar", request=wire.encode_request(request)))
+        outputs = await peer.finished("no grammar", 20)
+        assert (outputs[-1].finish_reason, tokens(outputs)) == (wire.Finish.ERROR, [])
+        assert len(await greedy(peer)) == TOKENS
