@@ -86,9 +86,10 @@ def _restoring(known: Any) -> Any:
         def get_offset(self) -> int:
             return 0
 
-        def set_offset(self, offset: int) -> None:
+        def set_offset(self, offset: int) -> torch.Generator:
             self.manual_seed(self.initial_seed())
             _advance(self, len(self.state.output_token_ids))
+            return self
 
     class RestoringState(known):  # type: ignore[misc]
         restores = True
@@ -96,13 +97,14 @@ def _restoring(known: Any) -> Any:
         def __init__(self, **fields: Any) -> None:
             sent = sent_tokens(fields["sampling_params"])
             super().__init__(**{**fields, "output_token_ids": sent} if sent else fields)
-            given = self.generator
-            if given is not None and given.device.type == "cpu":
-                self.generator = Rewinding()
-                self.generator.manual_seed(given.initial_seed())
-                self.generator.state = self
-            if sent and given is not None:
-                _advance(self.generator, len(sent))
+            generator = fields["generator"]
+            if generator is not None and generator.device.type == "cpu":
+                seed, generator = generator.initial_seed(), Rewinding()
+                generator.manual_seed(seed)
+                generator.state = self
+                self.generator: Any = generator
+            if sent and generator is not None:
+                _advance(generator, len(sent))
 
     return RestoringState
 
