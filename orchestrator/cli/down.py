@@ -12,7 +12,7 @@ from orchestrator.cli.exits import Exit
 from orchestrator.cli.ground import RayThatIsThere
 from orchestrator.cli.progress import Progress
 from orchestrator.cli.run_folder import RunFolder, RunRecord
-from orchestrator.core.errors import ConfigError, DeadlineExceeded, SegueError
+from orchestrator.core.errors import ClusterUnreachable, ConfigError, DeadlineExceeded, SegueError
 from orchestrator.core.spec import ControllerSpec
 
 _POLL_SECONDS = 0.2
@@ -27,11 +27,19 @@ def run(args: argparse.Namespace) -> Exit:
         return _from_ray(args.address, args.name, progress)
     for folder in run_folder.stale(args.name):
         _clean(folder, progress)
-    folder, record = run_folder.find(args.name)
+    folder, record = _owned(args.name)
     os.kill(record.pid, signal.SIGTERM)
     with progress.live():
         _wait(folder, record, progress)
     return Exit.OK
+
+
+def _owned(name: str | None) -> tuple[RunFolder, RunRecord]:
+    try:
+        return run_folder.find(name)
+    except ClusterUnreachable as error:
+        hint = "one on a Ray that others started, whose segue up has died, is taken down with --address RAY --name NAME"
+        raise ClusterUnreachable(error.what, hint=hint) from error
 
 
 def _from_ray(address: str, name: str | None, progress: Progress) -> Exit:

@@ -62,6 +62,12 @@ class _Ray:
 
         ray_cluster.require_name(name)
 
+    def controller(self, name: str) -> str:
+        """host:port of the controller of a cluster that runs here; empty if none of that name does."""
+        from orchestrator.controller import ray_cluster
+
+        return ray_cluster.controller_address(name)
+
     def start_controller(self, spec: ClusterSpec, log_dir: str) -> str:
         from orchestrator.controller import ray_cluster
 

@@ -57,7 +57,8 @@ def _below(
         ground = RayThatIsThere(args.address)
         ground.start(None)
         try:
-            return ground.topology(spec.name), None
+            controller = ground.controller(spec.name)
+            return rpc.topology(controller) if controller else (ground.topology(spec.name), None)
         finally:
             ground.stop()
     folder = RunFolder.of(spec.name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from orchestrator import config
 from orchestrator.cli.progress import Progress
-from orchestrator.core.errors import ConfigError, DoesNotFit
+from orchestrator.core.errors import ConfigError, DoesNotFit, ModelSourceError
 from orchestrator.core.planning.hosts import Topology, reachable
 from orchestrator.core.planning.plan import ClusterPlan, plan
 from orchestrator.core.spec import Backend, ClusterSpec
@@ -32,7 +32,7 @@ def planned(spec: ClusterSpec, topology: Topology, progress: Progress, where: st
         return spec
     try:
         models = asked(spec, lambda what: progress.running(STEP, what))
-    except ConfigError as error:
+    except (ConfigError, ModelSourceError) as error:
         if spec.open:
             raise
         progress.done(STEP, f"left out, as it can't be read for planning: {error}")  # an engine may well know it

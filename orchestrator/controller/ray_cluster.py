@@ -38,6 +38,7 @@ T = TypeVar("T")
 log = logs.events("controller.ray")
 
 _CONTROLLER_START = 60.0  # seconds for the controller to listen
+_ANSWER = 10.0  # seconds for a running controller to answer
 _SHUTDOWN_MARGIN = 60.0  # seconds over the drain for stopping and removing
 _GONE = 20.0  # seconds until what was killed must be out of Ray's tables
 _POLL = (0.02, 1.0)  # first and longest pause between two looks at a placement group
@@ -183,6 +184,20 @@ def _taken(name: str) -> NameTaken:
         "or choose another name"
     )
     return NameTaken(f"a cluster named {name!r} runs on this Ray already", where="cluster.name", hint=hint)
+
+
+def controller_address(name: str) -> str:
+    """host:port of the fleet watch of the cluster of that name; empty where there is no such cluster.
+
+    Raises ClusterUnreachable if its controller does not answer.
+    """
+    handle = _find(_controller_name(name))
+    if handle is None:
+        return ""
+    try:
+        return str(ray.get(handle.address.remote(), timeout=_ANSWER))
+    except (RayError, GetTimeoutError) as error:
+        raise ClusterUnreachable("its controller does not answer", where=f"cluster {name}") from error
 
 
 def stop_controller(name: str, drain_seconds: float) -> None:

@@ -51,6 +51,10 @@ class ControllerActor:
         log.info("listening", cluster=self._spec.name, address=self._address)
         return self._address
 
+    async def address(self) -> str:
+        """host:port of the fleet watch; empty before it listens."""
+        return self._address
+
     async def shutdown(self, drain_seconds: float) -> None:
         """Drains and ends everything but this actor; returns when nothing is left."""
         if self._controller is not None and self._run is not None:

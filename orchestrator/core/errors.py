@@ -52,6 +52,8 @@ class ConfigError(SegueError):
 class NameTaken(ConfigError):
     """A cluster of that name is there already, and is not to be touched by whoever wanted the name."""
 
+    code, http_status, grpc_code = "name_taken", 409, "ALREADY_EXISTS"
+
 
 class DoesNotFit(SegueError):
     """What the configuration asks for can't be run on the devices that there are; nothing was started."""

@@ -100,6 +100,11 @@ def up(tmp_path: Path, cluster: FakeCluster) -> Iterator[Callable[[Path], Owner]
         return owners[-1]
 
     yield start
+    end(owners)
+
+
+def end(owners: list[Owner]) -> None:
+    """Those that a failed test left."""
     for owner in owners:
         if owner.process.poll() is None:
             owner.process.kill()

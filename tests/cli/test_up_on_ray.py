@@ -45,6 +45,8 @@ def test_a_cluster_on_a_ray_that_is_there_goes_on_without_its_owner_and_leaves_r
         os.kill(record.pid, signal.SIGKILL)
         wait_until(lambda: not RunFolder.of("e2e").record_path.exists(), "its guard to see that the owner is gone")
         assert health(ports[0]) == 200
+        still = segue("plan", str(config), "--address", address, "--json")
+        assert json.loads(still.stdout)["changes"]["settings"] == [], still.stderr
 
         taken = segue("up", str(config), "--address", address)
         assert taken.returncode != 0

@@ -15,7 +15,7 @@ import pytest
 from orchestrator.cli import run_folder
 from orchestrator.cli.exits import Exit
 from tests.cli.fakes import FakeCluster, status
-from tests.cli.test_up import Owner
+from tests.cli.test_up import Owner, end
 from tests.planning.models import LLAMA_3_8B, LLAMA_3_70B, SMOLLM2_135M, Config
 
 CONFIG = """
@@ -50,10 +50,7 @@ def up(tmp_path: Path, cluster: FakeCluster) -> Iterator[Callable[..., Owner]]:
         return owners[-1]
 
     yield start
-    for owner in owners:
-        if owner.process.poll() is None:
-            owner.process.kill()
-            owner.process.wait()
+    end(owners)
 
 
 @pytest.mark.parametrize(
