@@ -14,7 +14,7 @@ from orchestrator.cli.plan_view import as_tables
 from orchestrator.cli.run_folder import RunFolder
 from orchestrator.core.errors import ClusterUnreachable, DeadlineExceeded
 from orchestrator.core.planning.differences import differences
-from orchestrator.core.planning.hosts import Topology, cpu_parts_of, gangs_of, kept_of, nodes_of
+from orchestrator.core.planning.hosts import Topology, cpu_parts_of, gangs_of, kept_of, nodes_of, reachable
 from orchestrator.core.planning.places import Placed
 from orchestrator.core.planning.plan import plan
 from orchestrator.core.spec import ClusterSpec
@@ -44,6 +44,7 @@ def _kept(topology: Topology | None, running: ClusterSpec | None, planned: Conta
     """Where the replicas that run are, of the models that are planned."""
     if topology is None or running is None:
         return ()
+    topology = reachable(topology, running)
     nodes = nodes_of(topology, cpu_parts_of(running, topology))
     return kept_of(topology, [gang for gang in gangs_of(running, nodes) if gang.model in planned], nodes)
 

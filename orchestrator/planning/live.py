@@ -35,7 +35,7 @@ def inventory_of(
     if strangers and takes_any_gpu(spec):
         raise ConfigError(f"GPUs of unknown kind on {', '.join(strangers)}", hint=LABEL_HINT)
     parts = cpu_parts_of(spec, topology)
-    nodes = tuple(node for node in nodes_of(topology, parts) if node.device == CPU or _is_known(node.device, known))
+    nodes = tuple(node for node in nodes_of(topology, parts) if node.device == CPU or node.device in known)
     if not parts:
         return Inventory(nodes, known)
     return _with_cpus(nodes, topology, known, measure(parts))
@@ -52,16 +52,8 @@ def unknown(topology: Topology, known: Catalogue) -> list[str]:
     return [
         f"{host.name} ({host.gpu or 'it says nothing of them'})"
         for host in topology.hosts
-        if host.gpus and (not host.gpu or not _is_known(host.gpu, known))
+        if host.gpus and (not host.gpu or host.gpu not in known)
     ]
-
-
-def _is_known(name: str, known: Catalogue) -> bool:
-    try:
-        known.find(name)
-    except ConfigError:
-        return False
-    return True
 
 
 def _with_cpus(nodes: tuple[Node, ...], topology: Topology, known: Catalogue, cpu: DeviceKind) -> Inventory:

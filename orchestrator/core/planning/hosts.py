@@ -13,9 +13,9 @@ from heapq import heapify, heapreplace
 from typing import Any
 
 from orchestrator.core.errors import ConfigError
+from orchestrator.core.planning.gangs import gangs_on
 from orchestrator.core.planning.islands import natural
 from orchestrator.core.planning.places import NVLINK_DOMAIN, WHOLE, Gang, Node, Placed, domains, parts_of
-from orchestrator.core.slots import Kind, slots_of
 from orchestrator.core.spec import Bind, ClusterSpec, Device, PoolSpec
 
 CPU = "cpu"  # the kind of every CPU here; also what is behind a host's name where its GPUs have the name itself
@@ -169,21 +169,10 @@ def _without_domains(labels: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in labels.items() if name not in NVLINK_DOMAIN}
 
 
-def _gangs(spec: ClusterSpec, gpus: tuple[str, ...]) -> Iterator[Gang]:
+def _gangs(spec: ClusterSpec, gpus: tuple[str, ...]) -> tuple[Gang, ...]:
     pools = {(model.name, role): pool for model in spec.models for role, pool in model.pools.items()}
-    for slot in slots_of(spec):
-        if slot.kind is Kind.WORKER and slot.role is not None:
-            pool = pools[slot.model, slot.role]
-            devices = (CPU,) if pool.device is Device.CPU else pool.gpu or gpus
-            yield Gang(
-                slot.slot_id,
-                slot.model,
-                slot.role,
-                devices,
-                pool.tensor_parallel,
-                pool.pipeline_parallel,
-                pool.share,
-            )
+    kinds = {key: (CPU,) if pool.device is Device.CPU else pool.gpu or gpus for key, pool in pools.items()}
+    return gangs_on(spec, kinds)
 
 
 def _cpu_gangs(spec: ClusterSpec) -> Iterator[Gang]:

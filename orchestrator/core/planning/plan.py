@@ -13,6 +13,7 @@ from orchestrator.core.planning.choosing import choose
 from orchestrator.core.planning.crowding import crowded
 from orchestrator.core.planning.cut import Cut
 from orchestrator.core.planning.devices import Catalogue
+from orchestrator.core.planning.gangs import gangs_on
 from orchestrator.core.planning.kinds import check_kinds, sparing
 from orchestrator.core.planning.kv import token_bytes
 from orchestrator.core.planning.moves import Moves, moves
@@ -21,7 +22,6 @@ from orchestrator.core.planning.placing import place
 from orchestrator.core.planning.settings import Settings
 from orchestrator.core.planning.shape import ModelShape
 from orchestrator.core.planning.weights import parameters, stage_weights
-from orchestrator.core.slots import Kind, slots_of
 from orchestrator.core.spec import ClusterSpec, Device, ModelSpec, Role
 
 
@@ -225,25 +225,8 @@ def _filled(model: ModelSpec, planned: ModelPlan) -> ModelSpec:
 
 
 def _gangs(spec: ClusterSpec, planned: Mapping[str, ModelPlan]) -> tuple[Gang, ...]:
-    pools = {
-        (name, pool.role): pool
-        for name, one in planned.items()
-        if isinstance(one.choice, Choice)
-        for pool in one.choice.pools
-    }
-    return tuple(
-        Gang(
-            slot.slot_id,
-            slot.model,
-            slot.role,
-            (pool.device.name,),
-            pool.tensor_parallel,
-            pool.pipeline_parallel,
-            pool.share,
-        )
-        for slot in slots_of(spec)
-        if slot.kind is Kind.WORKER and slot.role and (pool := pools.get((slot.model, slot.role)))
-    )
+    chosen = [(name, one.choice) for name, one in planned.items() if isinstance(one.choice, Choice)]
+    return gangs_on(spec, {(name, pool.role): (pool.device.name,) for name, choice in chosen for pool in choice.pools})
 
 
 def _placed(gangs: Sequence[Gang], inventory: Inventory, kept: Sequence[Placed]) -> tuple[tuple[Node, ...], Placement]:
