@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
+from orchestrator.core.errors import SegueError
 from orchestrator.telemetry import logs
 
 PATIENCE_SECONDS = 10.0  # with one that listens and does not get to where others are
@@ -94,6 +95,7 @@ class _PortsLock:
     """A lock of one open file, and not of the process; the change from exclusive to shared lets nobody in between."""
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
@@ -114,4 +116,8 @@ class _PortsLock:
             fcntl.fcntl(self._file, fcntl.F_OFD_SETLK, whole_file)
         except BlockingIOError:
             return False
+        except OSError as error:
+            what = f"gateway processes can't agree on who listens: {error.strerror}"
+            hint = "put SEGUE_HOME on a file system with record locks, or set gateway.processes: 1"
+            raise SegueError(what, where=str(self._path), hint=hint) from error
         return True

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import fcntl
+import os
 import re
 import socket
 from collections.abc import AsyncIterator
@@ -14,6 +17,7 @@ import grpc.aio
 import httpx
 import pytest
 
+from orchestrator.core.errors import SegueError
 from orchestrator.core.spec import ClusterSpec, Endpoint, GatewaySpec, Role
 from orchestrator.core.types import GatewayAssignment
 from orchestrator.gateway.frontend import Front
@@ -234,3 +238,16 @@ def test_a_gateway_that_drains_takes_no_turn(tmp_path: Path) -> None:
     gone = Turn(FakeGateway(missing=("this gateway is draining",), draining=True), tmp_path / "turn")
     assert not gone.take()
     gone.close()
+
+
+def test_a_file_system_without_such_locks_is_told_with_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    turn = Turn(FakeGateway(), tmp_path / "turn")
+    monkeypatch.setattr(fcntl, "fcntl", refuse)
+    with pytest.raises(SegueError, match=rf"{tmp_path}/turn: .*No locks available.*gateway\.processes: 1"):
+        turn.take()
+    turn.close()
