@@ -7,9 +7,9 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.core.planning.hosts import Host, Topology, cpu_parts_of, gangs_of, host_ids, kept_of, nodes_of
+from orchestrator.core.planning.hosts import Host, Topology, cpu_parts_of, gangs_of, hosts_by_node, kept_of, nodes_of
 from orchestrator.core.planning.moves import moves
-from orchestrator.core.planning.places import WHOLE, Gang, Node, Placement, parts_of
+from orchestrator.core.planning.places import WHOLE, Gang, Node, Placed, Placement, parts_of
 from orchestrator.core.planning.placing import place
 from orchestrator.core.spec import AUTO, Backend, ClusterSpec, Device, GatewaySpec, ModelSpec, PoolSpec, Role
 from tests.planning.support import check, gang, on
@@ -39,6 +39,12 @@ def planned(spec: ClusterSpec, topology: Topology) -> tuple[Placement, list[Gang
     nodes = nodes_of(topology, cpu_parts_of(spec, topology))
     gangs = gangs_of(spec, nodes)
     return place(gangs, nodes, kept_of(topology, gangs, nodes), movable=False), gangs, nodes
+
+
+def host_ids(placed: Placed, topology: Topology) -> list[str]:
+    """The host of each stage."""
+    by_node = hosts_by_node(topology)
+    return [by_node[name] for name, _ in placed.stages]
 
 
 def carried_out(placement: Placement, topology: Topology) -> Topology:

@@ -141,12 +141,6 @@ def without(topology: Topology, gangs: Iterable[Gang]) -> Topology:
     return Topology(hosts, {slot: ids for slot, ids in topology.reserved.items() if slot not in gone})
 
 
-def host_ids(placed: Placed, topology: Topology) -> tuple[str, ...]:
-    """The host of each stage of a gang that is on nodes of ``nodes_of``."""
-    by_node = hosts_by_node(topology)
-    return tuple(by_node[name] for name, _ in placed.stages)
-
-
 def hosts_by_node(topology: Topology) -> dict[str, str]:
     """The ids of hosts by the names of their nodes."""
     return {name: host.host_id for host in topology.hosts for name in (host.name, _cpu_name(host))}
