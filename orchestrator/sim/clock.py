@@ -19,8 +19,8 @@ from typing import Any, Final
 Action = Callable[[Any], None]
 _Entry = tuple[float, Action, Any]
 _SLICES = 4000.0  # a second
-_SPAN = 8192  # slices ahead, a power of two
-_PLACE = 8191  # of a slice's number, what is its place among them
+_SPAN: Final = 8192  # slices ahead, a power of two
+_PLACE: Final = _SPAN - 1  # of a slice's number, what is its place among them
 _when: Final = itemgetter(0)
 
 
