@@ -90,6 +90,7 @@ class WorkerActor:
             engine_pid=self._engine.pid if self._engine is not None else 0,
             facts=self._engine.facts if self._engine is not None and up else None,
             load=self._session.load if self._session is not None else Load(),
+            version=self._assignment.version,
         )
 
     async def drain(self, seconds: float) -> None:

@@ -1,19 +1,32 @@
-"""From a slot and an epoch to an actor's complete orders."""
+"""From a slot and an epoch to an actor's complete orders, and the name of what these make."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from orchestrator.controller.kinds import names_of
 from orchestrator.controller.ports import Order
 from orchestrator.core.planning.settings import UTILIZATION
-from orchestrator.core.slots import Kind, Slot
-from orchestrator.core.spec import Backend, ClusterSpec, ModelSpec, PoolSpec
+from orchestrator.core.slots import Slot
+from orchestrator.core.spec import Backend, ClusterSpec, ModelSpec, PoolSpec, Role
 from orchestrator.core.types import GatewayAssignment, WorkerAssignment
 
 EngineArgs = Callable[[ModelSpec, PoolSpec], dict[str, Any]]
+# Which filling of which slot it is, where it is and who speaks to it: replicas that differ in nothing else are alike.
+_PASSING = frozenset(("cluster", "worker_id", "gateway_id", "epoch", "controller", "log_dir", "hosts", "version"))
+
+
+def version_of(order: Order) -> str:
+    """A short hash of all that an order says its actor is made of."""
+    return _short({name: value for name, value in asdict(order).items() if name not in _PASSING})
+
+
+def _short(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +40,18 @@ class Assigner:
 
     def order(self, slot: Slot, epoch: int) -> Order:
         """The orders for this filling of the slot."""
-        if slot.kind is Kind.GATEWAY or slot.role is None:
-            record = self.spec.gateway.recording(slot.slot_id)
-            return GatewayAssignment(self.spec.name, slot.slot_id, epoch, self.fleet_address, self.log_dir, record)
+        order = self._gateway(slot, epoch) if slot.role is None else self._worker(slot, slot.role, epoch)
+        return replace(order, version=version_of(order))
+
+    def _gateway(self, slot: Slot, epoch: int) -> GatewayAssignment:
+        spec = self.spec
+        settings = _short([asdict(spec.gateway), asdict(spec.telemetry)])
+        record = spec.gateway.recording(slot.slot_id)
+        return GatewayAssignment(spec.name, slot.slot_id, epoch, self.fleet_address, self.log_dir, record, settings)
+
+    def _worker(self, slot: Slot, role: Role, epoch: int) -> WorkerAssignment:
         model = self.spec.model(slot.model)
-        pool = model.pools[slot.role]
+        pool = model.pools[role]
         return WorkerAssignment(
             cluster=self.spec.name,
             worker_id=slot.slot_id,

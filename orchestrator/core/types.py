@@ -84,6 +84,7 @@ class WorkerAssignment:
     share: float = 1.0  # of its GPU that it may take; below 1 only with one device
     hosts: tuple[str, ...] = ()  # Ray's node id for each pipeline stage; empty where Ray is to choose
     gpu: tuple[str, ...] = ()  # where Ray chooses: what its node's GPUs may be called; anything, if there is nothing
+    version: str = ""  # of what it is made of: ``controller.assignments.version_of``
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +97,8 @@ class GatewayAssignment:
     controller: str  # host:port of the fleet watch
     log_dir: str = ""
     record: str = ""  # the file for all that its brain sees and decides; none if empty
+    settings: str = ""  # a short hash of what it takes from its first specification and keeps
+    version: str = ""  # of what it is made of: ``controller.assignments.version_of``
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +115,7 @@ class ActorSnapshot:
     engine_pid: int = 0
     facts: EngineFacts | None = None
     load: Load = Load()
+    version: str = ""  # its order's
 
 
 @dataclass(frozen=True, slots=True)

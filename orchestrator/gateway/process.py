@@ -64,6 +64,7 @@ class GatewayProcess:
             address=self._http,
             grpc_address=self._grpc,
             actor_pid=os.getpid(),
+            version=self._assignment.version,
         )
 
     async def drain(self, seconds: float) -> None:

@@ -43,7 +43,7 @@ class FakeActor:
         self.cluster = cluster
         self.order = order
         self.name = name_of(order)
-        self.word = ActorSnapshot(WorkerState.STARTING, stage="loading weights", actor_pid=4711)
+        self.word = ActorSnapshot(WorkerState.STARTING, stage="loading weights", actor_pid=4711, version=order.version)
         self.drained_for: float | None = None
         self._closed = asyncio.Event()
         self._dead = asyncio.Event()

@@ -14,7 +14,8 @@ from orchestrator.core.types import ActorSnapshot, GatewayAssignment, Load, Work
 
 
 class _StandIn:
-    def __init__(self, name: str, log_dir: str) -> None:
+    def __init__(self, name: str, log_dir: str, version: str) -> None:
+        self._version = version
         self._name = name
         self._switch = Path(log_dir) / name
         self._state = WorkerState.STARTING
@@ -38,6 +39,7 @@ class _StandIn:
             grpc_address="127.0.0.1:2",
             actor_pid=os.getpid(),
             load=Load(running=3),
+            version=self._version,
         )
 
     async def drain(self, seconds: float) -> None:
@@ -54,12 +56,12 @@ class _StandIn:
 
 class StandInWorker(_StandIn):
     def __init__(self, order: WorkerAssignment) -> None:
-        super().__init__(order.worker_id, order.log_dir)
+        super().__init__(order.worker_id, order.log_dir, order.version)
 
 
 class StandInGateway(_StandIn):
     def __init__(self, order: GatewayAssignment) -> None:
-        super().__init__(order.gateway_id, order.log_dir)
+        super().__init__(order.gateway_id, order.log_dir, order.version)
 
 
 def standin_worker() -> type:
