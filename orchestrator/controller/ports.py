@@ -6,6 +6,7 @@ One contract suite (tests/controller/test_cluster_contract.py) holds both to the
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 from orchestrator.core.errors import SegueError
@@ -13,6 +14,20 @@ from orchestrator.core.planning.hosts import Topology
 from orchestrator.core.types import ActorSnapshot, GatewayAssignment, WorkerAssignment
 
 Order = WorkerAssignment | GatewayAssignment
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What a controller leaves to the one after it.
+
+    ``spec_json``: the closed ClusterSpec that runs (``config.dumps``); ``previous_json``: the one before, if there was
+    one. ``epoch``: of the last plan that changed something. ``listen``: where its fleet watch was, host:port.
+    """
+
+    spec_json: str
+    previous_json: str = ""
+    epoch: int = 0
+    listen: str = ""
 
 
 class ActorLost(SegueError):  # noqa: N818 - a condition, as in core.errors
@@ -58,6 +73,24 @@ class ClusterPort(Protocol):
 
     async def topology(self) -> Topology:
         """The machines that there are now, and where this cluster's reservations are: of a slot the newest."""
+
+    async def claim(self) -> int:
+        """The next term of this cluster, for one caller only; the terms before it are stale from then on.
+
+        Whoever claimed one has StaleEpoch from reserve, create and remove once it is stale.
+        """
+
+    async def remember(self, memory: Memory, term: int) -> None:
+        """Keeps it in place of what was remembered before. Raises StaleEpoch where the term is stale.
+
+        The term has to be the one that was claimed here.
+        """
+
+    async def recall(self) -> Memory | None:
+        """What was last remembered; None where the cluster is new, or was taken down."""
+
+    async def forget(self) -> None:
+        """Leaves nothing to remember, and every term stale. Repeatable."""
 
 
 def actor_name(cluster: str, slot_id: str, epoch: int) -> str:

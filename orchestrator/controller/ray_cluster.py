@@ -24,8 +24,8 @@ from ray.util.placement_group import (
 )
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
-from orchestrator.controller import ray_hosts
-from orchestrator.controller.ports import ActorLost, ActorPort, Order, belongs, name_of
+from orchestrator.controller import ray_hosts, ray_memory
+from orchestrator.controller.ports import ActorLost, ActorPort, Memory, Order, belongs, name_of
 from orchestrator.controller.resources import Footprint, footprint, why_waiting
 from orchestrator.core.errors import ClusterUnreachable, NameTaken, ProtocolError, SegueError, WorkerStartFailed
 from orchestrator.core.planning.hosts import Topology
@@ -68,12 +68,13 @@ class RayCluster:
     worker: Callable[[], type] = worker_class
     gateway: Callable[[], type] = gateway_class
     _groups: dict[str, PlacementGroup] = field(default_factory=dict)
+    _claim: tuple[int, str] | None = None  # the term that is ours, and what shows it
 
     async def reserve(self, order: Order, tell: Callable[[str], None]) -> None:
         if isinstance(order, GatewayAssignment):
             return  # it books nothing: it must be where the configuration says that clients find it
         need, name = footprint(order), name_of(order)
-        group = await _in_thread(lambda: _group(need, name))
+        group = await self._if_newest(lambda: _group(need, name))
         self._groups[name] = group
         pause, longest = _POLL
         while True:
@@ -91,11 +92,11 @@ class RayCluster:
 
     async def create(self, order: Order) -> ActorPort:
         name = name_of(order)
-        handle = await _in_thread(lambda: self._create(order, name))
+        handle = await self._if_newest(lambda: self._create(order, name))
         return _RayActor(handle, name)
 
     async def remove(self, name: str) -> None:
-        await _in_thread(lambda: remove(name))
+        await self._if_newest(lambda: remove(name))
         self._groups.pop(name, None)
 
     async def names(self) -> frozenset[str]:
@@ -103,6 +104,31 @@ class RayCluster:
 
     async def topology(self) -> Topology:
         return await _in_thread(lambda: ray_hosts.topology(self.name))
+
+    async def claim(self) -> int:
+        self._claim = await _in_thread(lambda: ray_memory.claim(self.name))
+        return self._claim[0]
+
+    async def remember(self, memory: Memory, term: int) -> None:
+        token = self._claim[1] if self._claim and self._claim[0] == term else ""
+        await _in_thread(lambda: ray_memory.remember(self.name, memory, term, token))
+
+    async def recall(self) -> Memory | None:
+        return await _in_thread(lambda: ray_memory.recall(self.name))
+
+    async def forget(self) -> None:
+        await _in_thread(lambda: ray_memory.forget(self.name))
+
+    async def _if_newest(self, act: Callable[[], T]) -> T:
+        """Ray itself knows no terms: what only it carries out is held to ours here, just before."""
+        held = self._claim
+
+        def acting() -> T:
+            if held is not None:
+                ray_memory.require_newest(self.name, *held)
+            return act()
+
+        return await _in_thread(acting)
 
     def _create(self, order: Order, name: str) -> ActorHandle[Any]:
         options: dict[str, Any] = {"num_cpus": 0}
@@ -218,6 +244,7 @@ def stop_controller(name: str, drain_seconds: float) -> None:
     for rest in sorted(names(name), key=lambda rest: "/gateway-" not in rest):
         remove(rest)
     remove(_controller_name(name))
+    ray_memory.forget(name)
 
 
 def names(cluster: str) -> set[str]:

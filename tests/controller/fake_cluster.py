@@ -6,12 +6,13 @@ Held to the behaviour of the real one by ``test_cluster_contract``.
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
-from orchestrator.controller.ports import ActorLost, Order, belongs, name_of, slot_and_epoch
-from orchestrator.core.errors import SegueError
+from orchestrator.controller.ports import ActorLost, Memory, Order, belongs, name_of, slot_and_epoch
+from orchestrator.core.errors import SegueError, StaleEpoch
 from orchestrator.core.planning.hosts import Host, Topology
 from orchestrator.core.spec import Device
 from orchestrator.core.types import ActorSnapshot, GatewayAssignment, WorkerAssignment, WorkerState
@@ -93,6 +94,29 @@ class FakeActor:
             dying.cancel()
 
 
+class Bell:
+    """Wakes all that wait for the next ring."""
+
+    def __init__(self) -> None:
+        self._event = asyncio.Event()
+
+    def ring(self) -> None:
+        self._event.set()
+        self._event = asyncio.Event()
+
+    async def wait(self) -> None:
+        await self._event.wait()
+
+
+@dataclass
+class Claims:
+    """What controllers leave to each other. ``holder``: who claimed the newest term; none once all is forgotten."""
+
+    terms: int = 0
+    holder: FakeCluster | None = None
+    memory: Memory | None = None
+
+
 class FakeCluster:
     """``capacity`` is how many reservations it can meet at a time, beside what its hosts have.
 
@@ -115,8 +139,16 @@ class FakeCluster:
         self.start_errors: dict[str, SegueError] = {}
         self.remove_errors: dict[str, SegueError] = {}
         self.journal: list[tuple[str, str]] = []
+        self.claims = Claims()
+        self._term = 0  # that was claimed here
         self._gates: dict[tuple[str, str], Gate] = {}
-        self._changed = asyncio.Event()
+        self._changed = Bell()
+
+    def another(self) -> FakeCluster:
+        """The same machines, actors and memory, as another controller has them."""
+        twin = copy.copy(self)
+        twin._term = 0
+        return twin
 
     def freeze(self, step: str, slot_id: str) -> Gate:
         gate = self._gates[step, slot_id] = Gate()
@@ -148,6 +180,7 @@ class FakeCluster:
         name = name_of(order)
         if isinstance(order, GatewayAssignment):
             return
+        self._require_newest()
         self.waiting.add(name)
         self.orders[name] = order
         while len(self.reserved) >= self.capacity or not self._room(order):
@@ -194,8 +227,7 @@ class FakeCluster:
 
     def changed(self) -> None:
         """Has all that wait look again."""
-        self._changed.set()
-        self._changed = asyncio.Event()
+        self._changed.ring()
 
     def add_host(self, host: Host) -> None:
         self.hosts[host.host_id] = host
@@ -227,12 +259,14 @@ class FakeCluster:
         name = name_of(order)
         self.journal.append(("create", name))
         await self.pass_gate("create", name)
+        self._require_newest()
         actor = self.actors[name] = FakeActor(self, order)
         return actor
 
     async def remove(self, name: str) -> None:
         self.journal.append(("remove", name))
         await self.pass_gate("remove", name)
+        self._require_newest()
         error = self.remove_errors.pop(slot_of(name), None)
         if error is not None:
             raise error
@@ -245,3 +279,24 @@ class FakeCluster:
 
     async def names(self) -> frozenset[str]:
         return frozenset({*self.reserved, *self.waiting, *self.actors})
+
+    async def claim(self) -> int:
+        self.claims.terms += 1
+        self.claims.holder, self._term = self, self.claims.terms
+        return self._term
+
+    async def remember(self, memory: Memory, term: int) -> None:
+        if term != self._term:
+            raise StaleEpoch(f"term {term} was not claimed here")
+        self._require_newest(bound=True)
+        self.claims.memory = memory
+
+    async def recall(self) -> Memory | None:
+        return self.claims.memory
+
+    async def forget(self) -> None:
+        self.claims.holder, self.claims.terms, self.claims.memory = None, 0, None
+
+    def _require_newest(self, *, bound: bool = False) -> None:
+        if (self._term or bound) and self.claims.holder is not self:
+            raise StaleEpoch(f"the controller of term {self._term} is not its controller any more", where=self.name)

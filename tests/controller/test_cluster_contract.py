@@ -12,8 +12,8 @@ from typing import Any, Protocol
 
 import pytest
 
-from orchestrator.controller.ports import ActorLost, ActorPort, ClusterPort, Order, actor_name, name_of
-from orchestrator.core.errors import WorkerStartFailed
+from orchestrator.controller.ports import ActorLost, ActorPort, ClusterPort, Memory, Order, actor_name, name_of
+from orchestrator.core.errors import StaleEpoch, WorkerStartFailed
 from orchestrator.core.planning.hosts import Host
 from orchestrator.core.spec import Backend, Bind, Device, Role
 from orchestrator.core.types import GatewayAssignment, WorkerAssignment, WorkerState
@@ -28,6 +28,9 @@ class Levers(Protocol):
 
     cluster: ClusterPort
     log_dir: Path
+
+    def another(self) -> ClusterPort:
+        """The same cluster, as another controller has it."""
 
     def fail_starts(self, slot_id: str, why: str) -> None: ...
 
@@ -51,6 +54,9 @@ class FakeLevers:
     def __init__(self, log_dir: Path) -> None:
         self.cluster = FakeCluster(name="contract")
         self.log_dir = log_dir
+
+    def another(self) -> ClusterPort:
+        return self.cluster.another()
 
     def fail_starts(self, slot_id: str, why: str) -> None:
         self.cluster.start_errors[slot_id] = WorkerStartFailed(why)
@@ -90,6 +96,9 @@ class RayLevers:
         self._add_node = ray_nodes
         self._nodes: dict[str, Any] = {}
 
+    def another(self) -> ClusterPort:
+        return replace(self.cluster, _groups={}, _claim=None)
+
     def fail_starts(self, slot_id: str, why: str) -> None:
         (self.log_dir / f"{slot_id}.fail").write_text(why)
 
@@ -128,8 +137,10 @@ async def levers(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
     if isinstance(made, RayLevers):
         for name in await made.others.names():
             await made.others.remove(name)
-    for name in await made.cluster.names():
-        await made.cluster.remove(name)
+    await (last := made.another()).forget()
+    for name in await last.names():
+        await last.remove(name)
+    assert await last.recall() is None
     assert await made.cluster.names() == frozenset()
 
 
@@ -379,3 +390,63 @@ async def test_where_any_host_would_do_it_has_to_be_of_the_kinds_that_the_order_
     waiting.cancel()
     await asyncio.wait({waiting})
     await levers.cluster.remove(name_of(order))
+
+
+async def test_what_one_controller_remembers_the_next_recalls(levers: Levers) -> None:
+    assert await levers.cluster.recall() is None
+    first, then = Memory("{}", epoch=3, listen="127.0.0.1:9100"), Memory('{"a": "ä"}', previous_json="{}", epoch=4)
+    term = await levers.cluster.claim()
+    for memory in (first, then):
+        await levers.cluster.remember(memory, term)
+        assert await levers.another().recall() == memory
+    after = levers.another()
+    next_term = await after.claim()
+    assert next_term > term
+    assert await after.recall() == then
+    await after.remember(first, next_term)
+    assert await levers.cluster.recall() == first
+
+
+async def test_of_many_that_claim_at_once_each_has_a_term_of_its_own_and_the_highest_goes(levers: Levers) -> None:
+    rivals = [levers.another() for _ in range(5)]
+    terms = await asyncio.gather(*(rival.claim() for rival in rivals))
+    assert len(set(terms)) == len(rivals)
+    for term, rival in zip(terms, rivals, strict=True):
+        if term == max(terms):
+            await rival.remember(Memory("newest"), term)
+        else:
+            with pytest.raises(StaleEpoch, match=f"term {term}"):
+                await rival.remember(Memory("stale"), term)
+    assert await levers.cluster.recall() == Memory("newest")
+
+
+async def test_a_controller_whose_term_is_stale_changes_nothing_any_more(levers: Levers) -> None:
+    order, late = worker_order(levers), worker_order(levers, "m-decode-1")
+    await levers.cluster.claim()
+    await created(levers, order)
+    await levers.cluster.reserve(late, lambda _: None)
+    before = await levers.cluster.names()
+    await levers.another().claim()
+    for forbidden in (
+        levers.cluster.reserve(worker_order(levers, "m-decode-2"), lambda _: None),
+        levers.cluster.create(late),
+        levers.cluster.remove(name_of(order)),
+    ):
+        with pytest.raises(StaleEpoch):
+            await forbidden
+    assert await levers.cluster.names() == before
+
+
+async def test_a_controller_of_a_cluster_that_was_taken_down_is_stale_in_the_next_one_too(levers: Levers) -> None:
+    term = await levers.cluster.claim()
+    await levers.cluster.remember(Memory("{}"), term)
+    for _ in range(2):
+        await levers.another().forget()
+    assert await levers.another().recall() is None
+    with pytest.raises(StaleEpoch):
+        await levers.cluster.remember(Memory("{}"), term)
+    assert await levers.another().claim() == term
+    with pytest.raises(StaleEpoch):
+        await levers.cluster.remember(Memory("{}"), term)
+    with pytest.raises(StaleEpoch):
+        await levers.cluster.remove(actor_name("contract", DECODE, 1))
