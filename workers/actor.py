@@ -21,6 +21,7 @@ import grpc
 from orchestrator import models
 from orchestrator.core.errors import SegueError, WorkerLost, WorkerStartFailed
 from orchestrator.core.spec import Backend
+from orchestrator.core.terms import Terms
 from orchestrator.core.types import ActorSnapshot, Load, WorkerAssignment, WorkerState
 from orchestrator.proto import worker_pb2_grpc
 from orchestrator.telemetry import logs, tracing
@@ -38,10 +39,14 @@ _log = logs.events("worker.actor")
 
 
 class WorkerActor:
-    """One replica. ``start`` and ``stop`` are for one caller each; ``snapshot`` answers at any time."""
+    """One replica. ``stop`` is for one caller; ``snapshot`` answers at any time.
+
+    ``term``: of the controller that asks; one that was replaced has StaleEpoch from every method.
+    """
 
     def __init__(self, assignment: WorkerAssignment) -> None:
         self._assignment = assignment
+        self._terms = Terms(assignment.worker_id)
         self._state = WorkerState.STARTING
         self._stage = ""
         self._detail = ""
@@ -51,19 +56,27 @@ class WorkerActor:
         self._session: WorkerSession | None = None
         self._server: grpc.aio.Server | None = None
         self._watch: asyncio.Task[None] | None = None
-        self._starting: asyncio.Task[None] | None = None
+        self._coming_up: asyncio.Task[None] | None = None
         self._stopping = False
         self._closed = asyncio.Event()
 
-    async def start(self) -> None:
-        """Returns when the replica takes requests. Raises WorkerStartFailed; nothing is left running then."""
+    async def start(self, term: int | None = None) -> None:
+        """Returns when the replica takes requests. Raises WorkerStartFailed; nothing is left running then.
+
+        It comes up once: who asks again joins whoever asked before, who may be gone.
+        """
+        self._terms.heed(term)
+        if self._coming_up is None:
+            self._coming_up = asyncio.create_task(self._come_up())
+        await asyncio.shield(self._coming_up)
+
+    async def _come_up(self) -> None:
         assigned = self._assignment
         if assigned.log_dir:
             write_output_to(Path(assigned.log_dir) / f"{assigned.worker_id}.log")
         logs.setup(assigned.log_level, engine=True)
         about = {"segue.cluster": assigned.cluster, "segue.model": assigned.model, "segue.worker": assigned.worker_id}
         tracing.init("segue-worker", assigned.otlp_endpoint, about)
-        self._starting = asyncio.current_task()
         try:
             await self._start()
         except BaseException as error:
@@ -72,13 +85,12 @@ class WorkerActor:
             _log.failure("worker_start_failed", failure, worker=assigned.worker_id)
             await self._release_all()
             raise failure from error
-        finally:
-            self._starting = None
         self._state, self._stage = WorkerState.READY, ""
         _log.info("worker_ready", worker=assigned.worker_id, address=self._address)
 
-    async def snapshot(self) -> ActorSnapshot:
+    async def snapshot(self, term: int | None = None) -> ActorSnapshot:
         """What this replica is and does now; never waits."""
+        self._terms.heed(term)
         up = self._session is not None
         return ActorSnapshot(
             state=self._state,
@@ -93,8 +105,9 @@ class WorkerActor:
             version=self._assignment.version,
         )
 
-    async def drain(self, seconds: float) -> None:
+    async def drain(self, seconds: float, term: int | None = None) -> None:
         """Takes no new requests; returns when the running ones are done and collected, or after ``seconds``."""
+        self._terms.heed(term)
         if self._session is None:
             return
         self._state, self._stage = WorkerState.DRAINING, "draining"
@@ -105,15 +118,16 @@ class WorkerActor:
                     await asyncio.sleep(_POLL_SECONDS)
         _log.info("worker_drained", worker=self._assignment.worker_id, left=self._session.live_requests)
 
-    async def stop(self) -> None:
+    async def stop(self, term: int | None = None) -> None:
         """Ends the sessions, the engine and all its processes. Safe to call twice, and during a start."""
+        self._terms.heed(term)
         self._state, self._stage = WorkerState.DRAINING, "stopping"
         self._stopping = True
         if self._session is not None:
             self._session.close(WorkerLost("the worker is stopping", where=self._assignment.worker_id))
-        if self._starting is not None:
-            self._starting.cancel()
-            await asyncio.gather(self._starting, return_exceptions=True)
+        if self._coming_up is not None:
+            self._coming_up.cancel()
+            await asyncio.gather(self._coming_up, return_exceptions=True)
         await self._release_all()
         tracing.shutdown()
         self._closed.set()

@@ -37,10 +37,17 @@ class ActorLost(SegueError):  # noqa: N818 - a condition, as in core.errors
 
 
 class ActorPort(Protocol):
-    """A running actor. Every method raises ActorLost once its process is gone; callers bound the waits."""
+    """A running actor, as the controller of one term has it.
+
+    Every method raises ActorLost once its process is gone, and all but ``wait_closed`` StaleEpoch once it has heard the
+    controller of a higher term; callers bound the waits.
+    """
 
     async def start(self) -> None:
-        """Returns when it serves. Raises WorkerStartFailed, or whatever SegueError tells why it can't."""
+        """Returns when it serves. Raises WorkerStartFailed, or whatever SegueError tells why it can't.
+
+        It comes up once, whoever asked first: asked again, it says the same.
+        """
 
     async def snapshot(self) -> ActorSnapshot:
         """Its own account of itself, also during a start."""
@@ -64,6 +71,9 @@ class ClusterPort(Protocol):
 
     async def create(self, order: Order) -> ActorPort:
         """An actor in the order's reservation. It may still be coming up: its methods wait for it."""
+
+    async def attach(self, name: str) -> ActorPort | None:
+        """The actor of that name, whoever made it; None where there is none, or only its reservation."""
 
     async def remove(self, name: str) -> None:
         """Ends the actor and gives its reservation back; nothing of that name is left on return. Repeatable."""

@@ -93,7 +93,11 @@ class RayCluster:
     async def create(self, order: Order) -> ActorPort:
         name = name_of(order)
         handle = await self._if_newest(lambda: self._create(order, name))
-        return _RayActor(handle, name)
+        return _RayActor(handle, name, self._term)
+
+    async def attach(self, name: str) -> ActorPort | None:
+        handle = await _in_thread(lambda: _find(name))
+        return None if handle is None else _RayActor(handle, name, self._term)
 
     async def remove(self, name: str) -> None:
         await self._if_newest(lambda: remove(name))
@@ -104,6 +108,10 @@ class RayCluster:
 
     async def topology(self) -> Topology:
         return await _in_thread(lambda: ray_hosts.topology(self.name))
+
+    @property
+    def _term(self) -> int | None:
+        return self._claim[0] if self._claim else None
 
     async def claim(self) -> int:
         self._claim = await _in_thread(lambda: ray_memory.claim(self.name))
@@ -146,24 +154,25 @@ class RayCluster:
 class _RayActor:
     """``ActorPort`` over an actor's handle; Ray's errors become ours."""
 
-    def __init__(self, handle: ActorHandle[Any], name: str) -> None:
+    def __init__(self, handle: ActorHandle[Any], name: str, term: int | None) -> None:
         self._handle = handle
         self._name = name
+        self._term = term
 
     async def start(self) -> None:
-        await self._call("start")
+        await self._call("start", self._term)
 
     async def snapshot(self) -> ActorSnapshot:
-        word = await self._call("snapshot")
+        word = await self._call("snapshot", self._term)
         if not isinstance(word, ActorSnapshot):
             raise ProtocolError(f"its account is a {type(word).__name__}", where=self._name)
         return word
 
     async def drain(self, seconds: float) -> None:
-        await self._call("drain", seconds)
+        await self._call("drain", seconds, self._term)
 
     async def stop(self) -> None:
-        await self._call("stop")
+        await self._call("stop", self._term)
 
     async def wait_closed(self) -> None:
         await self._call("wait_closed")

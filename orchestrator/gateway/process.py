@@ -17,6 +17,7 @@ import uvloop
 from orchestrator.config import loads
 from orchestrator.core.errors import SegueError
 from orchestrator.core.spec import ClusterSpec, Endpoint
+from orchestrator.core.terms import Terms
 from orchestrator.core.types import ActorSnapshot, GatewayAssignment, WorkerState
 from orchestrator.gateway.turn import Turn
 from orchestrator.proto import fleet_pb2, fleet_pb2_grpc
@@ -38,6 +39,7 @@ class GatewayProcess:
 
     def __init__(self, assignment: GatewayAssignment) -> None:
         self._assignment = assignment
+        self._terms = Terms(assignment.gateway_id)
         self._state = WorkerState.STARTING
         self._stage = "starting process"
         self._detail = ""
@@ -48,15 +50,23 @@ class GatewayProcess:
         self._up = threading.Event()
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._main, name="gateway", daemon=True)
+        # One thread each waits for these, however many ask: controllers that are gone leave their questions open.
+        self._waits: dict[threading.Event, asyncio.Future[bool]] = {}
 
-    async def start(self) -> None:
-        """Returns when it has both ports, and listens or will in its turn; raises what kept it from that."""
-        self._thread.start()
-        await asyncio.to_thread(self._up.wait)
+    async def start(self, term: int | None = None) -> None:
+        """Returns when it has both ports, and listens or will in its turn; raises what kept it from that.
+
+        It comes up once: who asks again joins whoever asked before, who may be gone.
+        """
+        self._terms.heed(term)
+        if self._thread.ident is None:
+            self._thread.start()
+        await self._wait(self._up)
         if self._state is WorkerState.FAILED:
             raise SegueError(self._detail, where=self._assignment.gateway_id, hint="see its log")
 
-    async def snapshot(self) -> ActorSnapshot:
+    async def snapshot(self, term: int | None = None) -> ActorSnapshot:
+        self._terms.heed(term)
         return ActorSnapshot(
             state=self._state,
             stage=self._stage,
@@ -67,15 +77,17 @@ class GatewayProcess:
             version=self._assignment.version,
         )
 
-    async def drain(self, seconds: float) -> None:
+    async def drain(self, seconds: float, term: int | None = None) -> None:
         """Takes nothing new; returns once nothing is under way, or after ``seconds``."""
+        self._terms.heed(term)
         self._state = WorkerState.DRAINING
         if self._serving is not None and self._loop is not None:
             future = asyncio.run_coroutine_threadsafe(self._serving.gateway.drain(seconds), self._loop)
             await asyncio.wrap_future(future)
 
-    async def stop(self) -> None:
+    async def stop(self, term: int | None = None) -> None:
         """Closes both edges and all sessions."""
+        self._terms.heed(term)
         if self._loop is not None and self._stopping is not None and not self._closed.is_set():
             self._loop.call_soon_threadsafe(self._stopping.set)
         if self._thread.is_alive():
@@ -83,7 +95,12 @@ class GatewayProcess:
         self._closed.set()
 
     async def wait_closed(self) -> None:
-        await asyncio.to_thread(self._closed.wait)
+        await self._wait(self._closed)
+
+    async def _wait(self, event: threading.Event) -> None:
+        if event not in self._waits:
+            self._waits[event] = asyncio.ensure_future(asyncio.to_thread(event.wait))
+        await asyncio.shield(self._waits[event])
 
     # ---- on the gateway's own thread
 

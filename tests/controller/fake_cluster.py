@@ -15,6 +15,7 @@ from orchestrator.controller.ports import ActorLost, Memory, Order, belongs, nam
 from orchestrator.core.errors import SegueError, StaleEpoch
 from orchestrator.core.planning.hosts import Host, Topology
 from orchestrator.core.spec import Device
+from orchestrator.core.terms import Terms
 from orchestrator.core.types import ActorSnapshot, GatewayAssignment, WorkerAssignment, WorkerState
 
 HERE = Host("id-here", "here", gpus=8, gpu="L4", cpus=8)
@@ -46,41 +47,60 @@ class FakeActor:
         self.name = name_of(order)
         self.word = ActorSnapshot(WorkerState.STARTING, stage="loading weights", actor_pid=4711, version=order.version)
         self.drained_for: float | None = None
+        self.terms = Terms(self.name)
+        self._coming_up: asyncio.Task[None] | None = None
         self._closed = asyncio.Event()
         self._dead = asyncio.Event()
 
     def die(self) -> None:
         self._dead.set()
+        if self._coming_up is not None:
+            self._coming_up.cancel()
+
+    @property
+    def alive(self) -> bool:
+        return not self._dead.is_set()
 
     @property
     def serves(self) -> bool:
-        return self.word.state is WorkerState.READY and not self._dead.is_set()
+        return self.word.state is WorkerState.READY and self.alive
 
-    async def start(self) -> None:
-        await self._step("start")
+    async def start(self, term: int | None = None) -> None:
+        self.cluster.journal.append(("start", self.name))
+        self.terms.heed(term)
+        if self._coming_up is None:
+            self._coming_up = asyncio.create_task(self._come_up())
+        await self._unless_dead(asyncio.shield(self._coming_up))
+
+    async def _come_up(self) -> None:
+        await self.cluster.pass_gate("start", self.name)
         error = self.cluster.start_errors.get(slot_of(self.name))
         if error is not None:
+            self.word = replace(self.word, state=WorkerState.FAILED, detail=str(error))
             raise error
+        self.cluster.journal.append(("up", self.name))
         self.word = replace(self.word, state=WorkerState.READY, stage="", address="127.0.0.1:7")
 
-    async def snapshot(self) -> ActorSnapshot:
-        await self._step("snapshot")
+    async def snapshot(self, term: int | None = None) -> ActorSnapshot:
+        await self._step("snapshot", term)
         return self.word
 
-    async def drain(self, seconds: float) -> None:
+    async def drain(self, seconds: float, term: int | None = None) -> None:
+        self.terms.heed(term)
         self.word = replace(self.word, state=WorkerState.DRAINING)
         self.drained_for = seconds
-        await self._step("drain")
+        await self._step("drain", term)
 
-    async def stop(self) -> None:
-        await self._step("stop")
+    async def stop(self, term: int | None = None) -> None:
+        await self._step("stop", term)
         self._closed.set()
 
     async def wait_closed(self) -> None:
         await self._unless_dead(self._closed.wait())
 
-    async def _step(self, step: str) -> None:
+    async def _step(self, step: str, term: int | None) -> None:
         self.cluster.journal.append((step, self.name))
+        self.terms.heed(term)
         await self._unless_dead(self.cluster.pass_gate(step, self.name))
 
     async def _unless_dead(self, work: object) -> None:
@@ -89,9 +109,33 @@ class FakeActor:
             await asyncio.wait({working, dying}, return_when=asyncio.FIRST_COMPLETED)
             if dying.done():
                 raise ActorLost("its process is gone", where=self.name)
+            await working
         finally:
             working.cancel()
             dying.cancel()
+
+
+class FakeHandle:
+    """``ActorPort``: an actor as the controller of one term has it."""
+
+    def __init__(self, actor: FakeActor, term: int | None) -> None:
+        self._actor = actor
+        self._term = term
+
+    async def start(self) -> None:
+        await self._actor.start(self._term)
+
+    async def snapshot(self) -> ActorSnapshot:
+        return await self._actor.snapshot(self._term)
+
+    async def drain(self, seconds: float) -> None:
+        await self._actor.drain(seconds, self._term)
+
+    async def stop(self) -> None:
+        await self._actor.stop(self._term)
+
+    async def wait_closed(self) -> None:
+        await self._actor.wait_closed()
 
 
 class Bell:
@@ -255,13 +299,18 @@ class FakeCluster:
         hosts = tuple(replace(host, gpus=host.gpus - theirs[host_id]) for host_id, host in self.hosts.items())
         return Topology(hosts, {slot_id: self.reserved[name] for slot_id, name in newest.items()})
 
-    async def create(self, order: Order) -> FakeActor:
+    async def create(self, order: Order) -> FakeHandle:
         name = name_of(order)
         self.journal.append(("create", name))
         await self.pass_gate("create", name)
         self._require_newest()
         actor = self.actors[name] = FakeActor(self, order)
-        return actor
+        await self.pass_gate("created", name)
+        return FakeHandle(actor, self._term or None)
+
+    async def attach(self, name: str) -> FakeHandle | None:
+        actor = self.actors.get(name)
+        return FakeHandle(actor, self._term or None) if actor is not None and actor.alive else None
 
     async def remove(self, name: str) -> None:
         self.journal.append(("remove", name))

@@ -1,6 +1,7 @@
 """Actors that keep the five promises of a worker or gateway and do nothing else, for tests of the control plane alone.
 
 A file ``<log_dir>/<id>.fail`` makes their start fail with the file's text; ``<id>.hold`` makes it wait till it is gone.
+``<id>.started`` has a line for each time that one came up.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import os
 from pathlib import Path
 
 from orchestrator.core.errors import WorkerStartFailed
+from orchestrator.core.terms import Terms
 from orchestrator.core.types import ActorSnapshot, GatewayAssignment, Load, WorkerAssignment, WorkerState
 
 
@@ -17,11 +19,19 @@ class _StandIn:
     def __init__(self, name: str, log_dir: str, version: str) -> None:
         self._version = version
         self._name = name
+        self._terms = Terms(name)
+        self._coming_up: asyncio.Task[None] | None = None
         self._switch = Path(log_dir) / name
         self._state = WorkerState.STARTING
         self._closed = asyncio.Event()
 
-    async def start(self) -> None:
+    async def start(self, term: int | None = None) -> None:
+        self._terms.heed(term)
+        if self._coming_up is None:
+            self._coming_up = asyncio.create_task(self._come_up())
+        await asyncio.shield(self._coming_up)
+
+    async def _come_up(self) -> None:
         fail, hold = self._switch.with_suffix(".fail"), self._switch.with_suffix(".hold")
         while hold.exists():  # noqa: ASYNC110 - the test that removes it is another process
             await asyncio.sleep(0.02)
@@ -29,8 +39,11 @@ class _StandIn:
             self._state = WorkerState.FAILED
             raise WorkerStartFailed(fail.read_text(), where=self._name)
         self._state = WorkerState.READY
+        with self._switch.with_suffix(".started").open("a") as record:
+            record.write(f"{os.getpid()}\n")
 
-    async def snapshot(self) -> ActorSnapshot:
+    async def snapshot(self, term: int | None = None) -> ActorSnapshot:
+        self._terms.heed(term)
         return ActorSnapshot(
             self._state,
             stage="loading weights" if self._state is WorkerState.STARTING else "",
@@ -42,12 +55,14 @@ class _StandIn:
             version=self._version,
         )
 
-    async def drain(self, seconds: float) -> None:
+    async def drain(self, seconds: float, term: int | None = None) -> None:
+        self._terms.heed(term)
         self._state = WorkerState.DRAINING
         with self._switch.with_suffix(".drained").open("a") as record:
             record.write(f"{seconds:g}\n")
 
-    async def stop(self) -> None:
+    async def stop(self, term: int | None = None) -> None:
+        self._terms.heed(term)
         self._closed.set()
 
     async def wait_closed(self) -> None:

@@ -450,3 +450,43 @@ async def test_a_controller_of_a_cluster_that_was_taken_down_is_stale_in_the_nex
         await levers.cluster.remember(Memory("{}"), term)
     with pytest.raises(StaleEpoch):
         await levers.cluster.remove(actor_name("contract", DECODE, 1))
+
+
+async def test_another_controller_attaches_to_an_actor_and_joins_its_start(levers: Levers) -> None:
+    go_on = levers.hold_starts(DECODE)
+    order = worker_order(levers)
+    await levers.cluster.claim()
+    actor = await created(levers, order)
+    starting = asyncio.create_task(actor.start())
+    async with asyncio.timeout(WAIT):
+        pid = (await actor.snapshot()).actor_pid
+        after = levers.another()
+        await after.claim()
+        assert await after.attach(actor_name("contract", DECODE, 7)) is None
+        attached = await after.attach(name_of(order))
+        assert attached is not None
+        joining = asyncio.create_task(attached.start())
+        starting.cancel()  # as where its controller dies
+        assert (await attached.snapshot()).state is WorkerState.STARTING
+        go_on()
+        await joining
+        await attached.start()
+        word = await attached.snapshot()
+        assert (word.state, word.actor_pid) == (WorkerState.READY, pid)
+        for order_of_the_old in (actor.start, actor.snapshot, actor.stop, lambda: actor.drain(0)):
+            with pytest.raises(StaleEpoch, match="term 2, not the one of term 1"):
+                await order_of_the_old()
+        assert (await attached.snapshot()).state is WorkerState.READY
+        levers.kill(DECODE, pid)
+        while await after.attach(name_of(order)) is not None:  # noqa: ASYNC110 - Ray gives no event
+            await asyncio.sleep(0.02)
+
+
+async def test_why_a_start_failed_is_said_to_whoever_asks_later_too(levers: Levers) -> None:
+    levers.fail_starts(DECODE, "no weights there")
+    actor = await created(levers, worker_order(levers))
+    async with asyncio.timeout(WAIT):
+        for _ in range(2):
+            with pytest.raises(WorkerStartFailed, match="no weights there"):
+                await actor.start()
+        assert (await actor.snapshot()).state is WorkerState.FAILED
