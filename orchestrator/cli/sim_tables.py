@@ -49,7 +49,10 @@ def _rows(answer: Mapping[str, Any]) -> list[tuple[str, str]]:
     if answer["prefilled_apart"]:
         rows.append(("prefill apart", f"{answer['prefilled_apart']:.1%} of requests"))
     if answer["retried"] or answer["leases_expired"]:
-        rows.append(("faults", f"{answer['retried']} retried, {answer['leases_expired']} leases expired"))
+        resumed = f"{answer['resumed']} streams went on elsewhere"
+        if answer["resumed"]:
+            resumed += f" (after {answer['pause_ms']['p99']:,.0f} ms, p99)"
+        rows.append(("faults", f"{answer['retried']} retried, {resumed}, {answer['leases_expired']} leases expired"))
     sim, wall = answer["sim_seconds"], answer["wall_seconds"]
     rows.append(("simulated", f"{sim:,.1f} s in {wall:,.1f} s ({sim / wall if wall else 0:,.1f} times real time)"))
     rows.append(("trace hash", answer["trace_hash"]))

@@ -191,6 +191,7 @@ class Batch:
     # ---- out
 
     def _finish(self, half: Half) -> None:
+        half.ended = True
         if half.offers:
             del self.running[half]
             self.pinned = self.pinned or {}

@@ -54,7 +54,8 @@ class Carrier:
         collect = flight.prefills.get(command.collect) if command.collect and flight.prefills else None
         if command.collect and collect is None:
             self._desk.audit.say(f"{command.request_id}: there is no KV of {command.collect} to collect")
-        self._start(flight, command.wire_id, command.worker_id, flight.offer.output_tokens, collect, prefill=False)
+        output = flight.offer.output_tokens - flight.sent
+        self._start(flight, command.wire_id, command.worker_id, output, collect, prefill=False)
 
     def _start(
         self, flight: Flight, wire_id: str, worker_id: str, output: int, collect: Half | None, *, prefill: bool
@@ -74,12 +75,15 @@ class Carrier:
             link,
             flight,
             desk.halves,
-            offer.prompt_tokens,
+            offer.prompt_tokens + flight.sent,
             output,
             offer.blocks,
             offers=prefill,
             collect=collect,
+            base=flight.sent,
         )
+        if flight.sent:
+            half.prompt_goes_on(worker.settings.facts.block_size)
         self._network.to_worker(link, worker.take, half)
 
     def _abort(self, command: m.Abort) -> None:

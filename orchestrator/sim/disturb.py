@@ -94,6 +94,7 @@ class Disturber:
     def _partition(self, what: tuple[Worker, Fault]) -> None:
         worker, fault = what
         link = worker.links[fault.gateway]
+        link.gateway.held(link)
         self._run.network.hold(link, fault.seconds)
         if fault.seconds > SILENCE_SECONDS:
             self._run.clock.after(SILENCE_SECONDS, self._silent, (link, link.session))

@@ -116,7 +116,9 @@ class Engine(Batch):
             self.cache.release(half.run, half.private)
         elif half in self.running:
             self._settle()
-            self.leave(half, self.generated(half))
+            generated = self.generated(half)
+            self.leave(half, generated)
+            half.emitted += generated
         else:
             self.waiting.remove(half)
         self._room()
@@ -136,7 +138,9 @@ class Engine(Batch):
         self._room()
 
     def emitted(self, half: Half, at: float) -> int:
-        """Tokens that a half had generated at a time in the step or stretch under way."""
+        """Tokens that a half had generated at a time in the step or stretch under way, its last one not counted."""
+        if half.ended:
+            return half.emitted + half.output - 1
         generated = self.generated(half)
         if half.place >= 0 and self._stretching and at > self._since:
             generated += min(self._planned, int((at - self._since) / self._pace))
@@ -150,6 +154,9 @@ class Engine(Batch):
     def halt(self) -> None:
         """The engine is gone: nothing of it happens any more."""
         self._settle()
+        for half in self.running:
+            half.emitted += self.generated(half)
+            half.place = -1
         self._version += 1
         self._pace = 0.0
         self._woken = _nothing  # else it would keep itself

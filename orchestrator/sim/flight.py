@@ -17,16 +17,21 @@ NEVER: Final = float("inf")
 
 
 class Flight:
-    """One client's request. ``sent`` tokens have reached it; ``half`` is what runs for it now."""
+    """One client's request. ``sent`` tokens have reached it; ``half`` is what runs for it now.
+
+    ``paused``: the longest time that its stream stood still, as a decode was lost; -1 if none was.
+    """
 
     __slots__ = (
         "arrived_at",
         "first_at",
         "half",
         "last_at",
+        "lost_at",
         "number",
         "offer",
         "outcome",
+        "paused",
         "prefills",
         "request_id",
         "sent",
@@ -43,6 +48,8 @@ class Flight:
         self.sent = 0
         self.first_at = NEVER
         self.last_at = NEVER
+        self.lost_at = 0.0
+        self.paused = -1.0
         self.outcome = ""
 
     def stopped(self, now: float) -> None:

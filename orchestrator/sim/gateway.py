@@ -53,6 +53,7 @@ class Gateway(Carrier):
             offer.affinity,
             "",
             offer.output_tokens,
+            True,
         )
         self._feed(digest.ARRIVED, event, flight.number, offer.prompt_tokens)
 
@@ -60,10 +61,8 @@ class Gateway(Carrier):
         """A client goes away, if its request has not ended yet."""
         if flight.outcome:
             return
-        half = flight.half
-        if half is not None and not half.offers:
-            emitted = half.worker.engine.emitted(half, self._clock.now - self._network.weather.delay)
-            flight.sent = max(flight.sent, emitted) if flight.sent else 0
+        if flight.half is not None:
+            self._count(flight, flight.half)
         self._feed(digest.CANCELLED, m.Cancelled(flight.request_id, flight.sent), flight.number, flight.sent)
 
     def tick(self) -> None:
@@ -103,10 +102,41 @@ class Gateway(Carrier):
         """A session is over."""
         worker = link.worker
         link.known = False
-        lost = [flight for flight in self.flights.values() if flight.half and flight.half.worker is worker]
-        for flight in lost:
+        sent: list[m.Sent] = []
+        tokens = 0
+        for flight in self.flights.values():
+            half = flight.half
+            if half is None or half.worker is not worker:
+                continue
+            if self._count(flight, half):
+                sent.append(m.Sent(flight.request_id, flight.sent))
+                tokens += flight.sent
+                flight.lost_at = self._clock.now
             flight.stopped(self._clock.now)
-        self._feed(digest.WORKER_DOWN, m.WorkerDown(worker.info.worker_id, reason), worker.index, worker.info.epoch)
+        event = m.WorkerDown(worker.info.worker_id, reason, tuple(sent))
+        self._feed(digest.WORKER_DOWN, event, worker.index, tokens << 16 | worker.info.epoch)
+
+    def held(self, link: Link) -> None:
+        """Nothing more comes over this link for a while: what has come by now is kept for the case that it breaks."""
+        if self._clock.now >= link.held_until:
+            link.reached = {
+                flight.half: self._emitted(flight.half)
+                for flight in self.flights.values()
+                if flight.half is not None and flight.half.worker is link.worker
+            }
+
+    def _emitted(self, half: Half) -> int:
+        return half.worker.engine.emitted(half, self._clock.now - self._network.weather.delay)
+
+    def _count(self, flight: Flight, half: Half) -> bool:
+        """Counts what has come of a half's tokens; False where not even its first one has."""
+        if half.offers or flight.sent <= half.base:
+            return False
+        link = self.links[half.worker.info.worker_id]
+        held = self._clock.now < link.held_until
+        emitted = link.reached.get(half, 1) if held else self._emitted(half)
+        flight.sent = max(flight.sent, half.base + emitted)
+        return True
 
     def framed(self, message: tuple[Link, int, Frame]) -> None:
         """A frame has come."""
@@ -171,10 +201,15 @@ class Gateway(Carrier):
         flight = half.flight
         if flight.half is not half:
             return
+        now = self._clock.now
+        if flight.sent != half.base:
+            self._desk.audit.say(f"{flight.request_id}: token {half.base} was first token after {flight.sent} others")
         if flight.sent:
-            self._desk.audit.say(f"{flight.request_id}: its first token came after {flight.sent} others")
-        flight.sent = 1
-        flight.first_at = flight.last_at = self._clock.now
+            flight.paused = max(flight.paused, now - flight.lost_at)
+        else:
+            flight.first_at = now
+        flight.sent = half.base + 1
+        flight.last_at = now
         collected = half.collect
         cached = half.cached if collected is None else collected.cached
         self._feed(digest.FIRST_TOKEN, m.FirstToken(half.wire_id, cached, half.moved), flight.number, cached)
@@ -194,7 +229,9 @@ class Gateway(Carrier):
                 digest.PREFILL_ENDED, m.PrefillEnded(half.wire_id, True, "", half.cached), flight.number, half.cached
             )
         elif current:
-            flight.sent = half.emitted + half.output
+            flight.sent = half.base + half.emitted + half.output
+            if flight.sent != half.worker.output_of(flight.offer):
+                self._desk.audit.say(f"{flight.request_id}: ended with {flight.sent} tokens, not what it asked for")
             flight.last_at = self._clock.now
             self._feed(digest.DECODE_ENDED, m.DecodeEnded(half.wire_id, flight.sent), flight.number, flight.sent)
 

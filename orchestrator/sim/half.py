@@ -22,14 +22,17 @@ class Half:
     """What a wire id stands for.
 
     ``prompt`` and ``output`` are tokens to compute and to generate; an engine that pushes a half back moves what it has
-    generated from one to the other. ``collect`` is the prefill half whose KV is to be fetched.
+    generated from one to the other. ``collect`` is the prefill half whose KV is to be fetched. ``base`` is the place of
+    its first token in the request's output: what other halves had sent before, which ``prompt`` ends with.
     """
 
     __slots__ = (
+        "base",
         "blocks",
         "cached",
         "collect",
         "emitted",
+        "ended",
         "first_step",
         "flight",
         "gateway",
@@ -62,6 +65,7 @@ class Half:
         *,
         offers: bool = False,
         collect: Half | None = None,
+        base: int = 0,
     ) -> None:
         self.wire_id = wire_id
         self.gateway = link.gateway
@@ -76,7 +80,9 @@ class Half:
         self.cached = 0  # prompt tokens that the engine's own cache saved
         self.moved = 0  # prompt tokens whose KV was fetched
         self.left = 0  # prompt tokens still to compute
-        self.emitted = 0  # tokens generated before it was pushed back
+        self.base = base
+        self.emitted = 0  # tokens generated before it was pushed back, aborted or lost
+        self.ended = False  # its last token is out
         self.started = False  # its first token is out
         self.pushed_at: float | None = None
         self.place = -1  # of its next block boundary among the engine's steps; -1 while it does not decode
@@ -85,6 +91,12 @@ class Half:
         self.run: Run | None = None
         self.sealed = 0  # blocks that it holds in runs
         self.private = 0
+
+    def prompt_goes_on(self, block_size: int) -> None:
+        """Its prompt ends with output, whose blocks no other prompt has."""
+        self.sealed = len(self.blocks)
+        self.blocks = [*self.blocks, *self.generated_blocks(self.prompt // block_size)]
+        self.sealed = 0
 
     def generated_blocks(self, full: int) -> list[int]:
         """Hashes of its full blocks beyond those of its prompt's hashes."""

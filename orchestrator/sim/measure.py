@@ -46,6 +46,7 @@ class Measure:
     moved_tokens: int = 0
     output_tokens: int = 0
     retried: int = 0
+    pauses: list[float] = field(default_factory=list)  # the longest of each request whose decode was lost
     apart: int = 0  # requests whose prompt was computed by a prefill worker
     last_end: float = 0.0
     outcomes: dict[str, int] = field(default_factory=lambda: dict.fromkeys(OUTCOMES, 0))
@@ -71,6 +72,8 @@ class Measure:
             self.cached_tokens += report.cached_tokens
             self.moved_tokens += report.transferred_tokens
             self.output_tokens += flight.sent
+            if flight.paused >= 0:
+                self.pauses.append(flight.paused)
             self.apart += report.prefill_worker != ""
             if report.outcome == "finished" and ttft <= self.slo.ttft:
                 self.good += flight.last_at - flight.first_at <= self.slo.itl * (flight.sent - 1) + 1e-9

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from orchestrator.sim.clock import Clock
 
@@ -12,10 +12,13 @@ if TYPE_CHECKING:
     from random import Random
 
     from orchestrator.sim.gateway import Gateway
+    from orchestrator.sim.half import Half
     from orchestrator.sim.worker import Worker
 
 SILENCE_SECONDS = 15.0  # a stream on which nothing came for so long is given up
 RECONNECT_SECONDS = 0.2
+
+NOTHING: Final[dict[Half, int]] = {}  # nothing is put into it
 
 Delivery = Callable[[Any], None]
 
@@ -24,9 +27,21 @@ class Link:
     """One gateway's stream with one worker. ``session`` counts openings: what an older one carried is lost.
 
     ``up``: it carries messages. ``known``: the gateway believes so; it hears of a break later than the worker.
+    ``reached``: tokens of each half that had come when the link began to be held.
     """
 
-    __slots__ = ("arrives_down", "arrives_up", "framed", "gateway", "held_until", "known", "session", "up", "worker")
+    __slots__ = (
+        "arrives_down",
+        "arrives_up",
+        "framed",
+        "gateway",
+        "held_until",
+        "known",
+        "reached",
+        "session",
+        "up",
+        "worker",
+    )
 
     def __init__(self, gateway: Gateway, worker: Worker) -> None:
         self.gateway = gateway
@@ -36,6 +51,7 @@ class Link:
         self.known = False
         self.session = 0
         self.held_until = 0.0
+        self.reached: Mapping[Half, int] = NOTHING
         self.arrives_up = 0.0  # when the newest message to the gateway gets there
         self.arrives_down = 0.0  # and the newest one to the worker
 

@@ -28,6 +28,8 @@ def as_json(result: Result) -> dict[str, Any]:
         "pools": pools(result.workers),
         "prefilled_apart": _ratio(measure.apart, len(measure.ttft)),
         "retried": measure.retried,
+        "resumed": len(measure.pauses),
+        "pause_ms": percentiles(measure.pauses),
         "leases_expired": sum(worker.expired for worker in result.workers),
         "output_tokens": measure.output_tokens,
         "sim_seconds": round(result.seconds, 6),

@@ -12,6 +12,7 @@ from orchestrator.sim.engine import Engine
 from orchestrator.sim.half import Half
 from orchestrator.sim.histogram import Histogram
 from orchestrator.sim.network import RECONNECT_SECONDS, Link, Network
+from orchestrator.sim.offer import Offer
 from orchestrator.sim.settings import EngineSettings
 
 if TYPE_CHECKING:
@@ -174,6 +175,10 @@ class Worker:
         link, session, half = message
         if link.up and session == link.session:
             self._let_go(half)
+
+    def output_of(self, offer: Offer) -> int:
+        """Tokens that a request gets here in all."""
+        return min(offer.output_tokens, self.settings.facts.max_model_len - offer.prompt_tokens)
 
     def _refusal(self, half: Half) -> tuple[Refusal, str] | None:
         facts = self.settings.facts

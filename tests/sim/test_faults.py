@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from random import Random
+from typing import Any
 
 import pytest
 
 from orchestrator.core.errors import ConfigError
+from orchestrator.sim.carrier import Carrier
+from orchestrator.sim.disturb import RESTART_SECONDS
 from orchestrator.sim.faults import Fault, Kind, parse, share, timed
+from orchestrator.sim.flight import Flight
+from orchestrator.sim.promise import PromiseBroken
 from tests.sim.support import cluster, play, requests
 
 
@@ -63,7 +68,7 @@ def test_the_largest_share_counts() -> None:
 # ---- what they do
 
 
-def test_a_short_partition_delays_and_a_long_one_loses() -> None:
+def test_a_short_partition_delays_and_a_long_one_makes_streams_go_on_elsewhere() -> None:
     spec = cluster("serve")
     asked = requests(spec, "generate:poisson,rate=20,prompt=300,output=20", requests=100)
     calm, short, long = (
@@ -71,7 +76,37 @@ def test_a_short_partition_delays_and_a_long_one_loses() -> None:
     )
     assert short.measure.outcomes["finished"] == 100
     assert max(short.measure.ttft) > 1.0 > max(calm.measure.ttft)
-    assert long.measure.outcomes["failed"] > 0
+    assert long.measure.outcomes["finished"] == 100
+    assert long.measure.pauses
+    assert not short.measure.pauses
+
+
+@pytest.mark.parametrize("roles", [("serve",), ("prefill", "decode")])
+def test_streams_whose_worker_dies_go_on_and_get_each_token_once(roles: tuple[str, ...]) -> None:
+    spec = cluster(*roles)
+    asked = requests(spec, "generate:poisson,rate=20,prompt=300,output=150", requests=200)
+    result = play(spec, asked, disturbed=f"crash:m-{roles[-1]}-0@3,crash:m-{roles[-1]}-1@6.5", gateways=2)
+    measure = result.measure
+    assert measure.outcomes["finished"] == 200
+    assert len(measure.pauses) > 10
+    assert 0 < max(measure.pauses) < RESTART_SECONDS + 1.0  # at worst no worker was left
+    assert measure.output_tokens == sum(offer.output_tokens for offer in asked)
+    assert measure.prompt_tokens == sum(offer.prompt_tokens for offer in asked)
+
+
+def test_a_stream_that_goes_on_from_another_token_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    start = Carrier._start
+
+    def one_too_few(self: Carrier, flight: Flight, *args: Any, **more: Any) -> None:
+        flight.sent = max(0, flight.sent - 1)
+        start(self, flight, *args, **more)
+        flight.sent += 1
+
+    monkeypatch.setattr(Carrier, "_start", one_too_few)
+    spec = cluster()
+    asked = requests(spec, "generate:poisson,rate=20,prompt=300,output=150", requests=60)
+    with pytest.raises(PromiseBroken, match="first token after"):
+        play(spec, asked, disturbed="crash:0@1", deep=False)
 
 
 def test_lost_cache_reports_break_the_stream_and_a_snapshot_repairs_the_view() -> None:

@@ -125,7 +125,7 @@ def test_nothing_fails_and_no_lease_expires_while_nothing_goes_wrong() -> None:
     ],
 )
 def test_faults_show(disturbed: str, expected: str) -> None:
-    spec = cluster("serve")
+    spec = cluster("serve", queue_seconds=3.0)  # less than a worker needs to come back
     always_busy = requests(spec, "generate:poisson,rate=25,prompt=1500,prompt_cv=0,shared=0", requests=150)
     result = play(spec, always_busy, disturbed=disturbed)
     measure = result.measure
