@@ -59,6 +59,7 @@ class MockEngine:
             max_model_len=chosen.max_model_len,
             max_num_seqs=chosen.max_num_seqs,
             kv_events=chosen.enable_prefix_caching,
+            restores=chosen.restores,
         )
 
     @property

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from zlib import crc32
 
+from orchestrator.core.types import SENT_TOKENS
 from workers.mock_blocks import Holding, Kinship
 from workers.wire import Event, EventType, Finish, Prefill, Request, transfer_params
 
@@ -24,7 +25,8 @@ class Vocabulary:
 
 @dataclass(slots=True)
 class Sequence:
-    """The next token is a function of all tokens before it, so that any engine continues a sequence the same way."""
+    """The next token is a function of all tokens before it, so that any engine continues a sequence the same way: one
+    whose prompt ends with what was sent, or one that is told of what was sent beside its prompt."""
 
     request: Request
     vocabulary: Vocabulary
@@ -41,7 +43,9 @@ class Sequence:
 
     @classmethod
     def of(cls, request: Request, vocabulary: Vocabulary, now: float) -> Sequence:
-        tokens = array("I", request.prompt_token_ids or ())
+        params = request.sampling_params
+        sent = (params.extra_args or {}).get(SENT_TOKENS, ()) if params is not None else ()
+        tokens = array("I", (*(request.prompt_token_ids or ()), *sent))
         return cls(request, vocabulary, tokens, now, _checksum=crc32(tokens.tobytes()))
 
     @property

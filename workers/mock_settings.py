@@ -27,6 +27,7 @@ class MockSettings:
     first_token: int = 1000
     vocabulary: int = 3000
     eos_one_in: int = 0
+    restores: bool = False  # whether it says that it takes up a request's output where another engine left it
 
     @classmethod
     def of(cls, engine: Mapping[str, Any]) -> MockSettings:

@@ -121,4 +121,5 @@ MOCK_FIELDS: dict[str, list[Any]] = {
     "first_token": ["int"],
     "vocabulary": ["int"],
     "eos_one_in": ["int"],
+    "restores": ["bool"],
 }

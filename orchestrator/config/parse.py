@@ -30,6 +30,7 @@ MODEL_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._:/-]{0,126}[A-Za-z0-9])?")
 # Far above what makes sense: a slip of the finger is told instead of obeyed.
 MOST_PROCESSES = 1000
 MOST_REPLICAS = 10_000
+LEAST_SILENCE = 2.0  # workers speak every second, and one word that is late is no silence
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -71,12 +72,14 @@ def _cluster(cursor: Cursor) -> tuple[str, Bind]:
 
 
 def _gateway(cursor: Cursor) -> GatewaySpec:
-    fields = cursor.fields("http", "grpc", "processes", "max_body_bytes", "queue_seconds", "admission")
+    times = ("queue_seconds", "silence_seconds")
+    fields = cursor.fields("http", "grpc", "processes", "max_body_bytes", *times, "admission")
     values: dict[str, Any] = {name: endpoint(fields[name]) for name in ("http", "grpc") if name in fields}
     counts = (("processes", MOST_PROCESSES), ("max_body_bytes", None))
     values |= {name: fields[name].integer(1, most) for name, most in counts if name in fields}
-    if "queue_seconds" in fields:
-        values["queue_seconds"] = fields["queue_seconds"].seconds(zero=True)
+    values |= {name: fields[name].seconds(zero=name == "queue_seconds") for name in times if name in fields}
+    if values.get("silence_seconds", LEAST_SILENCE) < LEAST_SILENCE:
+        raise fields["silence_seconds"].wrong(f"{LEAST_SILENCE:g} seconds or more")
     if "admission" in fields:
         values["admission"] = admission(fields["admission"])
     return GatewaySpec(**values)

@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import Any
 
 AUTO = 0  # a count that is left to the planner: ``auto`` in YAML
+SILENCE_SECONDS = 5.0  # after which a gateway goes on without a worker, which speaks every second
 
 
 class Role(StrEnum):
@@ -174,8 +175,9 @@ class AdmissionSpec:
 class GatewaySpec:
     """Where clients come in.
 
-    ``processes`` share the ports by SO_REUSEPORT; ``queue_seconds`` bounds a request's wait for a worker. ``record`` is
-    the file that ``segue up --record`` names, no part of what people write.
+    ``processes`` share the ports by SO_REUSEPORT; ``queue_seconds`` bounds a request's wait for a worker,
+    ``silence_seconds`` how long a worker may say nothing before its requests go on elsewhere. ``record`` is the file
+    that ``segue up --record`` names, no part of what people write.
     """
 
     http: Endpoint = Endpoint("127.0.0.1", 8000)
@@ -183,6 +185,7 @@ class GatewaySpec:
     processes: int = 1
     max_body_bytes: int = 32 << 20
     queue_seconds: float = 30.0
+    silence_seconds: float = SILENCE_SECONDS
     admission: AdmissionSpec = AdmissionSpec()
     record: str = ""
 

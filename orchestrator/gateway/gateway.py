@@ -61,6 +61,7 @@ class Gateway:
         names = [model.name for model in spec.models]
         self.metrics.admission(self._brain.admission, names, spec.gateway.admission.tenants)
         self.driver = Driver(self._brain, self.metrics, journal=self._journal)
+        self.metrics.process(lambda: self._brain.live, lambda: len(self.driver.workers))
         self.driver.on_change = self._changed
         self.driver.on_worker = self._worker_up
         self._links: dict[str, Link] = {}
@@ -142,7 +143,7 @@ class Gateway:
                 task.add_done_callback(self._closing.discard)
         for worker_id, worker in listed.items():
             if worker_id not in self._links:
-                self._links[worker_id] = Link(worker, self._id, self.driver)
+                self._links[worker_id] = Link(worker, self._id, self.driver, self.spec.gateway.silence_seconds)
         self.metrics.fleet(everyone)
         self._changed()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -11,7 +12,7 @@ import grpc
 import grpc.aio
 
 from orchestrator.core.errors import ProtocolError
-from orchestrator.core.spec import Device
+from orchestrator.core.spec import SILENCE_SECONDS, Device
 from orchestrator.core.types import EngineFacts, WorkerInfo
 from orchestrator.proto import worker_pb2 as pb
 from orchestrator.proto import worker_pb2_grpc
@@ -19,7 +20,7 @@ from orchestrator.telemetry import logs
 from orchestrator.telemetry.redact import Words
 
 PROTOCOL_VERSION = 1
-SILENCE_SECONDS = 15.0  # a worker speaks every second, even when idle
+LOOK_SECONDS = 0.25
 RECONNECT_SECONDS = (0.2, 0.5, 1.0, 2.0)
 _OPTIONS = (("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1))
 
@@ -38,13 +39,46 @@ class LinkEvents(Protocol):
     def closed(self, link: Link, reason: str) -> None: ...
 
 
-class Link:
-    """Sends never block: they queue for the one writer that a gRPC stream allows."""
+class _Ear:
+    """Ends ``limit`` once nothing was heard for ``seconds``.
 
-    def __init__(self, worker: WorkerInfo, gateway_id: str, events: LinkEvents) -> None:
+    They are counted look by look, not by the clock: a gateway that was stopped heard nothing of workers that were well.
+    """
+
+    def __init__(self, limit: asyncio.Timeout, seconds: float) -> None:
+        self._limit = limit
+        self._loop = asyncio.get_running_loop()
+        self._looks = self._left = math.ceil(seconds / LOOK_SECONDS)
+        self._next = self._loop.call_later(LOOK_SECONDS, self._look)
+
+    def heard(self) -> None:
+        self._left = self._looks
+
+    def close(self) -> None:
+        self._next.cancel()
+
+    def _look(self) -> None:
+        self._left -= 1
+        if self._left > 0:
+            self._next = self._loop.call_later(LOOK_SECONDS, self._look)
+        else:
+            self._limit.reschedule(self._loop.time())
+
+
+class Link:
+    """Sends never block: they queue for the one writer that a gRPC stream allows.
+
+    A worker speaks every second, from an event loop that no engine step holds up. One that is silent for
+    ``silence_seconds`` is stopped or out of reach: its session is closed, and what ran over it goes on elsewhere.
+    """
+
+    def __init__(
+        self, worker: WorkerInfo, gateway_id: str, events: LinkEvents, silence_seconds: float = SILENCE_SECONDS
+    ) -> None:
         self.worker = worker
         self._gateway_id = gateway_id
         self._events = events
+        self._silence_seconds = silence_seconds
         self._outbox: _Outbox = asyncio.Queue()
         self._task = asyncio.create_task(self._keep_open(), name=f"link {worker.worker_id}")
         self.open = False
@@ -76,7 +110,7 @@ class Link:
             except grpc.aio.AioRpcError as error:
                 reason = f"{error.code().name}: {error.details()}"
             except TimeoutError:
-                reason = f"nothing heard for {SILENCE_SECONDS:g} s"
+                reason = f"nothing heard for {self._silence_seconds:g} s"
             except asyncio.CancelledError:
                 self._closed("the worker left the fleet")
                 raise
@@ -102,14 +136,21 @@ class Link:
         async with grpc.aio.insecure_channel(self.worker.address, options=_OPTIONS) as channel:
             call = worker_pb2_grpc.WorkerStub(channel).Session(self._requests(outbox))
             try:
-                while True:
-                    frame = await asyncio.wait_for(call.read(), SILENCE_SECONDS)
-                    if frame is grpc.aio.EOF:
-                        break
-                    self._take(frame)
+                await self._listen(call)
             finally:
                 call.cancel()
                 outbox.put_nowait(None)  # what sends them goes on waiting though the worker ended the call
+
+    async def _listen(self, call: Any) -> None:
+        """Until the worker ends the session; TimeoutError where it falls silent."""
+        async with asyncio.timeout(None) as limit:
+            ear = _Ear(limit, self._silence_seconds)
+            try:
+                while (frame := await call.read()) is not grpc.aio.EOF:
+                    ear.heard()
+                    self._take(frame)
+            finally:
+                ear.close()
 
     @staticmethod
     async def _requests(outbox: _Outbox) -> AsyncIterator[pb.GatewayFrame]:

@@ -6,7 +6,7 @@ All methods are for one thread (the event loop's); gauges are kept as plain valu
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
@@ -19,6 +19,7 @@ from orchestrator.core.types import Load, RequestReport, WorkerInfo, WorkerState
 from orchestrator.telemetry.admission_metrics import AdmissionMetrics
 from orchestrator.telemetry.brain_metrics import BrainMetrics
 from orchestrator.telemetry.histogram import StepHistogram
+from orchestrator.telemetry.process_metrics import ProcessMetrics
 
 _TTFT = (0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.0, 1.5, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0)
 _GAP = (0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 10.0)
@@ -68,6 +69,10 @@ class GatewayMetrics:
     def admission(self, admission: Admission, models: Collection[str], tenants: Collection[str]) -> None:
         """From now on tells of this admission too; ``models`` and ``tenants`` are those that have series."""
         self.registry.register(AdmissionMetrics(self._gateway, admission, models, tenants))
+
+    def process(self, open_requests: Callable[[], int], sessions: Callable[[], int]) -> None:
+        """From now on tells too what this process holds."""
+        self.registry.register(ProcessMetrics(self._gateway, open_requests, sessions))
 
     def request_finished(self, report: RequestReport) -> None:
         """One sequence ended, however it did."""

@@ -50,7 +50,7 @@ def test_bounds_are_of_numbers_that_may_be_set():
     for section, bound in {"engine": bounds.ENGINE, "frontend": bounds.FRONTEND}.items():
         assert set(bound) <= allowed[section]
         assert all({"int", "float"} & set(arguments.known(section)[name]) for name in bound)
-    assert set(bounds.MOCK) == set(MOCK_FIELDS) - {"enable_prefix_caching"}
+    assert set(bounds.MOCK) == set(MOCK_FIELDS) - {"enable_prefix_caching", "restores"}
     assert all(bound.holds(getattr(MockSettings(), name)) for name, bound in bounds.MOCK.items())
 
 

@@ -97,7 +97,7 @@ specs = st.builds(
     names,
     st.lists(models(), min_size=1, max_size=3).map(tuple),
     st.sampled_from(Bind),
-    st.builds(GatewaySpec, endpoints, endpoints, counts, counts, seconds, admissions),
+    st.builds(GatewaySpec, endpoints, endpoints, counts, counts, seconds, seconds, admissions),
     st.builds(ControllerSpec, endpoints, seconds, seconds, seconds, seconds),
     st.builds(TelemetrySpec, st.none() | names, names),
 )

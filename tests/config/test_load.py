@@ -32,7 +32,8 @@ SHIPPED = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 
 EVERYTHING = """
 cluster: {name: prod-1, bind: node}
-gateway: {http: "0.0.0.0:80", grpc: "[::1]:81", processes: 4, max_body_bytes: 1000, queue_seconds: 0}
+gateway:
+  {http: "0.0.0.0:80", grpc: "[::1]:81", processes: 4, max_body_bytes: 1000, queue_seconds: 0, silence_seconds: 2.5}
 controller:
   listen: "10.0.0.1:82"
   restart_backoff_initial: 2
@@ -80,7 +81,7 @@ def test_every_key_reaches_the_spec(load):
     assert load(EVERYTHING) == ClusterSpec(
         name="prod-1",
         bind=Bind.NODE,
-        gateway=GatewaySpec(Endpoint("0.0.0.0", 80), Endpoint("::1", 81), 4, 1000, 0.0),
+        gateway=GatewaySpec(Endpoint("0.0.0.0", 80), Endpoint("::1", 81), 4, 1000, 0.0, 2.5),
         controller=ControllerSpec(Endpoint("10.0.0.1", 82), 2.0, 3.5, 100.0, 0.0),
         telemetry=TelemetrySpec("http://collector:4317", "debug"),
         models=(big, fake),

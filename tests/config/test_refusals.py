@@ -150,6 +150,7 @@ SECTIONS = {
     "a collector past the last port": ("telemetry: {otlp_endpoint: 'http://a:65536'}", "allowed: the URL of an OTLP"),
     "a negative wait": ("gateway: {queue_seconds: -1}", "found -1, allowed: a number of seconds, 0 or more"),
     "an endless wait": ("gateway: {queue_seconds: .inf}", "found inf, allowed: a number of seconds, 0 or more"),
+    "a silence that any heartbeat is": ("gateway: {silence_seconds: 1}", "found 1, allowed: 2 seconds or more"),
     "a bound below nothing": (
         "gateway: {admission: {max_queued_requests: -1}}",
         "gateway.admission.max_queued_requests: found -1, allowed: a whole number, 0 or more",

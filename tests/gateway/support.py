@@ -64,8 +64,10 @@ class FakeController(fleet_pb2_grpc.FleetServicer):
     async def away(self) -> None:
         await self._server.stop(None)
 
-    def add(self, model_name: str, role: Role, worker_id: str, address: str, state: str = "ready") -> None:
-        status = cluster_pb2.WorkerStatus(id=worker_id, state=state, address=address, epoch=1)
+    def add(
+        self, model_name: str, role: Role, worker_id: str, address: str, state: str = "ready", epoch: int = 1
+    ) -> None:
+        status = cluster_pb2.WorkerStatus(id=worker_id, state=state, address=address, epoch=epoch)
         self._workers.setdefault((model_name, role), []).append(status)
         self.publish()
 

@@ -1,0 +1,160 @@
+"""The one checker: what clients were told, and what the system says of itself, against the promises.
+
+It reads what anyone can read: the clients' transcripts, a gateway's status and metrics, the machine's own tables.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import urllib.request
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import grpc.aio
+from prometheus_client.parser import text_string_to_metric_families
+
+from orchestrator.core import errors
+from orchestrator.proto import cluster_pb2, cluster_pb2_grpc
+from tests.chaos.transcript import CANCELLED, DONE, Attempt, Transcript
+
+# What a cluster may say to a request that is right in itself, while it loses parts.
+ALLOWED = {
+    each.code
+    for each in (errors.WorkerLost, errors.NotReady, errors.ClusterFull, errors.Overloaded, errors.DeadlineExceeded)
+}
+DEADLINE_SLACK = 5.0  # seconds on a busy machine
+LOOK_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class Window:
+    """When a gateway was being lost: connections may break then, and only then."""
+
+    began: float
+    ended: float
+
+
+def wrong_with(transcript: Transcript, windows: Sequence[Window] = ()) -> list[str]:
+    """What of the promises a request's transcript breaks, in words."""
+    ask, found = transcript.ask, []
+    expected = ask.expected()
+    for number, attempt in enumerate(transcript.attempts):
+        last = number == len(transcript.attempts) - 1
+        found += _wrong_tokens(expected, attempt)
+        if attempt.late:
+            found.append(f"{attempt.late} events after the end")
+        if last and len(attempt.ends) != 1:
+            found.append(f"{len(attempt.ends)} outcomes: {attempt.ends}")
+        if attempt.broke_at is not None:
+            at = attempt.broke_at
+            if not any(window.began <= at <= window.ended for window in windows):
+                found.append("its connection broke, and no gateway was lost then")
+    if transcript.attempts:
+        found += _wrong_end(transcript, expected)
+    return [f"request {ask.number}: {each}" for each in found]
+
+
+def _wrong_tokens(expected: list[int], attempt: Attempt) -> list[str]:
+    found = []
+    for index, tokens in attempt.tokens.items():
+        if tokens != expected[: len(tokens)]:
+            first = next((at for at, pair in enumerate(zip(tokens, expected, strict=False)) if pair[0] != pair[1]), -1)
+            found.append(f"sequence {index} has other tokens than without faults, from {first} of {len(tokens)}")
+        ends = attempt.finished.get(index, [])
+        if len(ends) > 1:
+            found.append(f"sequence {index} finished {len(ends)} times")
+        if ends and len(tokens) != len(expected):
+            found.append(f"sequence {index} finished after {len(tokens)} of {len(expected)} tokens")
+    return found
+
+
+def _wrong_end(transcript: Transcript, expected: list[int]) -> list[str]:
+    ask, attempt, outcome = transcript.ask, transcript.attempts[-1], transcript.outcome
+    if outcome == DONE:
+        missing = [index for index in range(ask.n) if not attempt.finished.get(index)]
+        reason = "stop" if ask.stop_token is not None and expected[-1] == ask.stop_token else "length"
+        others = {each for ends in attempt.finished.values() for each in ends if each != reason}
+        wrong = [f"done, and sequences {missing} never finished"] if missing else []
+        return wrong + ([f"it finished with {others}, not {reason}"] if others else [])
+    if outcome == CANCELLED:
+        return []
+    if outcome == errors.DeadlineExceeded.code and ask.deadline is None:
+        return ["a deadline that it had not set was exceeded"]
+    if outcome not in ALLOWED:
+        return [f"it ended with {outcome}"]
+    if ask.deadline is not None and attempt.ended - attempt.began > ask.deadline + DEADLINE_SLACK:
+        return [f"it outlived its deadline of {ask.deadline:g} s: {attempt.ended - attempt.began:.1f} s"]
+    return []
+
+
+@dataclass
+class Accounts:
+    """What the system says that it holds; ``open`` are gateways' own books, by (gateway, series)."""
+
+    open: dict[tuple[str, str], float] = field(default_factory=dict)
+    held: dict[tuple[str, str], float] = field(default_factory=dict)
+    workers: dict[str, cluster_pb2.WorkerStatus] = field(default_factory=dict)
+
+    def left(self) -> list[str]:
+        """What should not be there while no request is."""
+        found = [f"{gateway}: {name} is {value:g}" for (gateway, name), value in self.open.items() if value]
+        for worker_id, worker in self.workers.items():
+            if worker.running or worker.waiting or worker.kv_blocks_used:
+                found.append(
+                    f"{worker_id}: {worker.running} running, {worker.waiting} waiting, "
+                    f"{worker.kv_blocks_used} KV blocks in use"
+                )
+        return found
+
+
+_OPEN = ("segue_open_requests", "segue_queued_requests")
+HELD = ("segue_tasks", "segue_open_descriptors", "segue_resident_bytes", "segue_worker_sessions")
+
+
+async def accounts(url: str, rpc: str, gateways: int = 1) -> Accounts:
+    """Read over the ports that everyone has. Each call of a shared port reaches one of ``gateways`` processes."""
+    found = Accounts()
+    seen: set[str] = set()
+    for _ in range(50 * gateways):
+        for gateway, name, value in await asyncio.to_thread(_scraped, f"{url}/metrics"):
+            seen.add(gateway)
+            if name in _OPEN:
+                found.open[gateway, name] = value
+            elif name in HELD:
+                found.held[gateway, name] = value
+        if len(seen) >= gateways:
+            break
+    assert len(seen) >= gateways, f"only {sorted(seen)} answered for themselves"
+    async with grpc.aio.insecure_channel(rpc, options=(("grpc.use_local_subchannel_pool", 1),)) as channel:
+        status = await cluster_pb2_grpc.ClusterStub(channel).Status(cluster_pb2.StatusRequest(), timeout=10)
+    pools = [pool for model in status.models for pool in model.pools]
+    found.workers = {worker.id: worker for pool in pools for worker in pool.workers}
+    return found
+
+
+def _scraped(url: str) -> list[tuple[str, str, float]]:
+    """(gateway, series, value), summed over its other labels."""
+    with urllib.request.urlopen(url, timeout=10) as answer:  # noqa: S310 - a gateway's own address
+        text = answer.read().decode()
+    found: dict[tuple[str, str], float] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            key = sample.labels.get("gateway", ""), sample.name
+            found[key] = found.get(key, 0.0) + sample.value
+    return [(gateway, name, value) for (gateway, name), value in found.items()]
+
+
+async def settled(read: Callable[[], asyncio.Future[Accounts]], seconds: float) -> Accounts:
+    """The accounts once nothing is left; AssertionError with what is, after ``seconds``."""
+    began = asyncio.get_running_loop().time()
+    while True:
+        found = await read()
+        if not (left := found.left()):
+            return found
+        assert asyncio.get_running_loop().time() - began < seconds, f"left after {seconds:g} s: {'; '.join(left)}"
+        await asyncio.sleep(LOOK_SECONDS)
+
+
+def check(transcripts: Iterable[Transcript], windows: Sequence[Window] = ()) -> list[str]:
+    """All that is wrong with all of them."""
+    return [each for transcript in transcripts for each in wrong_with(transcript, windows)]

@@ -1,0 +1,117 @@
+"""What a client asked, what it got, and what it would have got had nothing gone wrong."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from random import Random
+from zlib import crc32
+
+from workers.mock_sequence import Vocabulary
+
+LONG_GAP = 0.25  # seconds between two tokens that are worth keeping
+DONE = "done"
+CANCELLED = "cancelled"
+HUNG = "hung"
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One request. ``cancel_after``: tokens after which the client leaves; ``deadline``: seconds that it gives."""
+
+    number: int
+    prompt: tuple[int, ...]
+    max_tokens: int
+    grpc: bool = False
+    n: int = 1
+    seed: int | None = None
+    stop_token: int | None = None
+    cancel_after: int | None = None
+    deadline: float | None = None
+
+    def expected(self) -> list[int]:
+        """The fault-free transcript, each of ``n`` sequences alike: what the mock's tokens are is in their tokens."""
+        tokens, vocabulary = array("I", self.prompt), Vocabulary()
+        checksum, made = crc32(tokens.tobytes()), []
+        while len(made) < self.max_tokens:
+            token = vocabulary.first + checksum % vocabulary.size
+            made.append(token)
+            if token == self.stop_token:
+                break
+            checksum = crc32(array("I", (token,)).tobytes(), checksum)
+        return made
+
+
+@dataclass
+class Gap:
+    """Two tokens of one sequence that came long after one another."""
+
+    began: float
+    seconds: float
+
+
+@dataclass
+class Attempt:
+    """One call. ``ends``: each word of an end that came, of which there has to be one; ``broke_at``: the connection."""
+
+    began: float
+    tokens: dict[int, list[int]] = field(default_factory=dict)
+    finished: dict[int, list[str]] = field(default_factory=dict)
+    ends: list[str] = field(default_factory=list)
+    broke_at: float | None = None
+    ended: float = 0.0
+    first_at: float | None = None
+    gaps: list[Gap] = field(default_factory=list)
+    late: int = 0  # events after the end
+    _last: dict[int, float] = field(default_factory=dict)
+
+    def heard(self, index: int, tokens: list[int], reason: str | None, now: float) -> None:
+        if self.ends:
+            self.late += 1
+        if tokens:
+            last = self._last.get(index)
+            if last is not None and now - last > LONG_GAP:
+                self.gaps.append(Gap(last, now - last))
+            self._last[index] = now
+            self.first_at = self.first_at or now
+            self.tokens.setdefault(index, []).extend(tokens)
+        if reason:
+            self.finished.setdefault(index, []).append(reason)
+
+    @property
+    def output_tokens(self) -> int:
+        return sum(len(each) for each in self.tokens.values())
+
+
+@dataclass
+class Transcript:
+    """A request and its attempts: more than one only where a gateway died under it."""
+
+    ask: Ask
+    attempts: list[Attempt] = field(default_factory=list)
+
+    @property
+    def outcome(self) -> str:
+        ends = self.attempts[-1].ends if self.attempts else []
+        return ends[0] if ends else "none"
+
+
+def asks(count: int, seed: int, longest: int = 64) -> Iterator[Ask]:
+    """A mix: short and long, over HTTP and gRPC, several sequences, seeds, stops, clients that leave, deadlines."""
+    rng = Random(seed)
+    documents = [tuple(rng.randrange(1, 900) for _ in range(160)) for _ in range(8)]
+    for number in range(count):
+        prompt = (*rng.choice(documents)[: rng.choice((0, 32, 160))], *(rng.randrange(1, 900) for _ in range(8)))
+        ask = Ask(number, (number % 900 + 1, *prompt), rng.choice((1, 4, 16, longest)), grpc=rng.random() < 0.25)
+        kind = rng.random()
+        over: dict[str, object] = {"seed": rng.randrange(1 << 20) if rng.random() < 0.3 else None}
+        if kind < 0.10:
+            over["n"] = rng.choice((2, 3))
+        elif kind < 0.20:
+            over["stop_token"] = rng.choice(ask.expected())
+        elif kind < 0.28:
+            over["cancel_after"] = rng.choice((0, 1, ask.max_tokens // 2))
+        elif kind < 0.33:
+            over["deadline"] = rng.choice((0.05, 0.3, 30.0))
+        yield Ask(**{**ask.__dict__, **over})  # type: ignore[arg-type]
