@@ -70,6 +70,18 @@ def topology(address: str, seconds: float = STATUS_SECONDS) -> tuple[Topology, C
     return Topology(tuple(hosts), reserved), config.loads(answer.spec_json)
 
 
+def upgrade(address: str, spec: ClusterSpec, *, makes_room: bool, seconds: float = STATUS_SECONDS) -> None:
+    """Has a controller begin to make its cluster this one. Raises ConfigError where it can't become that."""
+    with channel(address) as opened, translated(address):
+        request = fleet_pb2.UpgradeRequest(spec_json=config.dumps(spec), makes_room=makes_room)
+        try:
+            _fleet(opened).Upgrade(request, timeout=seconds)
+        except grpc.RpcError as error:
+            if error.code() is grpc.StatusCode.FAILED_PRECONDITION:
+                raise errors.ConfigError(error.details() or "it can't be upgraded to this") from error
+            raise
+
+
 def explain(address: str, request_id: str, seconds: float = STATUS_SECONDS) -> Found:
     """What the gateway process that takes this call knows of a request.
 

@@ -21,6 +21,7 @@ from orchestrator.core.spec import (
     ModelSpec,
     PoolSpec,
     Role,
+    RolloutSpec,
     RoutingSpec,
     TelemetrySpec,
 )
@@ -87,12 +88,14 @@ def _gateway(cursor: Cursor) -> GatewaySpec:
 
 def _controller(cursor: Cursor) -> ControllerSpec:
     times = ("restart_backoff_initial", "restart_backoff_max", "start_timeout", "drain_timeout")
-    fields = cursor.fields("listen", *times)
+    fields = cursor.fields("listen", *times, "rollout")
     values: dict[str, Any] = {
         name: fields[name].seconds(zero=name == "drain_timeout") for name in times if name in fields
     }
     if "listen" in fields:
         values["listen"] = endpoint(fields["listen"])
+    if "rollout" in fields:
+        values["rollout"] = _rollout(fields["rollout"])
     spec = ControllerSpec(**values)
     if spec.restart_backoff_max < spec.restart_backoff_initial:
         place = fields.get("restart_backoff_max") or fields["restart_backoff_initial"]
@@ -100,6 +103,19 @@ def _controller(cursor: Cursor) -> ControllerSpec:
             "restart_backoff_initial <= restart_backoff_max",
             f"they are {spec.restart_backoff_initial:g} and {spec.restart_backoff_max:g} seconds",
         )
+    return spec
+
+
+def _rollout(cursor: Cursor) -> RolloutSpec:
+    fields = cursor.fields("surge", "unavailable", "health_seconds")
+    values: dict[str, Any] = {
+        name: fields[name].integer(0, MOST_REPLICAS) for name in ("surge", "unavailable") if name in fields
+    }
+    if "health_seconds" in fields:
+        values["health_seconds"] = fields["health_seconds"].seconds(zero=True)
+    spec = RolloutSpec(**values)
+    if not (spec.surge or spec.unavailable):
+        raise fields["surge"].wrong("1 or more where unavailable is 0", "nothing could ever be replaced")
     return spec
 
 

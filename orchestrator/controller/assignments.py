@@ -22,10 +22,11 @@ _PASSING = frozenset(("cluster", "worker_id", "gateway_id", "epoch", "controller
 
 def version_of(order: Order) -> str:
     """A short hash of all that an order says its actor is made of."""
-    return _short({name: value for name, value in asdict(order).items() if name not in _PASSING})
+    return short_hash({name: value for name, value in asdict(order).items() if name not in _PASSING})
 
 
-def _short(value: object) -> str:
+def short_hash(value: object) -> str:
+    """Of anything that JSON can say, and of what a word says of the rest."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
@@ -45,7 +46,7 @@ class Assigner:
 
     def _gateway(self, slot: Slot, epoch: int) -> GatewayAssignment:
         spec = self.spec
-        settings = _short([asdict(spec.gateway), asdict(spec.telemetry)])
+        settings = short_hash([asdict(spec.gateway), asdict(spec.telemetry)])
         record = spec.gateway.recording(slot.slot_id)
         return GatewayAssignment(spec.name, slot.slot_id, epoch, self.fleet_address, self.log_dir, record, settings)
 

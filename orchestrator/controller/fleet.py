@@ -13,9 +13,10 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from orchestrator.config import loads
 from orchestrator.core.errors import ConfigError, SegueError
 from orchestrator.core.planning.hosts import Topology
-from orchestrator.core.spec import Endpoint
+from orchestrator.core.spec import ClusterSpec, Endpoint
 from orchestrator.proto import cluster_pb2, cluster_pb2_grpc, fleet_pb2, fleet_pb2_grpc
 
 _FLEET_INTERVAL = 0.02  # seconds; a burst of changes becomes one snapshot
@@ -28,6 +29,7 @@ _OPTIONS = (
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Look = Callable[[], Awaitable[Topology]]
+Upgrade = Callable[[ClusterSpec, bool], Awaitable[None]]
 
 
 class Bulletin:
@@ -60,18 +62,20 @@ class Bulletin:
 
 
 class _Fleet(fleet_pb2_grpc.FleetServicer):
-    def __init__(self, bulletin: Bulletin, spec_json: str, look: Look) -> None:
+    def __init__(self, bulletin: Bulletin, spec_json: str, look: Look, upgrade: Upgrade) -> None:
         self._bulletin = bulletin
-        self._spec_json = spec_json
+        self.spec_json = spec_json
         self._look = look
+        self._upgrade = upgrade
 
     async def Watch(  # noqa: N802
         self, request: fleet_pb2.FleetWatchRequest, context: Context
     ) -> AsyncIterator[fleet_pb2.FleetSnapshot]:
-        spec_json = self._spec_json
+        known = ""
         async for status in self._bulletin.follow(_FLEET_INTERVAL):
-            yield fleet_pb2.FleetSnapshot(status=status, spec_json=spec_json)
-            spec_json = ""
+            now = self.spec_json
+            yield fleet_pb2.FleetSnapshot(status=status, spec_json=now if now != known else "")
+            known = now
 
     async def Topology(  # noqa: N802
         self, request: fleet_pb2.TopologyRequest, context: Context
@@ -83,8 +87,19 @@ class _Fleet(fleet_pb2_grpc.FleetServicer):
         return fleet_pb2.TopologyReply(
             hosts=[fleet_pb2.Host(**asdict(host)) for host in found.hosts],
             reserved={slot: fleet_pb2.Reservation(host_ids=ids) for slot, ids in found.reserved.items()},
-            spec_json=self._spec_json,
+            spec_json=self.spec_json,
         )
+
+    async def Upgrade(  # noqa: N802
+        self, request: fleet_pb2.UpgradeRequest, context: Context
+    ) -> fleet_pb2.UpgradeReply:
+        try:
+            await self._upgrade(loads(request.spec_json), request.makes_room)
+        except (ValueError, TypeError, KeyError) as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"not a configuration: {error}")
+        except SegueError as error:
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
+        return fleet_pb2.UpgradeReply()
 
 
 class _Cluster(cluster_pb2_grpc.ClusterServicer):
@@ -105,12 +120,16 @@ class _Cluster(cluster_pb2_grpc.ClusterServicer):
 
 
 class FleetServer:
-    """Serves a bulletin, and what ``look`` sees. ``listen`` may have port 0; ``start`` returns what it became."""
+    """Serves a bulletin and what ``look`` sees, and hands on what is to be upgraded to.
 
-    def __init__(self, listen: Endpoint, bulletin: Bulletin, spec_json: str, look: Look) -> None:
+    ``listen`` may have port 0; ``start`` returns what it became.
+    """
+
+    def __init__(self, listen: Endpoint, bulletin: Bulletin, spec_json: str, look: Look, upgrade: Upgrade) -> None:
         self._listen = listen
         self._server = grpc.aio.server(options=_OPTIONS)
-        fleet_pb2_grpc.add_FleetServicer_to_server(_Fleet(bulletin, spec_json, look), self._server)
+        self._fleet = _Fleet(bulletin, spec_json, look, upgrade)
+        fleet_pb2_grpc.add_FleetServicer_to_server(self._fleet, self._server)
         cluster_pb2_grpc.add_ClusterServicer_to_server(_Cluster(bulletin), self._server)
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
@@ -129,6 +148,10 @@ class FleetServer:
         for service in ("", "segue.v1.Cluster", "segue.internal.v1.Fleet"):
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
         return port
+
+    def respecify(self, spec_json: str) -> None:
+        """Has watchers hear of another specification, with the next bulletin that is published."""
+        self._fleet.spec_json = spec_json
 
     async def stop(self) -> None:
         """Ends all watches."""

@@ -8,12 +8,14 @@ are out of the gateways' reach: then a replica waits for room on the others.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field, replace
 
 from orchestrator.controller.kinds import kind_called
 from orchestrator.controller.ports import ClusterPort, Order, name_of
 from orchestrator.core.planning.hosts import (
+    ANY_GPU,
+    CPU,
     Topology,
     cpu_parts_of,
     gangs_of,
@@ -24,14 +26,15 @@ from orchestrator.core.planning.hosts import (
     reachable,
     without,
 )
-from orchestrator.core.planning.places import Unplaced
+from orchestrator.core.planning.places import Gang, Unplaced
 from orchestrator.core.planning.placing import place
-from orchestrator.core.spec import ClusterSpec
+from orchestrator.core.spec import ClusterSpec, Device
 from orchestrator.core.types import WorkerAssignment
 from orchestrator.telemetry import logs
 
 log = logs.events("controller.placer")
 Tell = Callable[[str], None]
+NO_ORDERS: Mapping[str, WorkerAssignment] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +71,18 @@ class Placer:
 
     def __init__(self, spec: ClusterSpec, cluster: ClusterPort, patience: Patience | None = None) -> None:
         self._spec = _by_catalogue(spec)
+        self._beside: dict[str, WorkerAssignment] = {}  # orders by slot, of all that were reserved
         self._cluster = cluster
         self._patience = patience or Patience()
         self._planning = asyncio.Lock()
         self._plan: Plan | None = None
         self._seen: Topology | None = None  # what the plan was made from
         self._promised: dict[str, tuple[str, ...]] = {}  # by slot the host of each device, while it is being reserved
+
+    def respecify(self, spec: ClusterSpec) -> None:
+        """Has the next plan be of another specification. What is reserved stays as it is."""
+        self._spec = _by_catalogue(spec)
+        self._plan = self._seen = None
 
     async def reserve(self, order: Order, tell: Tell) -> Order:
         """Waits until the order's resources are set aside, however long; returns it with the hosts that were asked for.
@@ -84,6 +93,7 @@ class Placer:
             await self._cluster.reserve(order, tell)
             return order
         slot_id, clock = order.worker_id, asyncio.get_running_loop().time
+        self._beside[slot_id] = order
         plan = await self._newest()
         if slot_id in plan.reasons:
             tell(plan.reasons[slot_id])
@@ -181,7 +191,7 @@ class Placer:
             topology = replace(topology, reserved=dict(topology.reserved) | promised)
             if self._plan is not None and self._seen == topology:
                 return replace(self._plan, made_at=now)
-            plan = await asyncio.to_thread(planned, self._spec, topology, now)
+            plan = await asyncio.to_thread(planned, self._spec, topology, now, dict(self._beside))
         except Exception as error:  # whatever it is, replicas can be reserved without
             log.warning("no_plan", error=error)
             self._seen = None
@@ -190,13 +200,27 @@ class Placer:
         return plan
 
 
-def planned(spec: ClusterSpec, topology: Topology, now: float = 0.0) -> Plan:
-    """A place for every slot, with what is reserved where it is."""
+def planned(
+    spec: ClusterSpec, topology: Topology, now: float = 0.0, orders: Mapping[str, WorkerAssignment] = NO_ORDERS
+) -> Plan:
+    """A place for every slot, with what is reserved where it is. ``orders`` tell of slots that the specification lacks.
+
+    Those hold their places like others, who hold whole GPUs.
+    """
     elsewhere = len(topology.hosts)
     topology = reachable(topology, spec)
     elsewhere -= len(topology.hosts)
     nodes = nodes_of(topology, cpu_parts_of(spec, topology))
     gangs = gangs_of(spec, nodes)
+    known = {gang.gang_id for gang in gangs}
+    lacking = [
+        Gang(slot_id, order.model, order.role, (CPU if order.device is Device.CPU else ANY_GPU,))
+        for slot_id, order in orders.items()
+        if slot_id not in known and slot_id in topology.reserved
+    ]
+    if lacking:
+        topology = without(topology, lacking)
+        nodes = nodes_of(topology, cpu_parts_of(spec, topology))
     kept = kept_of(topology, gangs, nodes)
     odd = misfits(topology, gangs, kept)
     if odd:

@@ -112,7 +112,9 @@ class Roster:
 
     async def _live(self, entry: _Entry, order: Callable[[], Order]) -> None:
         try:
-            await self._come_up(entry, order())
+            written = order()
+            entry.seen = replace(entry.seen, snapshot=replace(entry.seen.snapshot, version=written.version))
+            await self._come_up(entry, written)
             assert entry.actor is not None  # noqa: S101
             await entry.actor.wait_closed()
             last = await _within(self._bounds.snapshot, entry.actor.snapshot(), "its last account")

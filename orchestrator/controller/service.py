@@ -13,6 +13,7 @@ from orchestrator.controller.controller import Controller
 from orchestrator.controller.fleet import Bulletin, FleetServer
 from orchestrator.controller.ports import ClusterPort
 from orchestrator.controller.status import cluster_status
+from orchestrator.core.errors import NotReady
 from orchestrator.core.slots import Observed
 from orchestrator.core.spec import ClusterSpec
 from orchestrator.telemetry import logs
@@ -34,7 +35,7 @@ class ControllerActor:
         self._node_host = node_host
         self._address = ""
         self._bulletin = Bulletin(cluster_status(spec, Observed(0, (), {})))
-        self._server = FleetServer(spec.controller.listen, self._bulletin, dumps(spec), cluster.topology)
+        self._server = FleetServer(spec.controller.listen, self._bulletin, dumps(spec), cluster.topology, self._upgrade)
         self._controller: Controller | None = None
         self._run: asyncio.Task[None] | None = None
 
@@ -45,7 +46,7 @@ class ControllerActor:
         host = self._node_host if listen.host in _ANY_HOST else listen.host
         self._address = f"{host}:{port}"
         assigner = Assigner(self._spec, self._log_dir, effective_engine_args, self._address)
-        self._controller = Controller(assigner, self._cluster, self._publish)
+        self._controller = Controller(assigner, self._cluster, self._publish, turned=self._turned)
         self._run = asyncio.create_task(self._controller.run())
         self._run.add_done_callback(_die_with)
         log.info("listening", cluster=self._spec.name, address=self._address)
@@ -62,8 +63,25 @@ class ControllerActor:
             await self._run
         await self._server.stop()
 
+    async def _upgrade(self, spec: ClusterSpec, makes_room: bool) -> None:
+        if self._controller is None:
+            raise NotReady("the controller is starting", retry_after=1.0)
+        self._controller.upgrade(spec, makes_room=makes_room)
+
+    def _turned(self) -> None:
+        if self._controller is not None:
+            self._spec = self._controller.spec
+            self._server.respecify(dumps(self._spec))
+
     def _publish(self, observed: Observed, ending: bool) -> None:
-        status = cluster_status(self._spec, observed, ending=ending, pid=os.getpid(), address=self._address)
+        status = cluster_status(
+            self._spec,
+            observed,
+            ending=ending,
+            pid=os.getpid(),
+            address=self._address,
+            rollout=self._controller.rollout if self._controller is not None else None,
+        )
         self._bulletin.publish(status)
 
 

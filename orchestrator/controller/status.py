@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from orchestrator.controller.course import Progress
 from orchestrator.core.readiness import SlotReport, cluster_ready, reports
 from orchestrator.core.slots import Kind, Observed, slots_of
 from orchestrator.core.spec import ClusterSpec, ModelSpec, Role
@@ -9,27 +10,47 @@ from orchestrator.proto import cluster_pb2 as pb
 
 
 def cluster_status(
-    spec: ClusterSpec, observed: Observed, *, ending: bool = False, pid: int = 0, address: str = ""
+    spec: ClusterSpec,
+    observed: Observed,
+    *,
+    ending: bool = False,
+    pid: int = 0,
+    address: str = "",
+    rollout: Progress | None = None,
 ) -> pb.ClusterStatus:
-    """``pid`` and ``address`` are the controller's own."""
-    told = reports(slots_of(spec), observed, ending=ending)
+    """``pid`` and ``address`` are the controller's own. Workers that the specification lacks are told as long as they
+    are there: gateways need them until they are gone."""
+    slots = slots_of(spec)
+    known = {slot.slot_id for slot in slots}
+    beside = dict.fromkeys(actor.slot for actor in observed.actors if actor.slot.slot_id not in known)
+    told = reports((*slots, *beside), observed, ending=ending)
+    names = dict.fromkeys([*(model.name for model in spec.models), *(slot.model for slot in beside if slot.model)])
+    models = {model.name: model for model in spec.models}
     return pb.ClusterStatus(
         ready=not ending and cluster_ready(spec, told),
         name=spec.name,
-        models=[_model(model, told) for model in spec.models],
+        models=[_model(name, models.get(name), told) for name in names],
         gateways=[_gateway(report) for report in told if report.slot.kind is Kind.GATEWAY],
         controller=pb.ControllerStatus(pid=pid, epoch=observed.epoch, address=address),
+        rollout=_rollout(rollout) if rollout is not None and rollout.phase else None,
     )
 
 
-def _model(model: ModelSpec, told: tuple[SlotReport, ...]) -> pb.ModelStatus:
-    pools = [_pool(model, role, told) for role in model.pools]
-    return pb.ModelStatus(name=model.name, source=model.source, pools=pools)
+def _rollout(progress: Progress) -> pb.Rollout:
+    return pb.Rollout(state=progress.phase, done=progress.done, total=progress.total, detail=progress.detail)
 
 
-def _pool(model: ModelSpec, role: Role, told: tuple[SlotReport, ...]) -> pb.PoolStatus:
-    own = [report for report in told if report.slot.model == model.name and report.slot.role is role]
-    return pb.PoolStatus(role=role, replicas=model.pools[role].replicas, workers=[_worker(report) for report in own])
+def _model(name: str, model: ModelSpec | None, told: tuple[SlotReport, ...]) -> pb.ModelStatus:
+    own = [report for report in told if report.slot.model == name]
+    there = dict.fromkeys([*(model.pools if model else ()), *(report.slot.role for report in own)])
+    pools = [_pool(model, role, own) for role in there if role is not None]
+    return pb.ModelStatus(name=name, source=model.source if model else "", pools=pools)
+
+
+def _pool(model: ModelSpec | None, role: Role, told: list[SlotReport]) -> pb.PoolStatus:
+    own = [report for report in told if report.slot.role is role]
+    replicas = model.pools[role].replicas if model and role in model.pools else 0
+    return pb.PoolStatus(role=role, replicas=replicas, workers=[_worker(report) for report in own])
 
 
 def _worker(report: SlotReport) -> pb.WorkerStatus:

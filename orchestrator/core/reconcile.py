@@ -17,12 +17,15 @@ A loss is an actor that failed to start, died, took longer than the start timeou
 backoff that doubles from loss to loss and is forgotten once a filling stayed ready for ``Limits.stable_after``. A slot
 is never filled while a former actor of it is still there, so what that one held (devices, ports) is free.
 When nothing is desired the cluster ends from the top: gateways first, so that their last requests find workers.
+A rollout (``core/rollout``) says which actors go though their slot is desired (``replace``), and which stay for now
+though theirs is not (``stay``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Container, Iterable, Mapping
+from dataclasses import dataclass
+from dataclasses import replace as changed
 
 from orchestrator.core.slots import Kind, Limits, Observed, ObservedActor, Slot, SlotHistory
 from orchestrator.core.types import WorkerState
@@ -68,8 +71,16 @@ class Plan:
         return min((wait.until for wait in self.wait if wait.until is not None), default=None)
 
 
-def plan(desired: tuple[Slot, ...], observed: Observed, now: float, limits: Limits) -> Plan:
-    """The whole decision; see the head of the file."""
+def plan(
+    desired: tuple[Slot, ...],
+    observed: Observed,
+    now: float,
+    limits: Limits,
+    *,
+    replace: Container[tuple[str, int]] = frozenset(),
+    stay: Container[tuple[str, int]] = frozenset(),
+) -> Plan:
+    """The whole decision; see the head of the file. ``replace`` and ``stay`` have actors' keys."""
     leaving = tuple(actor for actor in observed.actors if actor.leaving)
     present = [actor for actor in observed.actors if not actor.leaving]
     faults = {actor.key: fault(actor, now, limits) for actor in present}
@@ -77,7 +88,11 @@ def plan(desired: tuple[Slot, ...], observed: Observed, now: float, limits: Limi
     sound = [actor for actor in present if not faults[actor.key]]
 
     wanted = {slot.slot_id for slot in desired}
-    keep = _newest_by_slot(actor for actor in sound if actor.slot.slot_id in wanted)
+    keep = _newest_by_slot(
+        actor
+        for actor in sound
+        if actor.key not in replace and (actor.slot.slot_id in wanted or (actor.key in stay and desired))
+    )
     unwanted = [actor for actor in sound if keep.get(actor.slot.slot_id) is not actor]
     drain, hold, idle = _part(unwanted, ending=not desired, gateway_left=_has_gateway(observed.actors))
     remove = (*lost, *(Removal(actor, False, "not wanted any more") for actor in idle))
@@ -90,7 +105,7 @@ def plan(desired: tuple[Slot, ...], observed: Observed, now: float, limits: Limi
     start, wait = _fill(empty, {actor.slot.slot_id for actor in observed.actors}, histories, now)
     for slot in start:
         former = histories.get(slot.slot_id, SlotHistory())
-        histories[slot.slot_id] = replace(former, fillings=former.fillings + 1)
+        histories[slot.slot_id] = changed(former, fillings=former.fillings + 1)
 
     changes = bool(start or drain or remove)
     return Plan(
@@ -125,7 +140,7 @@ def after_loss(history: SlotHistory, removal: Removal, now: float, limits: Limit
     stable = ready_at is not None and now - ready_at >= limits.stable_after
     failures = 1 if stable else history.failures + 1
     backoff = backoff_seconds(failures, limits)
-    return replace(
+    return changed(
         history,
         failures=failures,
         backoff=backoff,

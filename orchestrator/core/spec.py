@@ -195,6 +195,19 @@ class GatewaySpec:
 
 
 @dataclass(frozen=True, slots=True)
+class RolloutSpec:
+    """How a pool's replicas are replaced while it serves.
+
+    ``surge`` more than it has may be there, ``unavailable`` of them may be missing; a new one has to stay sound for
+    ``health_seconds`` before the next is replaced.
+    """
+
+    surge: int = 1
+    unavailable: int = 0
+    health_seconds: float = 10.0
+
+
+@dataclass(frozen=True, slots=True)
 class ControllerSpec:
     """Where gateways watch the fleet, and how hard the controller tries to keep it whole (all in seconds)."""
 
@@ -203,6 +216,7 @@ class ControllerSpec:
     restart_backoff_max: float = 60.0
     start_timeout: float = 600.0
     drain_timeout: float = 30.0
+    rollout: RolloutSpec = RolloutSpec()
 
 
 @dataclass(frozen=True, slots=True)

@@ -116,6 +116,8 @@ class ActorSnapshot:
     facts: EngineFacts | None = None
     load: Load = Load()
     version: str = ""  # its order's
+    serves: str = ""  # gateways: the name of the specification whose models it serves
+    refuses: str = ""  # gateways: that of one that it could not take; ``detail`` says why
 
 
 @dataclass(frozen=True, slots=True)

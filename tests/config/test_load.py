@@ -21,6 +21,7 @@ from orchestrator.core.spec import (
     PoolSpec,
     PrefillPlace,
     Role,
+    RolloutSpec,
     RoutingSpec,
     TelemetrySpec,
     TenantSpec,
@@ -40,6 +41,7 @@ controller:
   restart_backoff_max: 3.5
   start_timeout: 100
   drain_timeout: 0
+  rollout: {surge: 0, unavailable: 2, health_seconds: 0}
 telemetry: {otlp_endpoint: "http://collector:4317", log_level: debug}
 models:
   - name: org/big:v1
@@ -82,7 +84,7 @@ def test_every_key_reaches_the_spec(load):
         name="prod-1",
         bind=Bind.NODE,
         gateway=GatewaySpec(Endpoint("0.0.0.0", 80), Endpoint("::1", 81), 4, 1000, 0.0, 2.5),
-        controller=ControllerSpec(Endpoint("10.0.0.1", 82), 2.0, 3.5, 100.0, 0.0),
+        controller=ControllerSpec(Endpoint("10.0.0.1", 82), 2.0, 3.5, 100.0, 0.0, RolloutSpec(0, 2, 0.0)),
         telemetry=TelemetrySpec("http://collector:4317", "debug"),
         models=(big, fake),
     )

@@ -189,6 +189,11 @@ SECTIONS = {
         "controller: {restart_backoff_initial: 90}",
         "controller.restart_backoff_initial: found 90, allowed: restart_backoff_initial <= restart_backoff_max",
     ),
+    "a rollout that can replace nothing": (
+        "controller: {rollout: {surge: 0}}",
+        "controller.rollout.surge: found 0, allowed: 1 or more where unavailable is 0 (nothing could ever be replaced)",
+    ),
+    "a surge below nothing": ("controller: {rollout: {surge: -1}}", "allowed: a whole number from 0 to 10000"),
     "an OTLP address without scheme": ("telemetry: {otlp_endpoint: 'a:4317'}", 'found "a:4317", allowed: the URL of'),
     "a log level": ("telemetry: {log_level: verbose}", 'found "verbose", allowed: debug or info or warning or error'),
     "two listeners on one port": (

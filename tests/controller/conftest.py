@@ -61,7 +61,8 @@ class Bench:
         self.running = asyncio.create_task(self.controller.run())
 
     def _publish(self, observed: Observed, ending: bool) -> None:
-        self.statuses.append(cluster_status(self.spec, observed, ending=ending))
+        control = self.controller
+        self.statuses.append(cluster_status(control.spec, observed, ending=ending, rollout=control.rollout))
         self._news.set()
 
     @property

@@ -14,7 +14,7 @@ from orchestrator.config import dumps
 from orchestrator.controller.fleet import Bulletin, FleetServer
 from orchestrator.core.errors import ClusterUnreachable, ConfigError
 from orchestrator.core.planning.hosts import Host, Topology
-from orchestrator.core.spec import Endpoint
+from orchestrator.core.spec import ClusterSpec, Endpoint
 from orchestrator.proto import cluster_pb2, cluster_pb2_grpc, fleet_pb2, fleet_pb2_grpc
 from tests.controller.conftest import spec_of
 
@@ -29,11 +29,16 @@ async def nothing() -> Topology:
     raise ClusterUnreachable("Ray does not answer")
 
 
+async def refused(spec: ClusterSpec, makes_room: bool) -> None:
+    raise ConfigError(f"{spec.name} can't be had", where="cluster.name")
+
+
 class Served:
     """A bulletin behind a server, and a client's channel to it."""
 
-    def __init__(self, bulletin: Bulletin, port: int, channel: grpc.aio.Channel) -> None:
+    def __init__(self, bulletin: Bulletin, server: FleetServer, port: int, channel: grpc.aio.Channel) -> None:
         self.bulletin = bulletin
+        self.server = server
         self.port = port
         self.channel = channel
         self.fleet = fleet_pb2_grpc.FleetStub(channel)
@@ -43,10 +48,10 @@ class Served:
 @pytest.fixture
 async def served() -> AsyncIterator[Served]:
     bulletin = Bulletin(status(0))
-    server = FleetServer(Endpoint("127.0.0.1", 0), bulletin, '{"name": "test"}', nothing)
+    server = FleetServer(Endpoint("127.0.0.1", 0), bulletin, '{"name": "test"}', nothing, refused)
     port = await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        yield Served(bulletin, port, channel)
+        yield Served(bulletin, server, port, channel)
     await server.stop()
 
 
@@ -58,6 +63,22 @@ async def test_the_first_snapshot_comes_at_once_with_the_spec_and_each_change_af
         served.bulletin.publish(status(epoch))
         snapshot = await watch.read()
         assert (snapshot.status.controller.epoch, snapshot.spec_json) == (epoch, "")
+
+
+async def test_a_specification_that_changed_comes_once_with_what_is_told_next(served: Served) -> None:
+    watch = served.fleet.Watch(fleet_pb2.FleetWatchRequest(), timeout=WAIT)
+    await watch.read()
+    served.server.respecify('{"name": "other"}')
+    told = []
+    for epoch in (1, 2):
+        served.bulletin.publish(status(epoch))
+        told.append((await watch.read()).spec_json)
+    assert told == ['{"name": "other"}', ""]
+
+
+async def test_an_upgrade_that_cant_be_is_an_error_that_names_the_key(served: Served) -> None:
+    with pytest.raises(ConfigError, match=r"cluster\.name: test can't be had"):
+        await asyncio.to_thread(rpc.upgrade, f"127.0.0.1:{served.port}", spec_of(), makes_room=False)
 
 
 async def test_a_burst_of_changes_reaches_a_watcher_as_its_newest(served: Served) -> None:
@@ -108,7 +129,7 @@ async def test_health(served: Served, service: str) -> None:
 
 
 async def test_a_port_that_is_taken_is_an_error_that_names_the_key(served: Served) -> None:
-    second = FleetServer(Endpoint("127.0.0.1", served.port), Bulletin(status(0)), "{}", nothing)
+    second = FleetServer(Endpoint("127.0.0.1", served.port), Bulletin(status(0)), "{}", nothing, refused)
     with pytest.raises(ConfigError, match=r"controller\.listen: can't listen on 127\.0\.0\.1"):
         await second.start()
     await second.stop()
@@ -121,7 +142,7 @@ async def test_what_the_controller_sees_below_it_reaches_a_planner_as_it_is() ->
     async def look() -> Topology:
         return seen
 
-    server = FleetServer(Endpoint("127.0.0.1", 0), Bulletin(status(0)), dumps(spec), look)
+    server = FleetServer(Endpoint("127.0.0.1", 0), Bulletin(status(0)), dumps(spec), look, refused)
     port = await server.start()
     try:
         assert await asyncio.to_thread(rpc.topology, f"127.0.0.1:{port}") == (seen, spec)

@@ -1,0 +1,254 @@
+"""What an operator sees while a cluster becomes another one, on a fake cluster: drains, refusals, the way back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from orchestrator.config import dumps
+from orchestrator.controller.course import Course, made_of
+from orchestrator.core.errors import ConfigError, WorkerStartFailed
+from orchestrator.core.spec import ClusterSpec, ModelSpec, PoolSpec, Role, RolloutSpec
+from orchestrator.core.types import WorkerState
+from tests.controller.conftest import DECODE, GATEWAY, PREFILL, Bench, spec_of
+from tests.controller.fake_cluster import FakeCluster, slot_of
+
+Start = Callable[..., Bench]
+GATE = 10.0
+
+
+def changed(spec: ClusterSpec, *roles: Role, **engine: Any) -> ClusterSpec:
+    """With other engine arguments in these pools, or in all."""
+    model = spec.models[0]
+    pools = {
+        role: replace(pool, engine=engine) if role in (roles or model.pools) else pool
+        for role, pool in model.pools.items()
+    }
+    return replace(spec, models=(replace(model, pools=pools),))
+
+
+def sized(spec: ClusterSpec, **replicas: int) -> ClusterSpec:
+    model = spec.models[0]
+    pools = {
+        role: replace(pool, replicas=replicas.get(role.value, pool.replicas)) for role, pool in model.pools.items()
+    }
+    return replace(spec, models=(replace(model, pools=pools),))
+
+
+def orders(bench: Bench, *steps: str) -> list[str]:
+    return [f"{step} {slot_of(name)}" for step, name in bench.cluster.journal if step in (steps or ("create", "drain"))]
+
+
+async def at_rest(bench: Bench) -> None:
+    """All is ready, and has been for long."""
+    await bench.ready()
+    bench.now += 10 * GATE
+
+
+async def through(bench: Bench, state: str = "done") -> None:
+    """Lets time pass until the upgrade has come to this end."""
+    for _ in range(200):
+        await bench.settle()
+        if bench.status.rollout.state == state:
+            return
+        bench.later(GATE / 4)
+    raise AssertionError(bench.status)
+
+
+async def test_a_changed_pool_is_replaced_behind_a_spare_and_the_other_is_left_alone(start: Start) -> None:
+    bench = start()
+    await at_rest(bench)
+    bench.cluster.journal.clear()
+    bench.controller.upgrade(changed(bench.spec, Role.DECODE, max_num_seqs=7))
+    await bench.settle()
+    assert bench.status.rollout.state == "rolling"
+    await through(bench)
+    assert orders(bench) == [
+        "create m-decode-spare-0",
+        "drain m-decode-0",
+        "create m-decode-0",
+        "drain m-decode-spare-0",
+    ]
+    assert bench.cluster.actor(DECODE).order.engine == {"max_num_seqs": 7}  # type: ignore[union-attr]
+    assert bench.worker(PREFILL).epoch == 1
+    assert (bench.status.rollout.done, bench.status.rollout.total, bench.status.ready) == (2, 2, True)
+    assert {slot_of(name) for name in bench.cluster.actors} == {PREFILL, DECODE, GATEWAY}
+
+
+async def test_nothing_goes_while_a_spare_comes_up_or_has_not_proven_itself(start: Start) -> None:
+    cluster = FakeCluster()
+    gate = cluster.freeze("start", "m-prefill-spare-0")
+    bench = start(cluster=cluster)
+    await at_rest(bench)
+    bench.controller.upgrade(changed(bench.spec, max_num_seqs=7))
+    await gate.reached.wait()
+    bench.later(5 * GATE)
+    await bench.settle()
+    assert bench.worker("m-prefill-spare-0").state == "starting"
+    gate.open()
+    await bench.until(lambda: bench.worker("m-prefill-spare-0").state == "ready")
+    bench.later(GATE - 1)
+    await bench.settle()
+    assert orders(bench, "drain") == []
+    bench.later(1)
+    await bench.until(lambda: orders(bench, "drain"))
+    assert orders(bench, "drain") == ["drain m-prefill-0"]
+    await through(bench)
+
+
+async def test_one_that_drains_is_told_until_it_is_gone_so_that_gateways_keep_its_sessions(start: Start) -> None:
+    bench = start(spec_of(replicas=2))
+    await at_rest(bench)
+    gate = bench.cluster.freeze("drain", "m-decode-1")
+    bench.controller.upgrade(sized(bench.spec, decode=1))
+    await gate.reached.wait()
+    await bench.settle()
+    assert bench.worker("m-decode-1").state == "draining"
+    assert bench.worker("m-decode-1").address
+    assert bench.cluster.actor("m-decode-1").drained_for == bench.spec.controller.drain_timeout
+    gate.open()
+    await through(bench)
+    with pytest.raises(ValueError, match="not enough values"):
+        bench.worker("m-decode-1")
+
+
+async def test_more_replicas_and_models_come_and_others_go(start: Start) -> None:
+    bench = start(sized(spec_of(), decode=2))
+    await at_rest(bench)
+    more = sized(bench.spec, prefill=3, decode=1)
+    other = ModelSpec("n", "none", {Role.SERVE: PoolSpec(Role.SERVE)})
+    bench.controller.upgrade(replace(more, models=(*more.models, other)))
+    await through(bench)
+    there = {slot_of(name) for name in bench.cluster.actors}
+    assert there == {"m-prefill-0", "m-prefill-1", "m-prefill-2", DECODE, "n-serve-0", GATEWAY}
+    bench.controller.upgrade(replace(more, models=(other,)))
+    await through(bench)
+    assert {slot_of(name) for name in bench.cluster.actors} == {"n-serve-0", GATEWAY}
+    assert [model.name for model in bench.status.models] == ["n"]
+
+
+async def test_a_new_replica_that_fails_twice_has_the_old_ones_back_with_the_reason(start: Start) -> None:
+    bench = start(spec_of(replicas=2))
+    await at_rest(bench)
+    bench.cluster.start_errors["m-prefill-spare-0"] = WorkerStartFailed("no such argument")
+    turns: list[str] = []
+    bench.controller._turned = lambda: turns.append(dumps(bench.controller.spec))
+    bad = changed(bench.spec, max_num_seqs=-1)
+    bench.controller.upgrade(bad)
+    await through(bench, "rolled back")
+    assert "m-prefill-spare-0 failed 2 times: no such argument" in bench.status.rollout.detail
+    assert orders(bench, "drain") == []
+    assert bench.controller.spec == bench.spec
+    assert turns == [dumps(bad), dumps(bench.spec), dumps(bench.spec)]
+
+
+async def test_one_that_dies_before_it_has_proven_itself_turns_all_back_also_what_was_replaced(start: Start) -> None:
+    bench = start(spec_of(replicas=2))
+    await at_rest(bench)
+    bench.controller.upgrade(changed(bench.spec, Role.DECODE, max_num_seqs=7))
+    for _ in range(100):
+        await bench.settle()
+        bench.later(GATE / 4)
+        if orders(bench).count("create m-decode-0") == 2 and bench.state("m-decode-0") is WorkerState.READY:
+            break
+    bench.cluster.actor("m-decode-0").die()
+    await through(bench, "rolled back")
+    assert "m-decode-0 was lost within 10 s" in bench.status.rollout.detail
+    workers = [actor.order for name, actor in bench.cluster.actors.items() if "decode" in name]
+    assert [order.engine for order in workers] == [{}, {}]  # type: ignore[union-attr]
+    assert bench.status.ready
+
+
+async def test_where_no_spare_finds_room_a_replica_is_missing_and_of_one_nothing_is_done(start: Start) -> None:
+    bench = start(spec_of(replicas=2), FakeCluster(capacity=4))
+    await at_rest(bench)
+    bench.controller.upgrade(changed(bench.spec, Role.DECODE, max_num_seqs=7))
+    await through(bench)
+    assert "no room for a spare of m decode: a replica is missing instead" in bench.status.rollout.detail
+
+    lone = start(spec_of(), FakeCluster(capacity=2))
+    await at_rest(lone)
+    lone.controller.upgrade(changed(lone.spec, Role.DECODE, max_num_seqs=7))
+    await through(lone, "rolled back")
+    assert "there is no room for m-decode-spare-0, and its pool has one replica" in lone.status.rollout.detail
+    assert orders(lone, "drain") == []
+    lone.controller.upgrade(changed(lone.spec, Role.DECODE, max_num_seqs=7), makes_room=True)
+    await through(lone)
+    assert orders(lone, "drain") == ["drain m-decode-0"]
+
+
+async def test_a_controller_that_comes_later_goes_on_with_what_it_finds(start: Start) -> None:
+    """The course follows from what there is: one that starts with a previous specification can still go back to it."""
+    bench = start()
+    await at_rest(bench)
+    course = Course(
+        replace(bench.controller._assigner, spec=changed(bench.spec, Role.DECODE, max_num_seqs=7)), bench.spec
+    )
+    step = course.step(bench.controller.observed.actors, bench.now)
+    assert [slot.slot_id for slot in step.slots][-1] == "m-decode-spare-0"
+    assert course.progress.phase == "rolling"
+
+
+async def test_a_gateway_that_cant_take_the_specification_turns_it_back(start: Start) -> None:
+    bench = start()
+    await at_rest(bench)
+    new = changed(bench.spec, Role.DECODE, max_num_seqs=7)
+    gateway = bench.cluster.actor(GATEWAY)
+    gateway.word = replace(gateway.word, refuses=made_of(new), detail="no such chat template")
+    bench.controller.upgrade(new)
+    await bench.until(lambda: bench.status.rollout.state == "rolling back")
+    assert bench.status.rollout.detail == "gateway-0: no such chat template"
+    gateway.word = replace(gateway.word, serves="another", refuses="")
+    bench.later(10 * GATE)
+    await bench.settle()
+    assert bench.status.rollout.state == "rolling back"
+    gateway.word = replace(gateway.word, serves=made_of(bench.spec))
+    await through(bench, "rolled back")
+
+
+async def test_two_upgrades_at_once_are_one_too_many(start: Start) -> None:
+    bench = start()
+    await at_rest(bench)
+    bench.controller.upgrade(changed(bench.spec, max_num_seqs=7))
+    with pytest.raises(ConfigError, match="an upgrade is rolling"):
+        bench.controller.upgrade(changed(bench.spec, max_num_seqs=8))
+    await through(bench)
+
+
+@pytest.mark.parametrize(
+    ("section", "change", "key"),
+    [
+        ("gateway", {"processes": 2}, "gateway.processes"),
+        ("gateway", {"max_body_bytes": 7}, "gateway.max_body_bytes"),
+        ("telemetry", {"log_level": "debug"}, "telemetry.log_level"),
+        ("controller", {"listen": replace(spec_of().controller.listen, port=1)}, "controller.listen"),
+    ],
+)
+async def test_what_only_a_start_can_change_is_refused_by_its_key(
+    start: Start, section: str, change: dict[str, Any], key: str
+) -> None:
+    bench = start()
+    await at_rest(bench)
+    other = replace(bench.spec, **{section: replace(getattr(bench.spec, section), **change)})
+    with pytest.raises(ConfigError, match="can't be changed while the cluster runs") as raised:
+        bench.controller.upgrade(other)
+    assert raised.value.where == key
+    source = replace(bench.spec, models=(replace(bench.spec.models[0], source="other"),))
+    with pytest.raises(ConfigError, match="can't become another model"):
+        bench.controller.upgrade(source)
+    assert bench.status.rollout.state == ""
+
+
+async def test_the_controllers_own_patience_is_changed_at_once(start: Start) -> None:
+    bench = start()
+    await at_rest(bench)
+    control = replace(bench.spec.controller, drain_timeout=3.0, rollout=RolloutSpec(0, 1, 0.0))
+    bench.controller.upgrade(replace(sized(bench.spec, decode=2), controller=control))
+    await through(bench)
+    bench.controller.upgrade(replace(bench.spec, controller=control))
+    gone = bench.cluster.actor("m-decode-1")
+    await through(bench)
+    assert gone.drained_for == 3.0
