@@ -7,7 +7,7 @@ import sys
 
 from rich.console import Console
 
-from orchestrator.cli import rpc, run_folder, terminal
+from orchestrator.cli import attach, rpc, run_folder, terminal
 from orchestrator.cli.exits import Exit
 from orchestrator.cli.turn import Answer, Wish, ask, message
 from orchestrator.core.errors import ClusterUnreachable, ConfigError, NotReady, SegueError
@@ -18,7 +18,7 @@ _HELP = "Ask something. /reset forgets the conversation; Ctrl-D leaves, Ctrl-C s
 
 def run(args: argparse.Namespace) -> Exit:
     """Exit 0, 3 when the cluster is not running or has no ready worker."""
-    address = args.address or _address(args.name)
+    address = _address(args.address, args.name)
     wish = Wish(args.model or _only_model(address), args.max_tokens, args.temperature)
     conversation = [message("system", args.system)] if args.system else []
     prompt = args.prompt
@@ -33,7 +33,9 @@ def run(args: argparse.Namespace) -> Exit:
     return Exit.OK
 
 
-def _address(name: str | None) -> str:
+def _address(address: str | None, name: str | None) -> str:
+    if address:
+        return attach.gateway_on(address, name)[1] if name else address
     _, record = run_folder.find(name)
     if not record.grpc:
         hint = "segue status --watch shows when it is ready"

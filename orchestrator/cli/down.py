@@ -7,9 +7,8 @@ import os
 import signal
 import time
 
-from orchestrator.cli import guard, rpc, run_folder, terminal
+from orchestrator.cli import attach, guard, rpc, run_folder, terminal
 from orchestrator.cli.exits import Exit
-from orchestrator.cli.ground import RayThatIsThere
 from orchestrator.cli.progress import Progress
 from orchestrator.cli.run_folder import RunFolder, RunRecord
 from orchestrator.core.errors import ClusterUnreachable, ConfigError, DeadlineExceeded, SegueError
@@ -46,15 +45,10 @@ def _from_ray(address: str, name: str | None, progress: Progress) -> Exit:
     """A cluster whose owner is gone lives on in a Ray that wasn't the owner's."""
     if not name:
         raise ConfigError("it has to be known which cluster", where="--address", hint="add --name NAME")
-    ground = RayThatIsThere(address)
-    ground.start(None)
-    try:
-        with progress.live():
-            progress.running(f"cluster {name}", "finishing running requests")
-            ground.stop_controller(name, ControllerSpec().drain_timeout)
-            progress.done(f"cluster {name}", "stopped")
-    finally:
-        ground.stop()
+    with attach.joined(address) as ground, progress.live():
+        progress.running(f"cluster {name}", "finishing running requests")
+        ground.stop_controller(name, ControllerSpec().drain_timeout)
+        progress.done(f"cluster {name}", "stopped")
     return Exit.OK
 
 

@@ -29,6 +29,7 @@ def until_ready(address: str, spec: ClusterSpec, logs: Path, progress: Progress,
     """Shows the stages of workers and gateways; returns a gateway that serves, once the cluster is ready.
 
     Of several gateway processes one is enough: the others share its ports, and take connections once they can serve.
+    None where the cluster is to have no gateway.
 
     Raises WorkerStartFailed, after start_timeout at the latest.
     """
@@ -44,14 +45,14 @@ def until_ready(address: str, spec: ClusterSpec, logs: Path, progress: Progress,
                 _show(status, progress)
                 failures.note(status)
                 gateway = serving(status)
-                if status.ready and gateway:
+                if status.ready and (gateway or not spec.gateway.processes):
                     return gateway
         except (ClusterUnreachable, DeadlineExceeded):
             time.sleep(min(_RECONNECT_SECONDS, max(left, 0)))
 
 
-def changes(address: str, progress: Progress, each: Callable[[], None]) -> None:
-    """Goes on for ever: one line for each worker or gateway that is lost or comes back."""
+def changes(address: str, progress: Progress, each: Callable[[], None], is_gone: Callable[[], bool]) -> None:
+    """One line for each worker or gateway that is lost or comes back; returns once somebody took the cluster down."""
     reachable = True
     while True:
         try:
@@ -64,6 +65,8 @@ def changes(address: str, progress: Progress, each: Callable[[], None]) -> None:
         except DeadlineExceeded:
             continue
         except ClusterUnreachable:
+            if is_gone():
+                return
             if reachable:
                 progress.failed("controller", "does not answer; gateways go on with the fleet they know")
             reachable = False

@@ -56,7 +56,8 @@ def owner_command(spec: ClusterSpec, config_path: Path, ray_address: str | None)
     """``segue up`` again, for the process that will own the cluster."""
     record = ["--record", spec.gateway.record] if spec.gateway.record else []
     there = ["--address", ray_address] if ray_address else []
-    return [sys.executable, "-m", "orchestrator.cli.main", "up", str(config_path), *record, *there]
+    bare = [] if spec.gateway.processes else ["--no-gateways"]
+    return [sys.executable, "-m", "orchestrator.cli.main", "up", str(config_path), *record, *there, *bare]
 
 
 def require_place(spec: ClusterSpec) -> None:

@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import Protocol
 
-from orchestrator.core.errors import ClusterUnreachable, SegueError
+from orchestrator.core.errors import ClusterUnreachable, NameTaken, SegueError
 from orchestrator.core.planning.hosts import Topology
 from orchestrator.core.spec import ClusterSpec
 
@@ -38,6 +38,12 @@ class Ground(Protocol):
 
     def require_name(self, name: str) -> None:
         """Raises NameTaken where a cluster has that name already."""
+
+    def controller(self, name: str) -> str:
+        """host:port of the controller of a cluster that runs here; empty if none of that name does."""
+
+    def is_gone(self, name: str) -> bool:
+        """Whether nothing is left of the cluster of that name."""
 
     def start_controller(self, spec: ClusterSpec, log_dir: str) -> str:
         """Returns host:port of the controller's gRPC side."""
@@ -67,6 +73,19 @@ class _Ray:
         from orchestrator.controller import ray_cluster
 
         return ray_cluster.controller_address(name)
+
+    def is_gone(self, name: str) -> bool:
+        try:
+            self.require_name(name)
+        except NameTaken:
+            return False
+        return True
+
+    def clusters(self) -> list[str]:
+        """The names of all that run here."""
+        from orchestrator.controller import ray_cluster
+
+        return ray_cluster.clusters()
 
     def start_controller(self, spec: ClusterSpec, log_dir: str) -> str:
         from orchestrator.controller import ray_cluster

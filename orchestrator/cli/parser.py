@@ -20,7 +20,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for add in (_up, _plan, _down, _status, _chat, _config, _logs, _explain, _replay, _sim):
+    for add in (_up, _gateway, _plan, _down, _status, _chat, _config, _logs, _explain, _replay, _sim):
         add(commands)
     return parser
 
@@ -43,6 +43,12 @@ def _command(commands: _Commands[argparse.ArgumentParser], name: str, text: str)
     return parser
 
 
+def _on_ray(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--name", help="the cluster's name; not needed while one runs on this machine")
+    address = "a gateway's gRPC address; with --name a Ray's (HOST:PORT, or auto) on which the cluster is"
+    parser.add_argument("--address", metavar="ADDRESS", type=_said, help=address)
+
+
 def _which_cluster(parser: argparse.ArgumentParser, *, remote: bool = False) -> argparse._MutuallyExclusiveGroup:
     group = parser.add_mutually_exclusive_group()
     group.add_argument("--name", help="the cluster's name; not needed while one runs on this machine")
@@ -56,10 +62,27 @@ def _up(commands: _Commands[argparse.ArgumentParser]) -> None:
     parser.add_argument("config", metavar="CONFIG", help="the cluster's YAML file")
     parser.add_argument("--detach", action="store_true", help="return once it is ready and leave it running")
     there = "of a Ray that is there (HOST:PORT, or auto), to come onto it; without it: a Ray of its own"
-    parser.add_argument("--address", metavar="ADDRESS", type=_said, help=there)
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--address", metavar="ADDRESS", type=_said, help=there)
+    attach = "onto the Ray whose job or node this is; the cluster ends with this command, however that ends"
+    where.add_argument("--attach", action="store_true", help=attach)
+    keep = "on a Ray that is there: leave the cluster running; with --detach, return once it is ready"
+    parser.add_argument("--keep", action="store_true", help=keep)
+    parser.add_argument("--no-gateways", action="store_true", help="workers only; see `segue gateway`")
     parser.add_argument("--record", metavar="FILE", help="write what routing sees and decides into a new file")
     parser.add_argument("--background", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--in-session", action="store_true", help=argparse.SUPPRESS)
+
+
+def _gateway(commands: _Commands[argparse.ArgumentParser]) -> None:
+    parser = _command(commands, "gateway", "run one gateway of a cluster that is up, until SIGTERM")
+    parser.add_argument("--controller", metavar="HOST:PORT", required=True, help="of the cluster, by which it is led")
+    parser.add_argument("--name", metavar="ID", help="unlike any other gateway's (default: host name and process id)")
+    parser.add_argument("--http", metavar="HOST:PORT", help="to listen on, instead of what the configuration says")
+    parser.add_argument("--grpc", metavar="HOST:PORT", help="to listen on, instead of what the configuration says")
+    linger = "seconds after SIGTERM in which it is not ready but still takes requests (default: %(default)g)"
+    parser.add_argument("--linger", metavar="SECONDS", type=_not_negative, default=5.0, help=linger)
+    parser.add_argument("--log-dir", metavar="DIR", help="write a log file there, instead of to this terminal")
 
 
 def _plan(commands: _Commands[argparse.ArgumentParser]) -> None:
@@ -88,14 +111,14 @@ def _down(commands: _Commands[argparse.ArgumentParser]) -> None:
 
 def _status(commands: _Commands[argparse.ArgumentParser]) -> None:
     parser = _command(commands, "status", "show models, pools, workers and their load")
-    _which_cluster(parser, remote=True)
+    _on_ray(parser)
     parser.add_argument("--json", action="store_true", help="for programs; with --watch one object a line")
     parser.add_argument("--watch", action="store_true", help="show it again after every change")
 
 
 def _chat(commands: _Commands[argparse.ArgumentParser]) -> None:
     parser = _command(commands, "chat", "talk to a model")
-    _which_cluster(parser, remote=True)
+    _on_ray(parser)
     parser.add_argument("prompt", metavar="PROMPT", nargs="?", help="ask this and exit; without it: a conversation")
     parser.add_argument("--model", help="not needed where one is served")
     parser.add_argument("--system", help="a system message")

@@ -22,11 +22,8 @@ class PortTaken(SegueError):  # noqa: N818  # named as its relatives in core.err
 
 def listeners(spec: ClusterSpec) -> dict[str, Endpoint]:
     """The cluster's fixed ports, by the configuration key that names them."""
-    named = {
-        "gateway.http": spec.gateway.http,
-        "gateway.grpc": spec.gateway.grpc,
-        "controller.listen": spec.controller.listen,
-    }
+    gateways = {"gateway.http": spec.gateway.http, "gateway.grpc": spec.gateway.grpc}
+    named = {**(gateways if spec.gateway.processes else {}), "controller.listen": spec.controller.listen}
     return {key: endpoint for key, endpoint in named.items() if endpoint.port}
 
 

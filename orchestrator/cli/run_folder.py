@@ -42,6 +42,13 @@ class RunRecord:
     ray_address: str = ""
     ray_folder: str = ""
     drain_seconds: float = 30.0
+    attached: bool = False  # what is on a Ray of others goes with its owner, however that ends
+    ends_by: float = 0.0  # seconds since the epoch; 0 while it is not to end
+
+    @property
+    def outlived(self) -> bool:
+        """Whether a dead owner's cluster may go on, on a Ray of others, though it is to end."""
+        return bool(self.ray_address and not self.ray_folder and (self.attached or self.ends_by))
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.live import Live
 
-from orchestrator.cli import rpc, run_folder, terminal, view
+from orchestrator.cli import attach, rpc, run_folder, terminal, view
 from orchestrator.cli.exits import Exit
 from orchestrator.cli.run_folder import RunRecord
 from orchestrator.core.errors import ClusterUnreachable, DeadlineExceeded
@@ -38,15 +38,17 @@ class Target:
     """Where to ask: the gateway first, whose numbers are one engine step old, then the controller."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        self._args = args
+        there = attach.controller_on(args.address, args.name) if args.address and args.name else args.address
+        self._address: str | None = there
+        self._name: str | None = args.name
         self.record: RunRecord | None = None
         self.addresses()
 
     def addresses(self) -> list[str]:
         """Read anew each time: they appear during a start. Raises ClusterUnreachable when no cluster is up."""
-        if self._args.address:
-            return [self._args.address]
-        _, self.record = run_folder.find(self._args.name)
+        if self._address:
+            return [self._address]
+        _, self.record = run_folder.find(self._name)
         return [address for address in (self.record.grpc, self.record.controller) if address]
 
     def controller_away(self, status: Any) -> bool:
@@ -66,7 +68,7 @@ class Target:
     def explain(self) -> str:
         """Why nobody answers."""
         if self.record is None:
-            return f"no answer from {self._args.address}"
+            return f"no answer from {self._address}"
         if self.record.phase == "ready":
             return f"cluster {self.record.name} is up (process {self.record.pid}) but does not answer"
         return f"cluster {self.record.name} is {self.record.phase}"

@@ -6,12 +6,14 @@ import argparse
 import os
 import shutil
 import time
-from contextlib import redirect_stdout
+from contextlib import AbstractContextManager, redirect_stdout
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from orchestrator import config, models
-from orchestrator.cli import detach, follow, foreground, guard, ports, record, terminal, welcome
+from orchestrator.cli import attach, detach, follow, foreground, guard, ports, record, rpc, terminal, welcome
+from orchestrator.cli.attach import Stay
 from orchestrator.cli.config_check import summary
 from orchestrator.cli.exits import Exit, of_error
 from orchestrator.cli.footprint import Footprint, Swept, adopt_orphans
@@ -33,6 +35,12 @@ def run(args: argparse.Namespace) -> Exit:
     path = Path(args.config).absolute()
     if args.record:
         spec = record.into(spec, Path(args.record).absolute())
+    if args.no_gateways:
+        spec = replace(spec, gateway=replace(spec.gateway, processes=0))
+    stay = attach.stay_of(args)
+    if stay.apart:
+        there = RayThatIsThere(args.address or attach.HERE)
+        return Owner(spec, path, there, Progress(terminal.out()), background=False, stay=stay).run()
     if args.detach:
         return detach.run(spec, path, args.address)
     if not (args.background or args.in_session):
@@ -47,32 +55,46 @@ class Owner:
     """Brings the cluster up, keeps it, and takes it down again."""
 
     def __init__(
-        self, spec: ClusterSpec, config_path: Path, ground: Ground, progress: Progress, *, background: bool
+        self,
+        spec: ClusterSpec,
+        config_path: Path,
+        ground: Ground,
+        progress: Progress,
+        *,
+        background: bool,
+        stay: Stay | None = None,
     ) -> None:
         self._spec = spec
         self._config_path = config_path
         self._ground = ground
         self._progress = progress
         self._background = background
+        self._stay = stay or Stay()
+        self._stays = False
         self._folder = RunFolder.of(spec.name)
         self._footprint = Footprint(self._folder.footprint)
         self._interrupts = Interrupts()
         self._ray_folder: Path | None = None
         self._joined = False
         self._controller_asked = False
-        self._controller = ""
+        self._controller = self._ray_address = ""
 
     def run(self) -> Exit:
         with self._folder.claim():
             self._clean_up_after_a_dead_owner()
-            ports.require_free(self._spec)
+            if not self._stay.keep:
+                ports.require_free(self._spec)
             self._interrupts.install()
-            adopt_orphans()
+            if not self._stay.apart:
+                adopt_orphans()
             self._write_record()
             ray_log = (self._folder.logs / "ray.log").open("w", buffering=1)
             # In this process Ray prints what it thinks of actors that die; the progress says it in fewer words.
-            with ray_log, redirect_stdout(ray_log), guard.guarded(self._folder) as self._footprint.guard:
+            with ray_log, redirect_stdout(ray_log), self._guarded() as self._footprint.guard:
                 return self._life()
+
+    def _guarded(self) -> AbstractContextManager[int]:
+        return guard.guarded(self._folder, apart=self._stay.apart)
 
     def _life(self) -> Exit:
         code = Exit.INTERRUPTED
@@ -80,7 +102,8 @@ class Owner:
             with self._interrupts.raising():
                 self._start()
                 code = Exit.OK  # from here on an interrupt is how it is meant to end
-                follow.changes(self._controller, self._progress, self._footprint.sample)
+                if not self._stay.leave:
+                    self._follow()
         except Interrupted:
             self._progress.say("")  # the terminal has just written ^C
         except SegueError as error:
@@ -98,17 +121,52 @@ class Owner:
         with progress.live():
             self._prepare_models()
             self._start_ray()
-            self._ground.require_name(self._spec.name)
-            spec = self._plan()
-            progress.running("controller", "starting")
-            self._folder.update(phase="starting")
-            self._start_controller(spec)
-            progress.done("controller", self._controller)
+            spec = self._found() or self._started()
             self._folder.update(controller=self._controller)
             gateway = follow.until_ready(self._controller, spec, self._folder.logs, progress, self._footprint.sample)
-        self._folder.update(http=gateway.http, grpc=gateway.grpc)
-        welcome.show(progress, spec, self._folder, gateway, background=self._background)
+        if gateway is None:
+            welcome.bare(progress, spec, self._folder, self._controller, self._way_out())
+        else:
+            self._folder.update(http=gateway.http, grpc=gateway.grpc)
+            welcome.show(progress, spec, self._folder, gateway, self._way_out())
         self._folder.update(phase="ready")
+        self._stays = self._stay.keep
+
+    def _found(self) -> ClusterSpec | None:
+        """The cluster that an earlier command left to go on, if it is what is asked for. Raises NameTaken."""
+        address = self._ground.controller(self._spec.name) if self._stay.keep else ""
+        if not address:
+            return None
+        spec = self._plan()
+        if rpc.topology(address)[1] != spec:
+            what = f"a cluster named {spec.name!r} runs on this Ray, with another configuration"
+            raise NameTaken(what, where="cluster.name", hint="'segue down --address RAY --name NAME' stops it")
+        self._stays, self._controller = True, address
+        self._progress.done("controller", f"{address}, found running")
+        return spec
+
+    def _started(self) -> ClusterSpec:
+        self._ground.require_name(self._spec.name)
+        if self._stay.keep:
+            ports.require_free(self._spec)
+        spec = self._plan()
+        self._progress.running("controller", "starting")
+        self._folder.update(phase="starting")
+        self._start_controller(spec)
+        self._progress.done("controller", self._controller)
+        return spec
+
+    def _follow(self) -> None:
+        is_gone = partial(self._ground.is_gone, self._spec.name)
+        follow.changes(self._controller, self._progress, self._footprint.sample, is_gone)
+        self._progress.say("segue: somebody else took the cluster down")
+
+    def _way_out(self) -> str:
+        """What stops the cluster."""
+        down = f"segue down --name {self._spec.name}"
+        if self._stay.keep:
+            return f"{down} --address {self._ray_address}"
+        return down if self._background else "Ctrl-C"
 
     def _start_controller(self, spec: ClusterSpec) -> None:
         self._controller_asked = True
@@ -133,6 +191,7 @@ class Owner:
         self._joined = True
         self._interrupts.install()  # Ray has put in a handler of its own
         self._footprint.sample()
+        self._ray_address = address
         self._folder.update(ray_address=address)
         self._progress.done("ray", address)
 
@@ -143,7 +202,9 @@ class Owner:
 
     def _end(self) -> bool:
         """Takes down what is up, whatever state it is in; returns whether all went as it should."""
-        self._folder.update(phase="stopping")
+        if self._stays:
+            return self._leave()
+        self._folder.update(phase="stopping", ends_by=time.time() + self._spec.controller.drain_timeout)
         self._footprint.sample()
         drained = self._drain() if self._controller_asked else True
         self._progress.running("processes", "ending")
@@ -154,6 +215,13 @@ class Owner:
             shutil.rmtree(self._ray_folder, ignore_errors=True)
         self._folder.forget()
         return self._report(swept) and drained
+
+    def _leave(self) -> bool:
+        """What is up stays up."""
+        self._ground.stop()
+        self._folder.forget()
+        self._progress.say(f"segue: cluster {self._spec.name} goes on; {self._way_out()} stops it")
+        return True
 
     def _drain(self) -> bool:
         hint = "" if self._background else " (Ctrl-C again to hurry)"
@@ -192,6 +260,8 @@ class Owner:
         if record:
             self._progress.say(f"segue: process {record.pid} owned this cluster and died; cleaning up after it")
             self._report(guard.clean(self._folder, grace=0.0))
+        if self._stay.keep:
+            return  # logs there may be of a cluster that goes on
         previous = self._folder.path / "logs.previous"
         shutil.rmtree(previous, ignore_errors=True)
         self._folder.logs.rename(previous)
@@ -200,5 +270,12 @@ class Owner:
     def _write_record(self) -> None:
         drain = self._spec.controller.drain_timeout
         self._folder.write(
-            RunRecord(self._spec.name, os.getpid(), str(self._config_path), time.time(), drain_seconds=drain)
+            RunRecord(
+                self._spec.name,
+                os.getpid(),
+                str(self._config_path),
+                time.time(),
+                drain_seconds=drain,
+                attached=self._stay.attached,
+            )
         )

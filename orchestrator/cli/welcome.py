@@ -20,8 +20,18 @@ _QUESTION = "What is the capital of France?"
 _GATEWAY_SECONDS = 20.0
 
 
-def show(progress: Progress, spec: ClusterSpec, folder: RunFolder, gateway: Any, *, background: bool) -> None:
-    """Prints endpoints, a curl and one real completion. Raises what that completion raised."""
+def bare(progress: Progress, spec: ClusterSpec, folder: RunFolder, controller: str, end: str) -> None:
+    """Of a cluster without gateways of its own."""
+    progress.say("")
+    progress.say(Text.assemble(("Workers are up", "bold green"), f", after {progress.elapsed:.1f} s: {spec.name}"))
+    progress.say(f"  controller    {controller}")
+    progress.say(f"  logs          {folder.logs}")
+    progress.say("")
+    progress.say(Text.assemble((f"Start a gateway: segue gateway --controller {controller}    Stop it: {end}", "dim")))
+
+
+def show(progress: Progress, spec: ClusterSpec, folder: RunFolder, gateway: Any, end: str) -> None:
+    """Prints endpoints, a curl, one real completion and ``end``, which stops it. Raises what that completion raised."""
     model = _talkative(gateway.grpc, spec)
     progress.say("")
     progress.say(Text.assemble(("Segue is up", "bold green"), f", after {progress.elapsed:.1f} s: cluster {spec.name}"))
@@ -34,7 +44,6 @@ def show(progress: Progress, spec: ClusterSpec, folder: RunFolder, gateway: Any,
         progress.say("")
         _first_completion(progress, gateway.grpc, model)
     progress.say("")
-    end = f"segue down --name {spec.name}" if background else "Ctrl-C"
     progress.say(
         Text.assemble((f"Talk to it: segue chat    Look at it: segue status --watch    Stop it: {end}", "dim"))
     )

@@ -12,12 +12,18 @@ from orchestrator.config.codec import dumps, loads
 from orchestrator.config.cursor import Cursor
 from orchestrator.config.defaults import effective_engine_args
 from orchestrator.config.document import Document, read
+from orchestrator.config.endpoints import endpoint
 from orchestrator.config.parse import parse_document
 from orchestrator.config.planning import closed
 from orchestrator.core.errors import ConfigError
-from orchestrator.core.spec import ClusterSpec
+from orchestrator.core.spec import ClusterSpec, Endpoint
 
-__all__ = ["closed", "dumps", "effective_engine_args", "load", "loads", "parse"]
+__all__ = ["closed", "dumps", "effective_engine_args", "endpoint_of", "load", "loads", "parse"]
+
+
+def endpoint_of(text: str, where: str) -> Endpoint:
+    """HOST:PORT from elsewhere than a file, such as the command line. Raises ConfigError that names ``where``."""
+    return endpoint(Cursor(Document(text, where)))
 
 
 def load(path: str | Path) -> ClusterSpec:

@@ -76,8 +76,8 @@ def _gateway(cursor: Cursor) -> GatewaySpec:
     times = ("queue_seconds", "silence_seconds")
     fields = cursor.fields("http", "grpc", "processes", "max_body_bytes", *times, "admission")
     values: dict[str, Any] = {name: endpoint(fields[name]) for name in ("http", "grpc") if name in fields}
-    counts = (("processes", MOST_PROCESSES), ("max_body_bytes", None))
-    values |= {name: fields[name].integer(1, most) for name, most in counts if name in fields}
+    counts = (("processes", 0, MOST_PROCESSES), ("max_body_bytes", 1, None))
+    values |= {name: fields[name].integer(least, most) for name, least, most in counts if name in fields}
     values |= {name: fields[name].seconds(zero=name == "queue_seconds") for name in times if name in fields}
     if values.get("silence_seconds", LEAST_SILENCE) < LEAST_SILENCE:
         raise fields["silence_seconds"].wrong(f"{LEAST_SILENCE:g} seconds or more")

@@ -221,6 +221,14 @@ def _taken(name: str) -> NameTaken:
     return NameTaken(f"a cluster named {name!r} runs on this Ray already", where="cluster.name", hint=hint)
 
 
+def clusters() -> list[str]:
+    """The names of the clusters that have a controller here, in order."""
+    prefix = _controller_name("")
+    rows = list_named_actors(all_namespaces=True)
+    found = [row["name"] for row in rows if row["namespace"] == NAMESPACE and row["name"].startswith(prefix)]
+    return sorted(name.removeprefix(prefix) for name in found)
+
+
 def controller_address(name: str) -> str:
     """host:port of the fleet watch of the cluster of that name; empty where there is no such cluster.
 

@@ -47,9 +47,10 @@ def pool_ready(told: Iterable[SlotReport], model: str, role: Role) -> bool:
 
 
 def cluster_ready(spec: ClusterSpec, told: tuple[SlotReport, ...]) -> bool:
-    """Whether every pool of every model has a ready worker and a gateway serves."""
+    """Whether every pool of every model has a ready worker, and a gateway serves if the cluster is to have any."""
     pools = all(pool_ready(told, model.name, role) for model in spec.models for role in model.pools)
-    return pools and any(_ready(report) for report in told if report.slot.kind is Kind.GATEWAY)
+    gateways = any(_ready(report) for report in told if report.slot.kind is Kind.GATEWAY)
+    return pools and (gateways or not spec.gateway.processes)
 
 
 def _ready(report: SlotReport) -> bool:

@@ -175,9 +175,9 @@ class AdmissionSpec:
 class GatewaySpec:
     """Where clients come in.
 
-    ``processes`` share the ports by SO_REUSEPORT; ``queue_seconds`` bounds a request's wait for a worker,
-    ``silence_seconds`` how long a worker may say nothing before its requests go on elsewhere. ``record`` is the file
-    that ``segue up --record`` names, no part of what people write.
+    ``processes`` share the ports by SO_REUSEPORT; with 0 all gateways are others' to start. ``queue_seconds`` bounds a
+    request's wait for a worker, ``silence_seconds`` how long a worker may say nothing before its requests go on
+    elsewhere. ``record`` is the file that ``segue up --record`` names, no part of what people write.
     """
 
     http: Endpoint = Endpoint("127.0.0.1", 8000)

@@ -54,6 +54,7 @@ class Gateway:
         self.spec = spec
         self.metrics = GatewayMetrics(gateway_id)
         self.draining = False
+        self.leaving = False  # serves as ever, and whoever asks whether it is ready is sent elsewhere
         self._id = gateway_id
         seed = secrets.randbits(63) if seed is None else seed
         self._journal = Journal(self._recorder(record, epoch, seed) if record else None)
@@ -198,7 +199,7 @@ class Gateway:
 
     def not_ready(self) -> list[str]:
         missing = [line for model in self.spec.models for line in self._missing(model, model.pools)]
-        return ["this gateway is draining", *missing] if self.draining else missing
+        return ["this gateway is draining", *missing] if self.draining or self.leaving else missing
 
     def behind(self) -> bool:
         ready = {

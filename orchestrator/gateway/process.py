@@ -8,19 +8,19 @@ import os
 import socket
 import threading
 import traceback
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import grpc.aio
 import uvicorn
 import uvloop
 
-from orchestrator.config import loads
-from orchestrator.core.errors import SegueError
+from orchestrator.core.errors import ClusterUnreachable, SegueError
 from orchestrator.core.spec import ClusterSpec, Endpoint
 from orchestrator.core.terms import Terms
 from orchestrator.core.types import ActorSnapshot, GatewayAssignment, WorkerState
 from orchestrator.gateway.turn import Turn
-from orchestrator.proto import fleet_pb2, fleet_pb2_grpc
+from orchestrator.gateway.watch import first_spec
 from orchestrator.telemetry import foreign, logs, tracing
 from orchestrator.telemetry.output import write_output_to
 from orchestrator.telemetry.redact import Words
@@ -35,14 +35,20 @@ log = logs.events("gateway")
 
 
 class GatewayProcess:
-    """What the controller starts; docs/architecture.md tells what the five methods of an actor are for."""
+    """What the controller starts; docs/architecture.md tells what the five methods of an actor are for.
 
-    def __init__(self, assignment: GatewayAssignment) -> None:
+    Args:
+        outside: how this one is different where somebody else starts it.
+    """
+
+    def __init__(self, assignment: GatewayAssignment, outside: Outside | None = None) -> None:
         self._assignment = assignment
         self._terms = Terms(assignment.gateway_id)
+        self._outside = outside
         self._state = WorkerState.STARTING
         self._stage = "starting process"
         self._detail = ""
+        self._broke: BaseException | None = None
         self._http = self._grpc = ""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping: asyncio.Event | None = None
@@ -62,6 +68,8 @@ class GatewayProcess:
         if self._thread.ident is None:
             self._thread.start()
         await self._wait(self._up)
+        if isinstance(self._broke, ClusterUnreachable):
+            raise self._broke
         if self._state is WorkerState.FAILED:
             raise SegueError(self._detail, where=self._assignment.gateway_id, hint="see its log")
 
@@ -77,13 +85,14 @@ class GatewayProcess:
             version=self._assignment.version,
         )
 
-    async def drain(self, seconds: float, term: int | None = None) -> None:
-        """Takes nothing new; returns once nothing is under way, or after ``seconds``."""
+    async def drain(self, seconds: float, term: int | None = None) -> bool:
+        """Takes nothing new; returns once nothing is under way, or after ``seconds`` and then False."""
         self._terms.heed(term)
         self._state = WorkerState.DRAINING
         if self._serving is not None and self._loop is not None:
             future = asyncio.run_coroutine_threadsafe(self._serving.gateway.drain(seconds), self._loop)
-            await asyncio.wrap_future(future)
+            return await asyncio.wrap_future(future)
+        return True
 
     async def stop(self, term: int | None = None) -> None:
         """Closes both edges and all sessions."""
@@ -102,6 +111,16 @@ class GatewayProcess:
             self._waits[event] = asyncio.ensure_future(asyncio.to_thread(event.wait))
         await asyncio.shield(self._waits[event])
 
+    def leave(self) -> None:
+        """Says that it is not ready, and serves all the same, until those who send requests have noticed."""
+        if self._serving is not None:
+            self._serving.gateway.leaving = True
+
+    @property
+    def drain_timeout(self) -> float:
+        """Seconds, by the configuration; 0 before it is known."""
+        return self._serving.drain_timeout if self._serving is not None else 0.0
+
     # ---- on the gateway's own thread
 
     def _main(self) -> None:
@@ -111,7 +130,8 @@ class GatewayProcess:
             uvloop.run(self._serve())
         except Exception as error:
             traceback.print_exc()
-            self._state, self._detail = WorkerState.FAILED, str(_cause(error))
+            self._broke = _cause(error)
+            self._state, self._detail = WorkerState.FAILED, str(self._broke)
         finally:
             self._up.set()
             self._closed.set()
@@ -119,7 +139,10 @@ class GatewayProcess:
     async def _serve(self) -> None:
         self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
         self._stage = "waiting for the controller"
-        spec = await _first_spec(self._assignment)
+        patience = self._outside.patience if self._outside else FIRST_SNAPSHOT_SECONDS
+        spec = await first_spec(self._assignment.controller, self._assignment.gateway_id, patience)
+        if self._outside:
+            spec = self._outside.applied(spec)
         logs.setup(spec.telemetry.log_level)
         tracing.init("segue-gateway", spec.telemetry.otlp_endpoint, {"segue.gateway": self._assignment.gateway_id})
         self._stage = "importing vLLM"
@@ -158,6 +181,21 @@ class GatewayProcess:
         await turn.passes()
 
 
+@dataclass(frozen=True, slots=True)
+class Outside:
+    """A gateway with ports of its own. Where it listens instead of where the configuration says, and how long it
+    waits for a controller (seconds)."""
+
+    http: Endpoint | None = None
+    grpc: Endpoint | None = None
+    patience: float = FIRST_SNAPSHOT_SECONDS
+
+    def applied(self, spec: ClusterSpec) -> ClusterSpec:
+        gateway = spec.gateway
+        http, rpc = self.http or gateway.http, self.grpc or gateway.grpc
+        return replace(spec, gateway=replace(gateway, processes=1, http=http, grpc=rpc))
+
+
 class Serving:
     """A gateway and its two edges. ``turn`` says when to listen, where other processes have the same ports."""
 
@@ -166,6 +204,7 @@ class Serving:
         from orchestrator.gateway.rpc import server_options
 
         self._spec = spec
+        self.drain_timeout = spec.controller.drain_timeout
         self.gateway = Gateway(assignment.gateway_id, spec, record=assignment.record, epoch=assignment.epoch)
         several = spec.gateway.processes > 1 and assignment.log_dir
         self.turn = Turn(self.gateway, Path(assignment.log_dir) / LOCK_NAME if several else None)
@@ -220,18 +259,6 @@ class Serving:
             sock.close()
         self.turn.close()
         await self.gateway.close()
-
-
-async def _first_spec(assignment: GatewayAssignment) -> ClusterSpec:
-    async with asyncio.timeout(FIRST_SNAPSHOT_SECONDS):
-        async with grpc.aio.insecure_channel(assignment.controller) as channel:
-            call = fleet_pb2_grpc.FleetStub(channel).Watch(
-                fleet_pb2.FleetWatchRequest(watcher_id=assignment.gateway_id), wait_for_ready=True
-            )
-            async for snapshot in call:
-                if snapshot.spec_json:
-                    return loads(snapshot.spec_json)
-    raise SegueError("the controller sent no configuration", where=assignment.controller)
 
 
 def _cause(error: BaseException) -> BaseException:

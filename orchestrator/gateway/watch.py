@@ -7,6 +7,9 @@ from collections.abc import Callable
 
 import grpc.aio
 
+from orchestrator.config import loads
+from orchestrator.core.errors import ClusterUnreachable, SegueError
+from orchestrator.core.spec import ClusterSpec
 from orchestrator.proto import fleet_pb2, fleet_pb2_grpc
 from orchestrator.telemetry import logs
 
@@ -38,3 +41,23 @@ async def watch_fleet(controller: str, watcher_id: str, take: Callable[[fleet_pb
                     log.warning("controller away: serving the fleet last known", code=error.code().name)
                 lost = True
             await asyncio.sleep(RETRY_SECONDS)
+
+
+async def first_spec(controller: str, watcher_id: str, patience: float) -> ClusterSpec:
+    """The configuration, from a controller that may still be starting. Raises ClusterUnreachable after that many
+    seconds."""
+    try:
+        return await asyncio.wait_for(_told(controller, watcher_id), patience)
+    except TimeoutError:
+        raise ClusterUnreachable(f"no controller answers, for {patience:g} s", where=controller) from None
+
+
+async def _told(controller: str, watcher_id: str) -> ClusterSpec:
+    async with grpc.aio.insecure_channel(controller) as channel:
+        call = fleet_pb2_grpc.FleetStub(channel).Watch(
+            fleet_pb2.FleetWatchRequest(watcher_id=watcher_id), wait_for_ready=True
+        )
+        async for snapshot in call:
+            if snapshot.spec_json:
+                return loads(snapshot.spec_json)
+    raise SegueError("the controller sent no configuration", where=controller)

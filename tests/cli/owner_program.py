@@ -57,6 +57,12 @@ class FakeRay:
         if os.environ.get("SEGUE_TEST_TAKEN") == "before":
             raise NameTaken("the name is taken", where="cluster.name")
 
+    def controller(self, name: str) -> str:
+        return ""
+
+    def is_gone(self, name: str) -> bool:
+        return False
+
     def start_controller(self, spec: ClusterSpec, log_dir: str) -> str:
         if os.environ.get("SEGUE_TEST_TAKEN") == "meanwhile":
             raise NameTaken("the name is taken", where="cluster.name")

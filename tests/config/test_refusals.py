@@ -132,8 +132,11 @@ SECTIONS = {
     "a port past the last": ('gateway: {http: "a:65536"}', "with a port from 0 to 65535"),
     "a URL": ('gateway: {grpc: "http://a:80"}', 'gateway.grpc: found "http://a:80", allowed: "host:port"'),
     "an IPv6 address without brackets": ('gateway: {http: "::1:80"}', "an IPv6 address goes in brackets"),
-    "no process": ("gateway: {processes: 0}", "gateway.processes: found 0, allowed: a whole number from 1 to 1000"),
-    "processes past all reason": ("gateway: {processes: 1001}", "found 1001, allowed: a whole number from 1 to 1000"),
+    "less than no process": (
+        "gateway: {processes: -1}",
+        "found -1, allowed: a whole number from 0 to 1000",
+    ),
+    "processes past all reason": ("gateway: {processes: 1001}", "found 1001, allowed: a whole number from 0 to 1000"),
     "an IPv4 address that is none": (
         'gateway: {http: "256.1.1.1:8000"}',
         'gateway.http: found "256.1.1.1:8000", allowed: "host:port", such as "127.0.0.1:8000", with an IP address or a',

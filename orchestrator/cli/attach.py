@@ -1,0 +1,75 @@
+"""``segue up`` on a Ray that others started: how long a cluster stays there, and how to find one that does."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from orchestrator.cli import rpc
+from orchestrator.cli.ground import RayThatIsThere
+from orchestrator.core.errors import ClusterUnreachable, ConfigError, NotReady
+
+HERE = "auto"  # the Ray that RAY_ADDRESS names, as in a job of it, or whose node this is
+
+
+@dataclass(frozen=True, slots=True)
+class Stay:
+    """What becomes of a cluster when its ``segue up`` ends. Both False: it goes if it was asked to stop."""
+
+    attached: bool = False  # goes, however the command ends
+    keep: bool = False  # stays, once it was ready
+    leave: bool = False  # the command ends as soon as it is ready
+
+    @property
+    def apart(self) -> bool:
+        """Whether nothing of the cluster is below the command's own process."""
+        return self.attached or self.keep
+
+
+def stay_of(args: argparse.Namespace) -> Stay:
+    """What ``segue up`` was asked for. Raises ConfigError."""
+    if args.keep and not (args.attach or args.address):
+        what = "a Ray that ends with the command keeps nothing"
+        raise ConfigError(what, where="--keep", hint="with --attach or --address RAY")
+    if args.attach and args.detach and not args.keep:
+        what = "what is attached to a command that returns ends at once"
+        raise ConfigError(what, where="--detach", hint="add --keep")
+    return Stay(args.attach and not args.keep, args.keep, args.keep and args.detach)
+
+
+@contextmanager
+def joined(address: str) -> Iterator[RayThatIsThere]:
+    """A Ray for a question or an order. Raises ClusterUnreachable."""
+    ground = RayThatIsThere(address)
+    ground.start(None)
+    try:
+        yield ground
+    finally:
+        ground.stop()
+
+
+def controller_on(address: str, name: str | None) -> str:
+    """host:port of the controller of a cluster on that Ray: of that name, or of the only one.
+
+    Raises ClusterUnreachable where there is none, ConfigError where it has to be known which.
+    """
+    with joined(address) as ground:
+        names = [name] if name else ground.clusters()
+        if len(names) > 1:
+            raise ConfigError(f"several clusters are up: {', '.join(names)}", hint="choose one with --name")
+        found = ground.controller(names[0]) if names else ""
+    if not found:
+        what = f"no cluster {'named ' + repr(name) + ' ' if name else ''}runs on this Ray"
+        raise ClusterUnreachable(what, where=address, hint="start one with: segue up CONFIG --address RAY")
+    return found
+
+
+def gateway_on(address: str, name: str | None) -> tuple[str, str]:
+    """host:port of HTTP and gRPC of a gateway that serves a cluster on that Ray. Raises NotReady too."""
+    status = rpc.status(controller_on(address, name))
+    for gateway in status.gateways:
+        if gateway.state == "ready":
+            return gateway.http, gateway.grpc
+    raise NotReady(f"cluster {status.name} has no gateway of its own that is ready", hint="see segue status")
