@@ -22,7 +22,7 @@ NOT_RUNNING: dict[str, Any] = {
     "ready": False,
     "models": [],
     "gateways": [],
-    "controller": {"pid": 0, "epoch": 0, "address": "", "away": True},
+    "controller": {"pid": 0, "epoch": 0, "address": "", "term": 0, "away": True},
 }
 
 
@@ -50,6 +50,7 @@ def as_json(status: Any, *, away: bool) -> dict[str, Any]:
             "pid": status.controller.pid,
             "epoch": status.controller.epoch,
             "address": status.controller.address,
+            "term": status.controller.term,
             "away": away,
         },
     }

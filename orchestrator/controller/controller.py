@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
-from orchestrator.config import closed
+from orchestrator.config import closed, dumps
 from orchestrator.controller.assignments import Assigner
 from orchestrator.controller.course import Course, Progress
+from orchestrator.controller.finding import find
 from orchestrator.controller.placer import Patience, Placer
-from orchestrator.controller.ports import ClusterPort
+from orchestrator.controller.ports import ClusterPort, Memory
 from orchestrator.controller.roster import Bounds, Roster
-from orchestrator.core import reconcile
-from orchestrator.core.errors import ConfigError
+from orchestrator.core import adoption, reconcile
+from orchestrator.core.errors import ConfigError, StaleEpoch
 from orchestrator.core.rollout import Step
-from orchestrator.core.slots import Limits, Observed, Slot, SlotHistory
+from orchestrator.core.slots import Limits, Observed, Slot, SlotHistory, slots_of
 from orchestrator.core.spec import ClusterSpec
 from orchestrator.telemetry import logs
 from orchestrator.telemetry.redact import Words
@@ -23,6 +25,7 @@ from orchestrator.telemetry.redact import Words
 log = logs.events("controller")
 _TICK = 1.0  # seconds between looks when nothing happens
 _COALESCE = 0.02  # seconds in which changes of many actors become one look
+_REMEMBERING = 10.0  # seconds
 
 
 class Controller:
@@ -54,9 +57,15 @@ class Controller:
         self._clock = clock
         self._awake = asyncio.Event()
         self._placer = Placer(assigner.spec, cluster, patience)
+        self._bounds = bounds or Bounds()
         self._roster = Roster(
-            assigner.spec.name, cluster, self._placer.reserve, clock, self._awake.set, bounds or Bounds()
+            assigner.spec.name, cluster, self._placer.reserve, clock, self._awake.set, self._bounds, self._step_down
         )
+        self._cluster = cluster
+        self._term = 0
+        self._outdated: StaleEpoch | None = None
+        self._kept: Memory | None = None
+        self._memory = self._to_remember()
         self._epoch = 0
         self._histories: Mapping[str, SlotHistory] = {}
         self._drain_until: float | None = None
@@ -96,22 +105,74 @@ class Controller:
         self._limits = Limits.of(spec.controller)
         self._placer.respecify(spec)
         self._histories = self._course.forgiven(self._histories)
-        self._turned()
+        self._turn()
         self._awake.set()
+
+    def _turn(self) -> None:
+        self._memory = self._to_remember()
+        self._turned()
+
+    def _to_remember(self) -> Memory:
+        previous = dumps(self.previous) if self.previous is not None else ""
+        return Memory(dumps(self.spec), previous, listen=self._assigner.fleet_address)
 
     def look(self) -> None:
         """Has the loop look now rather than at its next tick."""
         self._awake.set()
 
+    async def take_over(self, term: int, epoch: int = 0) -> None:
+        """Puts all that there is of the cluster into the table, as it is, and publishes it; before ``run``.
+
+        ``term`` was claimed; ``epoch`` is the one that was remembered. Raises StaleEpoch.
+        """
+        self._term = term
+        found = await find(self._cluster, self._bounds.snapshot)
+        known = [*slots_of(self.spec), *(slots_of(self.previous) if self.previous is not None else ())]
+        adopted = adoption.adopt((sighting for sighting, _ in found), known, epoch, self._clock())
+        self._epoch, self._histories = adopted.epoch, adopted.histories
+        for seen, (sighting, actor) in zip(adopted.actors, found, strict=True):
+            log.info("adopt", actor=seen.slot.slot_id, epoch=seen.epoch, state=seen.state.value, leaving=seen.leaving)
+            self._roster.adopt(seen, actor, mute=sighting.word is None)
+        self._publish(self.observed, False)
+
     async def run(self) -> None:
-        """Returns once the cluster was shut down and nothing of it is left."""
+        """Returns once the cluster was shut down and nothing of it is left.
+
+        Raises StaleEpoch once there is a newer controller; then it has ended nothing, and gives no more orders.
+        """
         try:
-            wake_at = self._step()
+            wake_at: float | None = None
             while not self._ended.is_set():
+                if await self._number_the_next():
+                    wake_at = self._step()
                 await self._pause(wake_at)
-                wake_at = self._step()
         finally:
             await self._roster.close()
+
+    def _step_down(self, error: StaleEpoch) -> None:
+        self._outdated = self._outdated or error
+        self._awake.set()
+
+    async def _number_the_next(self) -> bool:
+        """What runs, and the number of the next plan that changes something, are remembered before they are acted on.
+
+        False where that can't be had now: then nothing may be changed.
+        """
+        if self._outdated is not None:
+            raise self._outdated
+        memory = replace(self._memory, epoch=self._epoch + 1)
+        if memory == self._kept:
+            return True
+        try:
+            async with asyncio.timeout(_REMEMBERING):
+                await self._cluster.remember(memory, self._term)
+        except StaleEpoch:
+            raise
+        except Exception as error:  # Ray's store is away: workers and gateways go on as they are
+            log.warning("not_remembered", error=error, epoch=memory.epoch)
+            return False
+        self._kept = memory
+        return True
 
     async def shutdown(self, drain_seconds: float) -> None:
         """Gateways, then workers, drain within the seconds, all in all; returns when nothing is left.
@@ -154,7 +215,7 @@ class Controller:
             if self._course.spec is not spec:
                 self._take_course()
             else:
-                self._turned()
+                self._turn()
 
     def _start(self, slot: Slot, epoch: int) -> None:
         log.info("start", actor=slot.slot_id, epoch=epoch)
@@ -167,6 +228,8 @@ class Controller:
         return max(0.0, self._drain_until - now)
 
     async def _pause(self, wake_at: float | None) -> None:
+        if self._ended.is_set():
+            return
         limit = _TICK if wake_at is None else min(_TICK, max(_COALESCE, wake_at - self._clock()))
         try:
             async with asyncio.timeout(limit):

@@ -122,7 +122,7 @@ class _Cluster(cluster_pb2_grpc.ClusterServicer):
 class FleetServer:
     """Serves a bulletin and what ``look`` sees, and hands on what is to be upgraded to.
 
-    ``listen`` may have port 0; ``start`` returns what it became.
+    ``listen`` may have port 0; ``bind`` returns what it became.
     """
 
     def __init__(self, listen: Endpoint, bulletin: Bulletin, spec_json: str, look: Look, upgrade: Upgrade) -> None:
@@ -134,20 +134,22 @@ class FleetServer:
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
 
-    async def start(self) -> int:
-        """Raises ConfigError if the address can't be had."""
+    def bind(self) -> int:
+        """Takes the address, but answers nothing yet. Raises ConfigError if it can't be had."""
         try:
-            port = self._server.add_insecure_port(str(self._listen))
+            return self._server.add_insecure_port(str(self._listen))
         except RuntimeError as error:
             raise ConfigError(
                 f"can't listen on {self._listen}",
                 where="controller.listen",
                 hint="another cluster may be running there: stop it, or choose another port",
             ) from error
+
+    async def start(self) -> None:
+        """Answers; what is asked before is answered then."""
         await self._server.start()
         for service in ("", "segue.v1.Cluster", "segue.internal.v1.Fleet"):
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
-        return port
 
     def respecify(self, spec_json: str) -> None:
         """Has watchers hear of another specification, with the next bulletin that is published."""

@@ -1,7 +1,8 @@
 """A cluster's actors and reservations in Ray, and the only place that names the worker and gateway actors' classes.
 
 Actors and placement groups are detached and named (``ports.actor_name``), in one Ray namespace: they outlive the
-controller, and another one can find them. Ray restarts none of them; that is the controller's to decide.
+controller, and another one can find them. Ray restarts none of them; that is the controller's to decide. The controller
+itself Ray does restart.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any, TypeVar
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayError, RayTaskError
 from ray.util import list_named_actors
 from ray.util.placement_group import (
     PlacementGroup,
@@ -42,6 +43,7 @@ _ANSWER = 10.0  # seconds for a running controller to answer
 _SHUTDOWN_MARGIN = 60.0  # seconds over the drain for stopping and removing
 _GONE = 20.0  # seconds until what was killed must be out of Ray's tables
 _POLL = (0.02, 1.0)  # first and longest pause between two looks at a placement group
+_AWAY = 0.5  # seconds between two looks for a controller that is restarting
 _LACKS = ("NO_RESOURCES", "INFEASIBLE")
 _FINISH = 30.0  # seconds for a call in a thread to end after its task was cancelled
 
@@ -127,6 +129,18 @@ class RayCluster:
     async def forget(self) -> None:
         await _in_thread(lambda: ray_memory.forget(self.name))
 
+    def restarted(self) -> bool:
+        """Whether this process stands in for one that Ray lost."""
+        return bool(ray.get_runtime_context().was_current_actor_reconstructed)
+
+    async def ages(self) -> list[float]:
+        """How many seconds ago each of the last terms was claimed."""
+        return await _in_thread(lambda: ray_memory.ages(self.name))
+
+    def resign(self) -> None:
+        """Ends this process, and has Ray not restart it."""
+        ray.kill(ray.get_runtime_context().current_actor, no_restart=True)
+
     async def _if_newest(self, act: Callable[[], T]) -> T:
         """Ray itself knows no terms: what only it carries out is held to ours here, just before."""
         held = self._claim
@@ -194,7 +208,9 @@ def start_controller(spec: ClusterSpec, log_dir: str, cluster: RayCluster | None
 
     require_name(spec.name)
     name = _controller_name(spec.name)
-    actor = _detached(ControllerActor, name, {"num_cpus": 0, "scheduling_strategy": _here()})
+    # Its constructor, which Ray runs again, has it take over what its predecessor left.
+    options = {"num_cpus": 0, "scheduling_strategy": _here(), "max_restarts": -1}
+    actor = _detached(ControllerActor, name, options)
     node_host = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
     try:
         handle = actor.remote(spec, log_dir, cluster or RayCluster(spec.name), node_host)
@@ -254,14 +270,28 @@ def stop_controller(name: str, drain_seconds: float) -> None:
         raise ClusterUnreachable(f"no cluster named {name!r} runs here", hint="'segue up CONFIG' starts one")
     if handle is not None:
         try:
-            ray.get(handle.shutdown.remote(drain_seconds), timeout=drain_seconds + _SHUTDOWN_MARGIN)
+            _shut_down(handle, drain_seconds)
         except (RayError, GetTimeoutError) as error:
             log.warning("shutdown_failed", error=_ours(error, name), cluster=name)
+    remove(_controller_name(name))  # first, or Ray could restart it and it would fill what is emptied here
     # What a controller that died or hung left behind; of gateways first, as they need the workers.
     for rest in sorted(names(name), key=lambda rest: "/gateway-" not in rest):
         remove(rest)
-    remove(_controller_name(name))
     ray_memory.forget(name)
+
+
+def _shut_down(handle: ActorHandle[Any], drain_seconds: float) -> None:
+    """Asks again if the controller is lost meanwhile: the one that takes over sees the rest off."""
+    deadline = time.monotonic() + drain_seconds + _SHUTDOWN_MARGIN
+    while True:
+        left = max(deadline - time.monotonic(), _POLL[0])
+        try:
+            ray.get(handle.shutdown.remote(min(drain_seconds, left)), timeout=left)
+            return
+        except ActorUnavailableError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(_AWAY)
 
 
 def names(cluster: str) -> set[str]:
@@ -313,9 +343,8 @@ def _controller_name(cluster: str) -> str:
 
 
 def _detached(actor: type, name: str, options: dict[str, Any]) -> Any:
-    return ray.remote(actor).options(
-        name=name, namespace=NAMESPACE, lifetime="detached", max_restarts=0, max_task_retries=0, **options
-    )
+    lasting = {"name": name, "namespace": NAMESPACE, "lifetime": "detached", "max_restarts": 0, "max_task_retries": 0}
+    return ray.remote(actor).options(**(lasting | options))
 
 
 def _here() -> NodeAffinitySchedulingStrategy:

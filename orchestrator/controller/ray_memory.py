@@ -1,6 +1,7 @@
 """What a cluster's controllers leave to those after them, and whose turn it is: in the key-value store of Ray's GCS.
 
-    term/<number>    one a claim; its value is the claimer's own, so that none is mistaken for one of a former cluster
+    term/<number>    one a claim, as JSON: when, and a token of the claimer's own, so that none is mistaken for one of a
+                     former cluster
     memory/<number>  what the controller of that term last remembered, as JSON
 
 Each cluster has a namespace of its own. Terms only grow, and a claim is a put that overwrites nothing: of two that want
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import time
 from dataclasses import asdict
 
 from ray.experimental import internal_kv as kv
@@ -20,15 +22,27 @@ from orchestrator.core.errors import StaleEpoch
 
 _TERM, _MEMORY = "term/", "memory/"
 _TOKEN_BYTES = 16
+_CLAIMS_KEPT = 16
 
 
 def claim(cluster: str) -> tuple[int, str]:
     """The next term, and the token that shows it to be the caller's."""
     token = secrets.token_hex(_TOKEN_BYTES)
-    term = max(_numbers(cluster, _TERM), default=0) + 1
-    while kv._internal_kv_put(_key(_TERM, term), token, overwrite=False, namespace=_space(cluster)):
+    claimed = json.dumps({"token": token, "at": time.time()})
+    numbers = sorted(_numbers(cluster, _TERM))
+    term = max(numbers, default=0) + 1
+    while kv._internal_kv_put(_key(_TERM, term), claimed, overwrite=False, namespace=_space(cluster)):
         term += 1
+    for former in numbers[:-_CLAIMS_KEPT]:
+        kv._internal_kv_del(_key(_TERM, former), namespace=_space(cluster))
     return term, token
+
+
+def ages(cluster: str) -> list[float]:
+    """How many seconds ago each of the last terms was claimed."""
+    now = time.time()
+    claims = (kv._internal_kv_get(_key(_TERM, term), namespace=_space(cluster)) for term in _numbers(cluster, _TERM))
+    return [now - json.loads(claim)["at"] for claim in claims if claim is not None]
 
 
 def require_newest(cluster: str, term: int, token: str) -> None:
@@ -37,7 +51,7 @@ def require_newest(cluster: str, term: int, token: str) -> None:
     if newest != term:
         raise stale(cluster, term, newest)
     kept = kv._internal_kv_get(_key(_TERM, term), namespace=_space(cluster))
-    if kept is None or kept.decode() != token:
+    if kept is None or json.loads(kept)["token"] != token:
         raise stale(cluster, term, 0)
 
 

@@ -1,7 +1,8 @@
 """The controller's table of actors, and the tasks that bring each one up, listen to it and see it off.
 
-An actor's life is one task: reserve -> create -> start -> ready -> until it closes. Whatever ends that life too early
-becomes its state and detail; nothing is decided here. ``wake`` is called after each change.
+An actor's life is one task: reserve -> create -> start -> ready -> until it closes. One that another controller made is
+taken up where it stands. Whatever ends a life too early becomes its state and detail; nothing is decided here. ``wake``
+is called after each change, ``outdated`` when anything has heard of a newer controller.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from orchestrator.controller.ports import ActorLost, ActorPort, ClusterPort, Order, actor_name
-from orchestrator.core.errors import SegueError, WorkerStartFailed
-from orchestrator.core.slots import ObservedActor, Slot
+from orchestrator.core.errors import SegueError, StaleEpoch, WorkerStartFailed
+from orchestrator.core.slots import SILENCE_LIMIT, ObservedActor, Slot
 from orchestrator.core.types import ActorSnapshot, WorkerState
 from orchestrator.telemetry import logs
 
@@ -29,6 +30,7 @@ class Bounds:
 
     create: float = 60.0
     snapshot: float = 5.0
+    first_word: float = SILENCE_LIMIT
     ask_starting: float = 0.5
     ask_ready: float = 2.0
     drain_grace: float = 5.0
@@ -60,6 +62,7 @@ class Roster:
         clock: Callable[[], float],
         wake: Callable[[], None],
         bounds: Bounds,
+        outdated: Callable[[StaleEpoch], None],
     ) -> None:
         self._name = name
         self._cluster = cluster
@@ -67,6 +70,7 @@ class Roster:
         self._clock = clock
         self._wake = wake
         self._bounds = bounds
+        self._outdated = outdated
         self._entries: dict[tuple[str, int], _Entry] = {}
 
     def observe(self) -> tuple[ObservedActor, ...]:
@@ -78,7 +82,15 @@ class Roster:
         now = self._clock()
         seen = ObservedActor(slot, epoch, ActorSnapshot(WorkerState.PENDING), changed_at=now, heard_at=now)
         entry = self._entries[seen.key] = _Entry(seen)
-        self._spawn(entry, self._live(entry, order))
+        self._spawn(entry, self._live(entry, lambda: self._come_up(entry, order)))
+
+    def adopt(self, seen: ObservedActor, actor: ActorPort | None, *, mute: bool) -> None:
+        """Goes on with what another controller left. ``mute``: it has not said a word yet."""
+        entry = self._entries[seen.key] = _Entry(seen, actor)
+        if seen.leaving or actor is None:
+            self._spawn(entry, self._see_off(entry, None))
+        elif seen.state not in _LOST:
+            self._spawn(entry, self._live(entry, lambda: self._go_on(entry, actor, mute=mute)))
 
     def drain(self, key: tuple[str, int], seconds: float) -> None:
         """Sees a serving actor off: what runs may finish within the seconds. The entry goes when all is gone."""
@@ -110,25 +122,50 @@ class Roster:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _live(self, entry: _Entry, order: Callable[[], Order]) -> None:
+    async def _live(self, entry: _Entry, up: Callable[[], Coroutine[Any, Any, None]]) -> None:
         try:
-            written = order()
-            entry.seen = replace(entry.seen, snapshot=replace(entry.seen.snapshot, version=written.version))
-            await self._come_up(entry, written)
+            await up()
             assert entry.actor is not None  # noqa: S101
             await entry.actor.wait_closed()
             last = await _within(self._bounds.snapshot, entry.actor.snapshot(), "its last account")
             raise ActorLost(last.detail or "it stopped by itself", where=entry.seen.slot.slot_id)
+        except StaleEpoch:
+            raise
         except Exception as error:  # whatever it is, it is this actor's story and must reach status
             self._lose(entry, error)
 
-    async def _come_up(self, entry: _Entry, order: Order) -> None:
+    async def _come_up(self, entry: _Entry, write: Callable[[], Order]) -> None:
+        order = write()
+        entry.seen = replace(entry.seen, snapshot=replace(entry.seen.snapshot, version=order.version))
         order = await self._reserve(order, lambda why: self._tell(entry, why))
         self._enter(entry, WorkerState.STARTING)
         entry.actor = await _within(self._bounds.create, self._cluster.create(order), "making its actor")
         self._spawn(entry, self._listen(entry, entry.actor))
-        await entry.actor.start()
-        word = await _within(self._bounds.snapshot, entry.actor.snapshot(), "its first account")
+        await self._until_ready(entry, entry.actor)
+
+    async def _go_on(self, entry: _Entry, actor: ActorPort, *, mute: bool) -> None:
+        if mute:
+            word = await _within(self._bounds.first_word, self._first_word(actor), "its first word to this controller")
+            entry.seen = replace(entry.seen, snapshot=replace(word, state=entry.seen.state))
+            if word.state in _LOST:
+                raise ActorLost(word.detail, where=entry.seen.slot.slot_id)
+            if word.state is WorkerState.DRAINING:
+                self._enter(entry, WorkerState.DRAINING)
+        self._spawn(entry, self._listen(entry, actor))
+        if entry.seen.state is WorkerState.STARTING:
+            await self._until_ready(entry, actor)
+
+    async def _first_word(self, actor: ActorPort) -> ActorSnapshot:
+        while True:
+            try:
+                async with asyncio.timeout(self._bounds.snapshot):
+                    return await actor.snapshot()
+            except TimeoutError:
+                await asyncio.sleep(0)
+
+    async def _until_ready(self, entry: _Entry, actor: ActorPort) -> None:
+        await actor.start()
+        word = await _within(self._bounds.snapshot, actor.snapshot(), "its first account")
         entry.seen = replace(entry.seen, snapshot=word, ready_at=self._clock())
         self._enter(entry, WorkerState.READY)
         log.info("ready", actor=entry.seen.slot.slot_id, epoch=entry.seen.epoch, address=word.address)
@@ -144,6 +181,8 @@ class Roster:
                 continue  # reconcile counts its silence from heard_at
             except ActorLost:
                 return  # its life hears of the loss, with the reason, from wait_closed
+            except StaleEpoch:
+                raise
             except Exception as error:
                 log.warning("no_account", error=error, actor=entry.seen.slot.slot_id)
                 continue
@@ -213,6 +252,8 @@ class Roster:
                 await work
         except ActorLost:
             return True
+        except StaleEpoch:
+            raise
         except TimeoutError:
             log.warning("step_cut_short", step=step, actor=name)
         except Exception as error:
@@ -224,8 +265,14 @@ class Roster:
     def _spawn(self, entry: _Entry, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         entry.tasks.add(task)
-        task.add_done_callback(entry.tasks.discard)
+        task.add_done_callback(lambda done: self._ended(entry, done))
         return task
+
+    def _ended(self, entry: _Entry, task: asyncio.Task[None]) -> None:
+        entry.tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, StaleEpoch):
+            self._outdated(error)
 
 
 async def _within(seconds: float, step: Coroutine[Any, Any, T], what: str) -> T:

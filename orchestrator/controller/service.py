@@ -1,21 +1,28 @@
-"""The controller as an actor: the loop, its gRPC server and its log, put together."""
+"""The controller as an actor: the loop, its gRPC server and its log, put together.
+
+It begins when it is told to, for a cluster that is new. Ray makes it again where its process was lost: then it begins
+by itself, with what its predecessor remembered and left running.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
-from orchestrator.config import dumps, effective_engine_args
+from orchestrator.config import dumps, effective_engine_args, loads
 from orchestrator.controller.assignments import Assigner
 from orchestrator.controller.controller import Controller
 from orchestrator.controller.fleet import Bulletin, FleetServer
-from orchestrator.controller.ports import ClusterPort
+from orchestrator.controller.ports import ClusterPort, Memory
 from orchestrator.controller.status import cluster_status
-from orchestrator.core.errors import NotReady
+from orchestrator.core import adoption
+from orchestrator.core.errors import NotReady, StaleEpoch
 from orchestrator.core.slots import Observed
-from orchestrator.core.spec import ClusterSpec
+from orchestrator.core.spec import ClusterSpec, Endpoint
 from orchestrator.telemetry import logs
 from orchestrator.telemetry.output import write_output_to
 
@@ -23,10 +30,20 @@ log = logs.events("controller")
 _ANY_HOST = ("0.0.0.0", "::", "[::]", "")  # noqa: S104 - recognised, not bound
 
 
+class Home(ClusterPort, Protocol):
+    """A cluster, and what runs the controller's own process. ``RayCluster`` says what each is."""
+
+    def restarted(self) -> bool: ...
+
+    def resign(self) -> None: ...
+
+    async def ages(self) -> list[float]: ...
+
+
 class ControllerActor:
     """Keeps one cluster. ``node_host`` is how other nodes reach this one, told where it listens on every interface."""
 
-    def __init__(self, spec: ClusterSpec, log_dir: str, cluster: ClusterPort, node_host: str) -> None:
+    def __init__(self, spec: ClusterSpec, log_dir: str, cluster: Home, node_host: str) -> None:
         write_output_to(Path(log_dir) / "controller.log")
         logs.setup(spec.telemetry.log_level)
         self._spec = spec
@@ -34,22 +51,22 @@ class ControllerActor:
         self._cluster = cluster
         self._node_host = node_host
         self._address = ""
+        self._term = 0
         self._bulletin = Bulletin(cluster_status(spec, Observed(0, (), {})))
-        self._server = FleetServer(spec.controller.listen, self._bulletin, dumps(spec), cluster.topology, self._upgrade)
+        self._server: FleetServer | None = None
         self._controller: Controller | None = None
         self._run: asyncio.Task[None] | None = None
+        self._hurry = asyncio.Event()
+        self._begun: asyncio.Task[None] | None = None
+        if cluster.restarted():
+            self._begun = asyncio.get_running_loop().create_task(self._resume())
+            self._begun.add_done_callback(self._end_with)
 
     async def start(self) -> str:
         """Listens, begins to build the cluster, and returns the address of the fleet watch."""
-        port = await self._server.start()
-        listen = self._spec.controller.listen
-        host = self._node_host if listen.host in _ANY_HOST else listen.host
-        self._address = f"{host}:{port}"
-        assigner = Assigner(self._spec, self._log_dir, effective_engine_args, self._address)
-        self._controller = Controller(assigner, self._cluster, self._publish, turned=self._turned)
-        self._run = asyncio.create_task(self._controller.run())
-        self._run.add_done_callback(_die_with)
-        log.info("listening", cluster=self._spec.name, address=self._address)
+        if self._begun is None:
+            self._begun = asyncio.create_task(self._begin_anew())
+        await asyncio.shield(self._begun)
         return self._address
 
     async def address(self) -> str:
@@ -58,10 +75,54 @@ class ControllerActor:
 
     async def shutdown(self, drain_seconds: float) -> None:
         """Drains and ends everything but this actor; returns when nothing is left."""
+        if self._begun is not None:
+            self._hurry.set()
+            await asyncio.shield(self._begun)
         if self._controller is not None and self._run is not None:
             await self._controller.shutdown(drain_seconds)
             await self._run
-        await self._server.stop()
+            await self._cluster.forget()  # or whoever is restarted from here on would build it up again
+        if self._server is not None:
+            await self._server.stop()
+
+    async def _begin_anew(self) -> None:
+        await self._cluster.forget()  # of one of that name whose end nobody saw
+        await self._begin(self._spec, await self._cluster.claim(), Memory(dumps(self._spec)))
+
+    async def _resume(self) -> None:
+        pause = adoption.pause(await self._cluster.ages())
+        log.warning("restarted", cluster=self._spec.name, begins_in=pause)
+        try:
+            async with asyncio.timeout(pause):
+                await self._hurry.wait()
+        except TimeoutError:
+            pass
+        term = await self._cluster.claim()
+        memory = await self._cluster.recall()
+        if memory is None:
+            log.info("nothing_to_take_over", cluster=self._spec.name)  # it was taken down, or had not begun
+            return
+        await self._begin(loads(memory.spec_json), term, memory)
+
+    async def _begin(self, spec: ClusterSpec, term: int, memory: Memory) -> None:
+        self._spec, self._term = spec, term
+        listen = spec.controller.listen
+        if memory.listen:
+            listen = replace(listen, port=int(memory.listen.rpartition(":")[2]))
+        self._server = FleetServer(listen, self._bulletin, dumps(spec), self._cluster.topology, self._upgrade)
+        port = self._server.bind()
+        host = self._node_host if listen.host in _ANY_HOST else listen.host
+        address = str(Endpoint(host, port))
+        assigner = Assigner(spec, self._log_dir, effective_engine_args, address)
+        previous = loads(memory.previous_json) if memory.previous_json else None
+        self._controller = Controller(assigner, self._cluster, self._publish, previous=previous, turned=self._turned)
+        self._address = address
+        # Gateways keep to what they hear, so they hear nothing before all that serves is in the table.
+        await self._controller.take_over(term, memory.epoch)
+        await self._server.start()
+        self._run = asyncio.create_task(self._controller.run())
+        self._run.add_done_callback(self._end_with)
+        log.info("listening", cluster=spec.name, address=address, term=term)
 
     async def _upgrade(self, spec: ClusterSpec, makes_room: bool) -> None:
         if self._controller is None:
@@ -69,7 +130,7 @@ class ControllerActor:
         self._controller.upgrade(spec, makes_room=makes_room)
 
     def _turned(self) -> None:
-        if self._controller is not None:
+        if self._controller is not None and self._server is not None:
             self._spec = self._controller.spec
             self._server.respecify(dumps(self._spec))
 
@@ -80,15 +141,21 @@ class ControllerActor:
             ending=ending,
             pid=os.getpid(),
             address=self._address,
+            term=self._term,
             rollout=self._controller.rollout if self._controller is not None else None,
         )
         self._bulletin.publish(status)
 
-
-def _die_with(run: asyncio.Task[None]) -> None:
-    """A controller whose loop broke must not look alive: gateways go on without it, and people see that it is gone."""
-    error = None if run.cancelled() else run.exception()
-    if error is not None:
-        log.failure("loop_broke", error)
+    def _end_with(self, task: asyncio.Task[None]) -> None:
+        """A controller that broke must not look alive: gateways go on without it, and Ray makes another."""
+        error = None if task.cancelled() else task.exception()
+        if error is None:
+            return
+        if isinstance(error, StaleEpoch):
+            log.warning("replaced", error=error, term=self._term)
+            sys.stderr.flush()
+            self._cluster.resign()
+            return
+        log.failure("controller_broke", error)
         sys.stderr.flush()
         os._exit(1)

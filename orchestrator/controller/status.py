@@ -16,10 +16,13 @@ def cluster_status(
     ending: bool = False,
     pid: int = 0,
     address: str = "",
+    term: int = 0,
     rollout: Progress | None = None,
 ) -> pb.ClusterStatus:
-    """``pid`` and ``address`` are the controller's own. Workers that the specification lacks are told as long as they
-    are there: gateways need them until they are gone."""
+    """``pid``, ``address`` and ``term`` are the controller's own.
+
+    Workers that the specification lacks are told as long as they are there: gateways need them until they are gone.
+    """
     slots = slots_of(spec)
     known = {slot.slot_id for slot in slots}
     beside = dict.fromkeys(actor.slot for actor in observed.actors if actor.slot.slot_id not in known)
@@ -31,7 +34,7 @@ def cluster_status(
         name=spec.name,
         models=[_model(name, models.get(name), told) for name in names],
         gateways=[_gateway(report) for report in told if report.slot.kind is Kind.GATEWAY],
-        controller=pb.ControllerStatus(pid=pid, epoch=observed.epoch, address=address),
+        controller=pb.ControllerStatus(pid=pid, epoch=observed.epoch, address=address, term=term),
         rollout=_rollout(rollout) if rollout is not None and rollout.phase else None,
     )
 

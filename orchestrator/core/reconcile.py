@@ -88,11 +88,9 @@ def plan(
     sound = [actor for actor in present if not faults[actor.key]]
 
     wanted = {slot.slot_id for slot in desired}
-    keep = _newest_by_slot(
-        actor
-        for actor in sound
-        if actor.key not in replace and (actor.slot.slot_id in wanted or (actor.key in stay and desired))
-    )
+    # One that drains takes nothing new any more, whoever told it to.
+    stays = [actor for actor in sound if actor.key not in replace and actor.state is not WorkerState.DRAINING]
+    keep = _newest_by_slot(actor for actor in stays if actor.slot.slot_id in wanted or (actor.key in stay and desired))
     unwanted = [actor for actor in sound if keep.get(actor.slot.slot_id) is not actor]
     drain, hold, idle = _part(unwanted, ending=not desired, gateway_left=_has_gateway(observed.actors))
     remove = (*lost, *(Removal(actor, False, "not wanted any more") for actor in idle))

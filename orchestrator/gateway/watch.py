@@ -1,4 +1,7 @@
-"""The fleet as the controller tells it. The controller may go away: the last news stands until it is back."""
+"""The fleet as the controller tells it. The controller may go away: the last news stands until it is back.
+
+What a controller says that was replaced (``ControllerStatus.term``) is out of date, and stands for nothing.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,11 @@ from orchestrator.proto import fleet_pb2, fleet_pb2_grpc
 from orchestrator.telemetry import logs
 
 RETRY_SECONDS = 1.0
-_KEEPALIVE = (("grpc.keepalive_time_ms", 10_000), ("grpc.keepalive_timeout_ms", 5_000))
+_OPTIONS = (
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.max_reconnect_backoff_ms", 1_000),  # gRPC's own is two minutes
+)
 
 log = logs.events("gateway.watch")
 
@@ -26,14 +33,19 @@ async def watch_fleet(controller: str, watcher_id: str, take: Callable[[fleet_pb
         controller: host:port of the fleet watch.
         watcher_id: who watches, for the controller's log.
     """
-    lost = False
-    async with grpc.aio.insecure_channel(controller, options=_KEEPALIVE) as channel:
+    lost, term = False, 0
+    async with grpc.aio.insecure_channel(controller, options=_OPTIONS) as channel:
         stub = fleet_pb2_grpc.FleetStub(channel)
         while True:
             try:
                 async for snapshot in stub.Watch(fleet_pb2.FleetWatchRequest(watcher_id=watcher_id)):
+                    spoken = snapshot.status.controller.term
+                    if spoken < term:
+                        log.warning("controller outdated: not listened to", term=spoken, newest=term)
+                        break
+                    term = spoken
                     if lost:
-                        log.info("controller back")
+                        log.info("controller back", term=term)
                         lost = False
                     take(snapshot)
             except grpc.aio.AioRpcError as error:

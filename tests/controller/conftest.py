@@ -58,7 +58,13 @@ class Bench:
         self.controller = Controller(
             assigner, cluster, self._publish, clock=lambda: self.now, bounds=QUICK, patience=HASTY
         )
-        self.running = asyncio.create_task(self.controller.run())
+        self.running = asyncio.create_task(self._run())
+
+    async def _run(self) -> None:
+        term = await self.cluster.claim()
+        memory = await self.cluster.recall()
+        await self.controller.take_over(term, memory.epoch if memory else 0)
+        await self.controller.run()
 
     def _publish(self, observed: Observed, ending: bool) -> None:
         control = self.controller

@@ -51,8 +51,12 @@ class Watched:
         self.address = address
         self.log_dir = log_dir
         self.cluster = cluster_pb2_grpc.ClusterStub(channel)
-        self.watch = fleet_pb2_grpc.FleetStub(channel).Watch(fleet_pb2.FleetWatchRequest(watcher_id="test"))
+        self._fleet = fleet_pb2_grpc.FleetStub(channel)
+        self.rewatch()
         self.seen: list[fleet_pb2.FleetSnapshot] = []
+
+    def rewatch(self) -> None:
+        self.watch = self._fleet.Watch(fleet_pb2.FleetWatchRequest(watcher_id="test"))
 
     @property
     def status(self) -> pb.ClusterStatus:

@@ -49,7 +49,8 @@ class Served:
 async def served() -> AsyncIterator[Served]:
     bulletin = Bulletin(status(0))
     server = FleetServer(Endpoint("127.0.0.1", 0), bulletin, '{"name": "test"}', nothing, refused)
-    port = await server.start()
+    port = server.bind()
+    await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         yield Served(bulletin, server, port, channel)
     await server.stop()
@@ -131,7 +132,7 @@ async def test_health(served: Served, service: str) -> None:
 async def test_a_port_that_is_taken_is_an_error_that_names_the_key(served: Served) -> None:
     second = FleetServer(Endpoint("127.0.0.1", served.port), Bulletin(status(0)), "{}", nothing, refused)
     with pytest.raises(ConfigError, match=r"controller\.listen: can't listen on 127\.0\.0\.1"):
-        await second.start()
+        second.bind()
     await second.stop()
 
 
@@ -143,7 +144,8 @@ async def test_what_the_controller_sees_below_it_reaches_a_planner_as_it_is() ->
         return seen
 
     server = FleetServer(Endpoint("127.0.0.1", 0), Bulletin(status(0)), dumps(spec), look, refused)
-    port = await server.start()
+    port = server.bind()
+    await server.start()
     try:
         assert await asyncio.to_thread(rpc.topology, f"127.0.0.1:{port}") == (seen, spec)
     finally:
