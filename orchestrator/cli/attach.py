@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from orchestrator.cli import rpc
 from orchestrator.cli.ground import RayThatIsThere
 from orchestrator.core.errors import ClusterUnreachable, ConfigError, NotReady
+from orchestrator.core.spec import Bind, ClusterSpec, Endpoint
 
 HERE = "auto"  # the Ray that RAY_ADDRESS names, as in a job of it, or whose node this is
+EVERYWHERE = {"127.0.0.1": "0.0.0.0", "localhost": "0.0.0.0", "::1": "::"}  # noqa: S104 - what it is asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +38,21 @@ def stay_of(args: argparse.Namespace) -> Stay:
     if args.attach and args.detach and not args.keep:
         what = "what is attached to a command that returns ends at once"
         raise ConfigError(what, where="--detach", hint="add --keep")
+    if args.bind and not (args.attach or args.keep):
+        what = "a Ray of its own is on this machine alone"
+        raise ConfigError(what, where="--bind", hint="with --attach or --keep; or write cluster.bind into the file")
     return Stay(args.attach and not args.keep, args.keep, args.keep and args.detach)
+
+
+def on_the_network(spec: ClusterSpec) -> ClusterSpec:
+    """The same cluster for clients and workers on other machines: what it had on loopback is on every interface."""
+    gateway = replace(spec.gateway, http=_opened(spec.gateway.http), grpc=_opened(spec.gateway.grpc))
+    controller = replace(spec.controller, listen=_opened(spec.controller.listen))
+    return replace(spec, bind=Bind.NODE, gateway=gateway, controller=controller)
+
+
+def _opened(endpoint: Endpoint) -> Endpoint:
+    return replace(endpoint, host=EVERYWHERE.get(endpoint.host, endpoint.host))
 
 
 @contextmanager

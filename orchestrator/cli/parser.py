@@ -69,6 +69,8 @@ def _up(commands: _Commands[argparse.ArgumentParser]) -> None:
     keep = "on a Ray that is there: leave the cluster running; with --detach, return once it is ready"
     parser.add_argument("--keep", action="store_true", help=keep)
     parser.add_argument("--no-gateways", action="store_true", help="workers only; see `segue gateway`")
+    bind = "with --attach or --keep: listen on the network, whatever the configuration says, as a pod has to"
+    parser.add_argument("--bind", choices=["node"], help=bind)
     parser.add_argument("--record", metavar="FILE", help="write what routing sees and decides into a new file")
     parser.add_argument("--background", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--in-session", action="store_true", help=argparse.SUPPRESS)

@@ -38,6 +38,8 @@ def run(args: argparse.Namespace) -> Exit:
     if args.no_gateways:
         spec = replace(spec, gateway=replace(spec.gateway, processes=0))
     stay = attach.stay_of(args)
+    if args.bind:
+        spec = attach.on_the_network(spec)
     if stay.apart:
         there = RayThatIsThere(args.address or attach.HERE)
         return Owner(spec, path, there, Progress(terminal.out()), background=False, stay=stay).run()

@@ -1,0 +1,118 @@
+"""The containers' own command lines on this machine's Ray: the rendered configuration comes up and answers a prompt."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import yaml
+
+from orchestrator.cli.parser import build_parser
+from tests.cli.test_end_to_end import START_SECONDS, free_ports, segue, wait_until
+from tests.kube.cases import CASES
+from tests.kube.conftest import Object, of
+from tests.ray_nodes import ray_nodes
+
+SEGUE = [sys.executable, "-m", "orchestrator.cli.main"]
+RAY = "127.0.0.1:6379"  # where a head's containers find it
+
+
+def controller_words(objects: list[Object]) -> list[str]:
+    """What the sidecar runs, once Ray is up."""
+    (sidecar,) = of(objects, "RayCluster")["spec"]["headGroupSpec"]["template"]["spec"]["initContainers"]
+    (line,) = [line for line in sidecar["args"][0].splitlines() if line.startswith("exec segue ")]
+    return shlex.split(line)[2:]
+
+
+def gateway_words(objects: list[Object]) -> list[str]:
+    (gateway,) = of(objects, "Deployment")["spec"]["template"]["spec"]["containers"]
+    return [*gateway["command"][1:], *gateway["args"]]
+
+
+def asking_words(objects: list[Object]) -> list[str]:
+    (test,) = of(objects, "Pod")["spec"]["containers"]
+    return [*test["command"][1:], *test["args"]]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_segue_knows_every_command_line(chart, case):
+    objects = chart.objects(case)
+    up = build_parser().parse_args(controller_words(objects))
+    assert (up.module, up.bind, up.keep, up.no_gateways) == ("up", "node", True, True)
+    mounts = of(objects, "RayCluster")["spec"]["headGroupSpec"]["template"]["spec"]["initContainers"][0]["volumeMounts"]
+    assert str(Path(up.config).parent) in [mount["mountPath"] for mount in mounts]
+    gateway = build_parser().parse_args(gateway_words(objects))
+    ports = {f":{port['targetPort']}" for port in of(objects, "Service", "-gateway")["spec"]["ports"]}
+    assert (gateway.http, gateway.grpc, ports) == ("0.0.0.0:8000", "0.0.0.0:9000", {":http", ":grpc"})
+    chat = build_parser().parse_args(asking_words(objects))
+    assert chat.model == yaml.safe_load(of(objects, "ConfigMap", "-spec")["data"]["cluster.yaml"])["models"][0]["name"]
+    assert chat.prompt == "Say hello."
+
+
+@contextmanager
+def running(words: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    with log.open("wb") as output:
+        process = subprocess.Popen([*SEGUE, *words], stdout=output, stderr=output, start_new_session=True)
+    try:
+        yield process
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+
+
+@pytest.mark.ray
+def test_the_rendered_configuration_answers_a_prompt(chart, tmp_path, monkeypatch):
+    """A laptop's file, all on loopback, by the words of the sidecar, of a gateway's pod and of ``helm test``."""
+    http, grpc, controller = free_ports(3)
+    text = f"""
+cluster: {{name: from-the-chart}}
+gateway: {{http: "127.0.0.1:{http}", grpc: "127.0.0.1:{grpc}"}}
+controller: {{listen: "127.0.0.1:{controller}", drain_timeout: 5}}
+models:
+  - name: tiny
+    source: "tiny:llama"
+    pools: {{prefill: {{backend: mock}}, decode: {{backend: mock, engine: {{step_seconds: 0.01}}}}}}
+"""
+    done = chart.template({"clusterFile": text})
+    assert done.returncode == 0, done.stderr
+    objects = [each for each in yaml.safe_load_all(done.stdout) if each]
+    file = tmp_path / "cluster.yaml"
+    file.write_text(of(objects, "ConfigMap", "-spec")["data"]["cluster.yaml"], encoding="utf-8")
+    monkeypatch.setenv("SEGUE_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    with ray_nodes(2) as address:
+        there = {RAY: address, "/etc/segue/cluster.yaml": str(file)}
+        up = [there.get(word, word) for word in controller_words(objects)]
+        service = f"--controller=r-segue-controller.llm.svc:{controller}"
+        pod = {
+            service: f"--controller=127.0.0.1:{controller}",
+            "--name=$(POD_NAME)": "--name=pod",
+            "--http=0.0.0.0:8000": f"--http=127.0.0.1:{http}",
+            "--grpc=0.0.0.0:9000": f"--grpc=127.0.0.1:{grpc}",
+        }
+        assert set(pod) <= set(gateway_words(objects))
+        gateway = [pod.get(word, word) for word in gateway_words(objects)]
+        log = tmp_path / "up.log"
+        try:
+            with running(up, log) as sidecar, running(gateway, tmp_path / "gateway.log") as serving:
+
+                def answers() -> bool:
+                    assert sidecar.poll() is None, log.read_text(encoding="utf-8")
+                    assert serving.poll() is None, (tmp_path / "gateway.log").read_text(encoding="utf-8")
+                    return segue("status", "--address", f"127.0.0.1:{grpc}", seconds=60).returncode == 0
+
+                wait_until(answers, "the gateway to see every pool", START_SECONDS)
+                host = "--address=r-segue-gateway.llm.svc:9000"
+                asked = [f"--address=127.0.0.1:{grpc}" if word == host else word for word in asking_words(objects)]
+                said = segue(*asked, seconds=60)
+                assert said.returncode == 0, said.stderr
+                assert said.stdout.strip()
+            assert "from-the-chart" in log.read_text(encoding="utf-8")
+        finally:
+            segue("down", "--address", address, "--name", "from-the-chart", seconds=90)
