@@ -23,7 +23,15 @@ from tests.controller.fake_cluster import FakeCluster
 
 WAIT = 5.0  # seconds; the bound of every wait in these tests, never reached when they pass
 QUICK = Bounds(
-    create=1, snapshot=0.2, ask_starting=0.01, ask_ready=0.01, drain_grace=0.2, stop=0.2, remove=0.2, retry=0.01
+    create=1,
+    snapshot=0.2,
+    first_word=1,
+    ask_starting=0.01,
+    ask_ready=0.01,
+    drain_grace=0.2,
+    stop=0.2,
+    remove=0.2,
+    retry=0.01,
 )
 _OBJECT_STORE = 80 << 20  # bytes; the least that Ray takes is a little less
 HASTY = Patience(plan_lasts=0.01, settle=0.02, pinned=0.1, look_again=0.03)
@@ -48,7 +56,7 @@ def spec_of(*, replicas: int = 1, **controller: Any) -> ClusterSpec:
 class Bench:
     """A controller that runs, its cluster, its clock and the statuses it published."""
 
-    def __init__(self, spec: ClusterSpec, cluster: FakeCluster) -> None:
+    def __init__(self, spec: ClusterSpec, cluster: FakeCluster, bounds: Bounds = QUICK) -> None:
         self.spec = spec
         self.cluster = cluster
         self.now = 1000.0
@@ -56,9 +64,10 @@ class Bench:
         self._news = asyncio.Event()
         assigner = Assigner(spec, "/nowhere", no_engine_args, "127.0.0.1:9100")
         self.controller = Controller(
-            assigner, cluster, self._publish, clock=lambda: self.now, bounds=QUICK, patience=HASTY
+            assigner, cluster, self._publish, clock=lambda: self.now, bounds=bounds, patience=HASTY
         )
         self.running = asyncio.create_task(self._run())
+        self.crashed = False
 
     async def _run(self) -> None:
         term = await self.cluster.claim()
@@ -70,6 +79,12 @@ class Bench:
         control = self.controller
         self.statuses.append(cluster_status(control.spec, observed, ending=ending, rollout=control.rollout))
         self._news.set()
+
+    async def crash(self) -> None:
+        """As where its process is killed: nothing of what it began is finished or undone."""
+        self.crashed = True
+        self.running.cancel()
+        await asyncio.wait({self.running})
 
     @property
     def status(self) -> pb.ClusterStatus:
@@ -156,13 +171,15 @@ async def start() -> AsyncIterator[Callable[..., Bench]]:
     """Starts benches; after the test each is shut down, and nothing may be left: no actor, reservation or task."""
     benches: list[Bench] = []
 
-    def begin(spec: ClusterSpec | None = None, cluster: FakeCluster | None = None) -> Bench:
-        benches.append(Bench(spec or spec_of(), cluster or FakeCluster()))
+    def begin(spec: ClusterSpec | None = None, cluster: FakeCluster | None = None, **more: Any) -> Bench:
+        benches.append(Bench(spec or spec_of(), cluster or FakeCluster(), **more))
         return benches[-1]
 
     yield begin
     for bench in benches:
         bench.cluster.open_all()
+        if bench.crashed:
+            continue
         async with asyncio.timeout(WAIT):
             await bench.controller.shutdown(0.1)
             await bench.running

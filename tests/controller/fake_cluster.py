@@ -87,13 +87,19 @@ class FakeActor:
 
     async def drain(self, seconds: float, term: int | None = None) -> None:
         self.terms.heed(term)
+        self._note_end()
         self.word = replace(self.word, state=WorkerState.DRAINING)
         self.drained_for = seconds
         await self._step("drain", term)
 
     async def stop(self, term: int | None = None) -> None:
         await self._step("stop", term)
+        self._note_end()
         self._closed.set()
+
+    def _note_end(self) -> None:
+        if self.serves:
+            self.cluster.ended.append(self.name)
 
     async def wait_closed(self) -> None:
         await self._unless_dead(self._closed.wait())
@@ -183,6 +189,8 @@ class FakeCluster:
         self.start_errors: dict[str, SegueError] = {}
         self.remove_errors: dict[str, SegueError] = {}
         self.journal: list[tuple[str, str]] = []
+        self.ended: list[str] = []  # actors that were told to go while they served
+        self.doubles: list[str] = []  # actors that were made while another of their slot was alive
         self.claims = Claims()
         self._term = 0  # that was claimed here
         self._gates: dict[tuple[str, str], Gate] = {}
@@ -304,6 +312,8 @@ class FakeCluster:
         self.journal.append(("create", name))
         await self.pass_gate("create", name)
         self._require_newest()
+        if any(other.alive and slot_of(each) == slot_of(name) for each, other in self.actors.items()):
+            self.doubles.append(name)
         actor = self.actors[name] = FakeActor(self, order)
         await self.pass_gate("created", name)
         return FakeHandle(actor, self._term or None)
@@ -321,6 +331,7 @@ class FakeCluster:
             raise error
         actor = self.actors.pop(name, None)
         if actor is not None:
+            actor._note_end()
             actor.die()
         self.reserved.pop(name, None)
         self.waiting.discard(name)
@@ -335,6 +346,7 @@ class FakeCluster:
         return self._term
 
     async def remember(self, memory: Memory, term: int) -> None:
+        await self.pass_gate("remember", f"{self.name}/controller@{memory.epoch}")
         if term != self._term:
             raise StaleEpoch(f"term {term} was not claimed here")
         self._require_newest(bound=True)
