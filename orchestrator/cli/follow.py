@@ -18,6 +18,7 @@ from orchestrator.core.errors import ClusterUnreachable, DeadlineExceeded, Worke
 from orchestrator.core.spec import ClusterSpec
 
 _RECONNECT_SECONDS = 0.5
+_PATIENCE_SECONDS = 5.0  # a controller that Ray restarts is back in two or three
 # The controller tries again by itself, which helps against a port taken or memory short for a moment. Not against more.
 _ATTEMPTS = 2
 _LOG_LINES = 15
@@ -53,13 +54,11 @@ def until_ready(address: str, spec: ClusterSpec, logs: Path, progress: Progress,
 
 def changes(address: str, progress: Progress, each: Callable[[], None], is_gone: Callable[[], bool]) -> None:
     """One line for each worker or gateway that is lost or comes back; returns once somebody took the cluster down."""
-    reachable = True
+    absence = _Absence(progress)
     while True:
         try:
             for status in rpc.watch(address):
-                if not reachable:
-                    progress.done("controller", "back")
-                    reachable = True
+                absence.heard(status.controller.term)
                 each()
                 _show(status, progress)
         except DeadlineExceeded:
@@ -67,10 +66,32 @@ def changes(address: str, progress: Progress, each: Callable[[], None], is_gone:
         except ClusterUnreachable:
             if is_gone():
                 return
-            if reachable:
-                progress.failed("controller", "does not answer; gateways go on with the fleet they know")
-            reachable = False
+            absence.unheard()
         time.sleep(_RECONNECT_SECONDS)
+
+
+class _Absence:
+    """Tells of the controller once it is back, or has been away for longer than a restart takes."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._since: float | None = None
+        self._told = False
+        self._term = 0
+
+    def heard(self, term: int) -> None:
+        if self._since is not None:
+            took_over = f"; it took over what runs (term {term})" if term != self._term else ""
+            gone = time.monotonic() - self._since
+            self._progress.done("controller", f"was gone for {gone:.1f} s and is back{took_over}")
+        self._since, self._told, self._term = None, False, term
+
+    def unheard(self) -> None:
+        now = time.monotonic()
+        self._since = now if self._since is None else self._since
+        if now - self._since >= _PATIENCE_SECONDS and not self._told:
+            self._progress.failed("controller", "does not answer; gateways go on with the fleet they know")
+            self._told = True
 
 
 def serving(status: Any) -> Any | None:
