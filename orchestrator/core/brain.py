@@ -14,7 +14,7 @@ from orchestrator.core import messages as m
 from orchestrator.core.admission import Admission
 from orchestrator.core.decision import Decision, Rule, Wait
 from orchestrator.core.errors import InvalidRequest
-from orchestrator.core.fleet import Fleet
+from orchestrator.core.fleet import Claim, Fleet
 from orchestrator.core.halves import Halves
 from orchestrator.core.prediction import Predictions
 from orchestrator.core.routing import Router
@@ -157,7 +157,7 @@ class Brain:
             self._sessions.lost(session, f"prefill on {session.prefill_worker} failed: {event.detail}", now, out)
             return
         if event.cached_tokens is not None:
-            self._computed(session, session.prefill_worker, event.cached_tokens, now, out)
+            self._computed(session, session.prefill_claim, event.cached_tokens, now, out)
         decision = self._hand_over_to(session, now)
         if isinstance(decision, Wait):
             out.append(self._halves.release(event.wire_id, session.model))
@@ -183,14 +183,15 @@ class Brain:
         session.transferred_tokens = event.transferred_tokens
         self._halves.arrived(session, now)
         if not session.prefill_worker:
-            self._computed(session, session.decode_worker, event.cached_tokens, now, out)
+            self._computed(session, session.decode_claim, event.cached_tokens, now, out)
         elif view := self.fleet.get(session.decode_worker):
             learning.transferred(view, session, now)
 
-    def _computed(self, session: Session, worker_id: str, cached: int, now: float, out: list[m.Command]) -> None:
+    def _computed(self, session: Session, claim: Claim | None, cached: int, now: float, out: list[m.Command]) -> None:
         """A worker has computed the prompt, but for ``cached`` tokens of it."""
-        if view := self.fleet.computed(worker_id, session.request_id):
-            learning.prefilled(view, session, cached, now)
+        if claim is not None:
+            claim.computed()
+            learning.prefilled(claim.view, session, cached, now)
         choice = session.computing
         if choice is not None and session.began is None:  # what was sent may be cached, too, which nobody predicts
             out.extend(

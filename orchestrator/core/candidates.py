@@ -80,9 +80,8 @@ def takes(view: WorkerView, prompt_tokens: int, now: float) -> bool:
         return True
     if depth >= facts.max_num_seqs * SEATS:
         return False
-    load = view.load
-    total = load.kv_blocks_total or facts.kv_blocks_total
-    used = load.kv_blocks_used if load.kv_blocks_used > view.kv_blocks else view.kv_blocks
+    total = view.kv_blocks_total or facts.kv_blocks_total
+    used = view.kv_blocks_used if view.kv_blocks_used > view.kv_blocks else view.kv_blocks
     return not total or used + prompt_tokens / facts.block_size <= KV_FULL * total
 
 

@@ -14,18 +14,27 @@ from orchestrator.core.cost import CostModel, Peers
 from orchestrator.core.prefix import PrefixIndex
 from orchestrator.core.slot_sets import put, take
 from orchestrator.core.spec import Role
-from orchestrator.core.timing import Timing
 from orchestrator.core.types import Load, WorkerInfo
 
 BUSY_MEMORY = 30.0  # seconds that a worker's share of busy time looks back
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Claim:
     """What one of this router's requests takes of a worker."""
 
+    view: WorkerView
+    request_id: str
+    order: int  # among all claims that were made
     prefill_tokens: int = 0  # of its prompt, that this worker has still to compute
     kv_blocks: int = 0  # that it needs
+    place: int = -1  # where it stands among its worker's claims; -1 once it has left
+
+    def computed(self) -> None:
+        """The request's prompt has been computed there."""
+        if self.place >= 0:
+            self.view.prefill_tokens -= self.prefill_tokens
+            self.prefill_tokens = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -39,17 +48,26 @@ class WorkerView:
     depth: int = 0  # requests running, waiting or on their way: claims and foreign
     prefill_tokens: int = 0  # over all claims
     busy: float = 0.0  # share of the newest BUSY_MEMORY seconds in which it had requests; exponentially weighted
-    timing: Timing = field(default_factory=Timing)
-    load: Load = field(default_factory=Load)
+    foreign: int = 0
+    heard_at: float = 0.0
+    busy_at: float = 0.0  # the time up to which ``busy`` was counted
+    # The newest report.
+    running: int = 0
+    waiting: int = 0
+    kv_blocks_used: int = 0
+    kv_blocks_total: int = 0
+    kv_blocks: int = 0  # over all claims
+    busy_until: float = 0.0  # it said that it is full: not to be asked again before
+    # What happened last, kept until enough is known to learn from it (see ``learning``).
+    stepped_at: float = 0.0  # the end of the newest step
+    stepped_running: int = 0  # sequences that decoded in it
+    batch_tokens: int = 0  # of prompts that ended in the newest step, not learned from yet
+    batch_began: float = 0.0
+    batch_ended: float = 0.0
     draining: bool = False
     gone: bool = False  # from the fleet; another may have its slot
-    heard_at: float = 0.0
-    busy_until: float = 0.0  # it said that it is full: not to be asked again before
     adapters: frozenset[str] | None = None  # that it serves; None while it does not say
-    claims: dict[str, Claim] = field(default_factory=dict)
-    foreign: int = 0
-    kv_blocks: int = 0  # over all claims
-    busy_at: float = 0.0  # the time up to which that was counted
+    claims: list[Claim] = field(default_factory=list)  # in no order
     place: int = -1  # where it stands in its pool; -1 while it is in none
 
     def count_busy(self, now: float) -> None:
@@ -62,8 +80,8 @@ class WorkerView:
     @property
     def kv_usage(self) -> float:
         """Share of its KV blocks that are used, or promised to requests that it has not reported yet."""
-        total = self.load.kv_blocks_total or (self.info.facts.kv_blocks_total if self.info.facts else 0)
-        return max(self.load.kv_blocks_used, self.kv_blocks) / total if total else 0.0
+        total = self.kv_blocks_total or (self.info.facts.kv_blocks_total if self.info.facts else 0)
+        return max(self.kv_blocks_used, self.kv_blocks) / total if total else 0.0
 
     @property
     def wait_seconds(self) -> float:
@@ -111,6 +129,7 @@ class Fleet:
     def __init__(self) -> None:
         self._workers: dict[str, WorkerView] = {}
         self._clock = 0.0  # the newest time that was told
+        self._claimed = 0
         self._pools: dict[tuple[str, Role], Pool] = {}
         self._indexes: dict[str, PrefixIndex] = {}
         self._peers: dict[tuple[object, ...], Peers] = {}
@@ -166,7 +185,10 @@ class Fleet:
         view.gone = True
         self.pool(view.info.model, view.info.role).remove(view)
         self.index(view.info.model).leave(view.slot)
-        return list(view.claims)
+        claims, view.claims = sorted(view.claims, key=_order), []
+        for claim in claims:
+            claim.place = -1
+        return [claim.request_id for claim in claims]
 
     def drain(self, worker_id: str) -> None:
         if view := self._workers.get(worker_id):
@@ -181,45 +203,46 @@ class Fleet:
             view.count_busy(now)
             if not view.depth:
                 view.cost.idle(now - view.heard_at)
-            view.load = load
+            view.running, view.waiting = load.running, load.waiting
+            view.kv_blocks_used, view.kv_blocks_total = load.kv_blocks_used, load.kv_blocks_total
             view.heard_at = now
-            foreign = load.running + load.waiting - (len(view.claims) if own is None else own)
+            ours = view.depth - view.foreign
+            foreign = load.running + load.waiting - (ours if own is None else own)
             view.foreign = foreign if foreign > 0 else 0
-            view.depth = len(view.claims) + view.foreign
+            view.depth = ours + view.foreign
         return view
 
-    def claim(self, worker_id: str, request_id: str, claim: Claim) -> None:
+    def claim(self, view: WorkerView, request_id: str, prefill_tokens: int, kv_blocks: int) -> Claim:
         """A request is about to be sent there."""
-        if view := self._workers.get(worker_id):
-            view.count_busy(self._clock)
-            view.claims[request_id] = claim
-            view.depth = len(view.claims) + view.foreign
-            view.prefill_tokens += claim.prefill_tokens
-            view.kv_blocks += claim.kv_blocks
+        self._claimed += 1
+        claim = Claim(view, request_id, self._claimed, prefill_tokens, kv_blocks, len(view.claims))
+        view.count_busy(self._clock)
+        view.claims.append(claim)
+        view.depth += 1
+        view.prefill_tokens += prefill_tokens
+        view.kv_blocks += kv_blocks
+        return claim
 
-    def computed(self, worker_id: str, request_id: str) -> WorkerView | None:
-        """The request's prompt has been computed there. Returns None for an unknown worker."""
-        view = self._workers.get(worker_id)
-        claim = view.claims.get(request_id) if view is not None else None
-        if view is not None and claim is not None:
-            view.prefill_tokens -= claim.prefill_tokens
-            claim.prefill_tokens = 0
-        return view
-
-    def left(self, worker_id: str, request_id: str) -> None:
-        """The request is not there any more; safe to say twice."""
-        view = self._workers.get(worker_id)
-        if view is not None and (claim := view.claims.get(request_id)):
-            view.count_busy(self._clock)
-            del view.claims[request_id]
-            view.depth -= 1
-            view.prefill_tokens -= claim.prefill_tokens
-            view.kv_blocks -= claim.kv_blocks
+    def left(self, claim: Claim) -> None:
+        """The request is not there any more; safe to say twice, and of a worker that is gone."""
+        if claim.place < 0:
+            return
+        view = claim.view
+        view.count_busy(self._clock)
+        last = view.claims.pop()
+        if last is not claim:
+            view.claims[claim.place] = last
+            last.place = claim.place
+        claim.place = -1
+        view.depth -= 1
+        view.prefill_tokens -= claim.prefill_tokens
+        view.kv_blocks -= claim.kv_blocks
 
     def check(self) -> None:
         """Raises AssertionError where a counter is not the sum of its claims; for tests."""
         for view in self:
-            claims = view.claims.values()
+            claims = view.claims
+            assert all(claims[claim.place] is claim and claim.view is view for claim in claims), view.info.worker_id  # noqa: S101
             assert view.prefill_tokens == sum(claim.prefill_tokens for claim in claims), view.info.worker_id  # noqa: S101
             assert view.kv_blocks == sum(claim.kv_blocks for claim in claims), view.info.worker_id  # noqa: S101
             assert view.foreign >= 0, view.info.worker_id  # noqa: S101
@@ -227,3 +250,7 @@ class Fleet:
             pool = self.pool(view.info.model, view.info.role)
             assert view.draining == (view.place < 0), view.info.worker_id  # noqa: S101
             assert view.draining or pool.views[view.place] is view, view.info.worker_id  # noqa: S101
+
+
+def _order(claim: Claim) -> int:
+    return claim.order

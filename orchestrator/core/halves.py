@@ -44,11 +44,15 @@ class Halves:
         session.placements += 1
         session.decode_worker = decision.decode
         if decision.prefill is None:
-            self._take(session, decision.decode, decision.on_decode, computes=True, decodes=True)
+            session.decode_claim = self._take(
+                session, decision.decode, decision.on_decode, computes=True, decodes=True
+            )
             session.advance(Signal.PLACED_TOGETHER, now)
             return self._start_decode(session, None, decision)
-        self._take(session, decision.decode, decision.on_decode, computes=False, decodes=True)
-        self._take(session, decision.prefill, decision.on_prefill, computes=True, decodes=False)
+        session.decode_claim = self._take(session, decision.decode, decision.on_decode, computes=False, decodes=True)
+        session.prefill_claim = self._take(
+            session, decision.prefill, decision.on_prefill, computes=True, decodes=False
+        )
         session.advance(Signal.PLACED_APART, now)
         session.prefill_worker = decision.prefill
         session.prefill_wire = f"{session.request_id}~p{session.placements}"
@@ -60,9 +64,11 @@ class Halves:
         collect = session.prefill_wire
         session.advance(Signal.PREFILL_DONE, now)
         if decision.rule is Rule.RESERVED_LOST:
-            self._fleet.left(session.decode_worker, session.request_id)  # it may still be there, and drain
+            self._left(session.decode_claim)  # it may still be there, and drain
             session.decode_worker = decision.decode
-            self._take(session, decision.decode, decision.on_decode, computes=False, decodes=True)
+            session.decode_claim = self._take(
+                session, decision.decode, decision.on_decode, computes=False, decodes=True
+            )
         return self._start_decode(session, collect, decision)
 
     def _start_decode(self, session: Session, collect: str | None, decision: Decision) -> m.Command:
@@ -70,25 +76,28 @@ class Halves:
         self._by_wire[session.decode_wire] = session
         return m.StartDecode(session.request_id, session.decode_wire, session.decode_worker, collect, decision)
 
-    def _take(self, session: Session, worker_id: str, choice: Choice | None, *, computes: bool, decodes: bool) -> None:
+    def _take(
+        self, session: Session, worker_id: str, choice: Choice | None, *, computes: bool, decodes: bool
+    ) -> Claim | None:
         view = self._fleet.get(worker_id)
         if view is None:
-            return
+            return None
         cached = choice.cached_tokens if choice is not None else 0
         size = view.info.facts.block_size if view.info.facts else 0
         room = session.prompt_tokens + (min(session.output_limit, OUTPUT_ROOM) if decodes else 0)
         tokens = max(0, session.prompt_tokens - cached) if computes else 0
-        self._fleet.claim(worker_id, session.request_id, Claim(tokens, -(-room // size) if size else 0))
+        claim = self._fleet.claim(view, session.request_id, tokens, -(-room // size) if size else 0)
         if session.blocks and size:
             self._fleet.index(session.model).routed(view.slot, session.blocks)
             session.expected_at += (view,)
+        return claim
 
     # ---- given back
 
     def prefill_ended(self, session: Session) -> None:
         """The prefill engine is done with it; its KV may still wait there."""
         self._by_wire.pop(session.prefill_wire, None)
-        self._fleet.left(session.prefill_worker, session.request_id)
+        self._left(session.prefill_claim)
 
     def refused(self, session: Session, wire_id: str) -> None:
         """A worker did not take this half: there is nothing to abort there."""
@@ -110,11 +119,15 @@ class Halves:
 
     def leave(self, session: Session) -> None:
         """The session is at no worker any more."""
-        for worker_id in (session.prefill_worker, session.decode_worker):
-            if worker_id:
-                self._fleet.left(worker_id, session.request_id)
+        self._left(session.prefill_claim)
+        self._left(session.decode_claim)
+        session.prefill_claim = session.decode_claim = None
         self._by_wire.pop(session.decode_wire, None)
         self._settle(session)
+
+    def _left(self, claim: Claim | None) -> None:
+        if claim is not None:
+            self._fleet.left(claim)
 
     def arrived(self, session: Session, now: float) -> None:
         """Its prompt was computed. What the worker stored of it may be told a little later than its first token."""
@@ -168,9 +181,10 @@ class Halves:
         """Raises AssertionError where the books don't balance; for tests."""
         self._fleet.check()
         for view in self._fleet:
-            for request_id in view.claims:
-                session = sessions[request_id]
-                assert view.info.worker_id in (session.prefill_worker, session.decode_worker), request_id  # noqa: S101
+            for claim in view.claims:
+                session = sessions[claim.request_id]
+                assert claim is session.prefill_claim or claim is session.decode_claim, claim.request_id  # noqa: S101
+                assert view.info.worker_id in (session.prefill_worker, session.decode_worker), claim.request_id  # noqa: S101
         for session in sessions.values():
             assert session.state is not State.WAITING or not session.expected_at, session.request_id  # noqa: S101
         for wire_id, session in self._by_wire.items():

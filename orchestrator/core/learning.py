@@ -14,35 +14,33 @@ LONGEST_STEP = 5.0  # seconds; more is a pause and not a step
 
 def prefilled(view: WorkerView, session: Session, cached_tokens: int, now: float) -> None:
     """A prompt has been computed. One engine computes them in turn: each began when the one before it ended."""
-    timing = view.timing
     tokens = session.prompt_tokens - cached_tokens
-    if now - timing.batch_ended <= SAME_STEP:
-        timing.batch_tokens += tokens
+    if now - view.batch_ended <= SAME_STEP:
+        view.batch_tokens += tokens
         return
-    if timing.batch_tokens > 0:
-        view.cost.saw_prefill(timing.batch_tokens, timing.batch_ended - timing.batch_began)
-    timing.batch_began = max(timing.batch_ended, now if session.placed_at is None else session.placed_at)
-    timing.batch_ended, timing.batch_tokens = now, tokens
+    if view.batch_tokens > 0:
+        view.cost.saw_prefill(view.batch_tokens, view.batch_ended - view.batch_began)
+    view.batch_began = max(view.batch_ended, now if session.placed_at is None else session.placed_at)
+    view.batch_ended, view.batch_tokens = now, tokens
 
 
 def stepped(view: WorkerView, now: float) -> None:
     """An engine step has ended. With prompts under way it is no decode step."""
-    timing = view.timing
-    running = view.load.running
-    seconds = now - timing.stepped_at
-    if view.prefill_tokens == 0 and 0 < running == timing.running and 0.0 < seconds < LONGEST_STEP:
+    running = view.running
+    seconds = now - view.stepped_at
+    if view.prefill_tokens == 0 and 0 < running == view.stepped_running and 0.0 < seconds < LONGEST_STEP:
         view.cost.saw_step(running, seconds)
-    timing.stepped_at, timing.running = now, running if view.prefill_tokens == 0 else 0
+    view.stepped_at, view.stepped_running = now, running if view.prefill_tokens == 0 else 0
 
 
 def silent(view: WorkerView) -> None:
     """It spoke, but not of a step with this gateway's requests in it: the next one begins nobody knows when."""
-    view.timing.running = 0
+    view.stepped_running = 0
 
 
 def transferred(view: WorkerView, session: Session, now: float) -> None:
     """The first token came after a hand-over: less the step that made it, that is what the KV took."""
     if session.prefilled_at is None or session.transferred_tokens <= 0:
         return
-    step = view.cost.step_seconds(max(1, view.load.running))
+    step = view.cost.step_seconds(max(1, view.running))
     view.cost.saw_transfer(session.transferred_tokens, max(1e-6, now - session.prefilled_at - step))

@@ -26,13 +26,13 @@ Four rules carry the rest:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
 from orchestrator.core.decision import CachedBy, Choice, Decision, Wait
 from orchestrator.core.defects import InvalidTransition
-from orchestrator.core.fleet import WorkerView
+from orchestrator.core.fleet import Claim, WorkerView
 from orchestrator.core.types import RequestReport
 
 
@@ -93,6 +93,15 @@ class Beginning:
 
 
 @dataclass(slots=True, eq=False)
+class Turn:
+    """A signal, when it came, and the turn before it: a chain, so that a new one needs no look at the old ones."""
+
+    signal: Signal
+    at: float
+    before: Turn | None
+
+
+@dataclass(slots=True, eq=False)
 class Session:
     """One request on its way. Times are on the caller's clock, in seconds."""
 
@@ -126,12 +135,13 @@ class Session:
     sent_tokens: int = 0  # of its output: the end of its prompt since a decode was lost in mid-stream
     began: Beginning | None = None  # set once a decode was lost in mid-stream
     lost_because: str = ""
+    decode_claim: Claim | None = None  # what it takes of these workers, or took
+    prefill_claim: Claim | None = None
     expected_at: tuple[WorkerView, ...] = ()  # where its prompt is on its way to
     placed_at: float | None = None
     prefilled_at: float | None = None
     first_token_at: float | None = None
-    signals: list[Signal] = field(default_factory=list)  # its history, and beside it
-    signalled_at: list[float] = field(default_factory=list)
+    newest: Turn | None = None  # of its history
 
     @property
     def tokens(self) -> int:
@@ -147,10 +157,14 @@ class Session:
 
     def story(self) -> str:
         """The way so far, for people."""
+        turns, turn = [], self.newest
+        while turn is not None:
+            turns.append(turn)
+            turn = turn.before
         steps, state = [], State.WAITING
-        for at, signal in zip(self.signalled_at, self.signals, strict=True):
-            steps.append(f"{at:.3f} {state} ({signal})")
-            state = TABLE[state][signal]
+        for turn in reversed(turns):
+            steps.append(f"{turn.at:.3f} {state} ({turn.signal})")
+            state = TABLE[state][turn.signal]
         return " -> ".join(steps)
 
     def advance(self, signal: Signal, now: float) -> None:
@@ -162,8 +176,7 @@ class Session:
         to = TABLE[self.state].get(signal)
         if to is None:
             raise InvalidTransition(self, signal)
-        self.signals.append(signal)
-        self.signalled_at.append(now)
+        self.newest = Turn(signal, now, self.newest)
         self.state = to
         if signal is Signal.PLACED_APART or signal is Signal.PLACED_TOGETHER:
             self.placed_at = now

@@ -6,7 +6,6 @@ A decoding sequence needs a new block each ``block_size`` tokens: ``_boundaries`
 
 from __future__ import annotations
 
-from heapq import heappop, heappush
 from typing import Final
 
 from orchestrator.sim.cache import BlockCache
@@ -25,7 +24,6 @@ class Batch:
         "_block_size",
         "_boundaries",
         "_finishing",
-        "_order",
         "cache",
         "decoding",
         "fetching",
@@ -49,8 +47,7 @@ class Batch:
         self.pinned = NONE
         self._block_size = settings.facts.block_size
         self._boundaries = [0] * self._block_size
-        self._finishing: list[tuple[int, int, Half]] = []
-        self._order = 0
+        self._finishing: list[Half] = []  # those that decode, by the step in which they end, the next one last
 
     # ---- in
 
@@ -123,11 +120,22 @@ class Batch:
         half.place = (step - half.prompt) % size
         self._boundaries[half.place] += 1
         self.decoding += 1
-        self._order += 1
-        half.turn = self._order
-        heappush(self._finishing, (step + half.output - 1, half.turn, half))
+        half.last_step = step + half.output - 1
+        self._line_up(half)
         if half.place == step % size:
             self._grow(1)
+
+    def _line_up(self, half: Half) -> None:
+        """Among those that finish: it is the newest, so of those that end in its last step it comes last."""
+        finishing, last_step = self._finishing, half.last_step
+        low, high = 0, len(finishing)
+        while low < high:
+            middle = (low + high) >> 1
+            if finishing[middle].last_step > last_step:
+                low = middle + 1
+            else:
+                high = middle
+        finishing.insert(low, half)
 
     # ---- steps
 
@@ -152,10 +160,7 @@ class Batch:
 
     def steps_to_change(self) -> int:
         """Steps until a decoding sequence finishes, or until the blocks no longer suffice."""
-        finishing = self._finishing
-        while finishing[0][2].turn != finishing[0][1]:
-            heappop(finishing)  # it has left
-        steps = finishing[0][0] - self.step
+        steps = self._finishing[-1].last_step - self.step
         free = self.cache.free
         if (steps // self._block_size + 1) * self.decoding > free:
             for fewer in range(1, steps):
@@ -172,12 +177,11 @@ class Batch:
         self.step = step = self.step + steps
         finishing = self._finishing
         ended: list[Half] = []
-        while finishing and finishing[0][0] <= step:
-            _, turn, half = heappop(finishing)
-            if half.turn == turn:  # else it has left, and maybe come back
-                ended.append(half)
-                if half.place == step % self._block_size:
-                    growth -= 1  # no block for a token that nothing follows
+        while finishing and finishing[-1].last_step <= step:
+            half = finishing.pop()
+            ended.append(half)
+            if half.place == step % self._block_size:
+                growth -= 1  # no block for a token that nothing follows
         if growth:
             self._grow(growth)
         for half in ended:
@@ -209,7 +213,9 @@ class Batch:
         else:
             self._boundaries[half.place] -= 1
             self.decoding -= 1
-            half.place = half.turn = -1
+            half.place = -1
+            if generated < half.output:  # else it stands there no more
+                self._finishing.remove(half)
             known = half.prompt + generated - 1  # tokens whose KV is there: all but the last
             half.private = -(-(known if generated == half.output else known + 1) // size) - half.sealed
             full = known // size - half.sealed

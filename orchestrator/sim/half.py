@@ -36,6 +36,7 @@ class Half:
         "first_step",
         "flight",
         "gateway",
+        "last_step",
         "left",
         "moved",
         "number",
@@ -48,7 +49,6 @@ class Half:
         "run",
         "sealed",
         "started",
-        "turn",
         "wire_id",
         "worker",
     )
@@ -67,30 +67,31 @@ class Half:
         collect: Half | None = None,
         base: int = 0,
     ) -> None:
-        self.wire_id = wire_id
+        # Natively in this order in memory: what its end needs is together.
+        self.last_step = 0  # in which it ends; to be relied on only while it decodes
+        self.place = -1  # of its next block boundary among the engine's steps; -1 while it does not decode
+        self.offers = offers  # its KV waits to be collected when it has ended
         self.gateway = link.gateway
-        self.worker = link.worker
         self.flight = flight
+        self.wire_id = wire_id
         self.number = number
         self.prompt = prompt
         self.output = output
+        self.base = base
+        self.emitted = 0  # tokens generated before it was pushed back, aborted or lost
+        self.ended = False  # its last token is out
+        self.run: Run | None = None
+        self.sealed = 0  # blocks that it holds in runs
+        self.private = 0
+        self.worker = link.worker
         self.blocks = blocks
-        self.offers = offers  # its KV waits to be collected when it has ended
         self.collect = collect
         self.cached = 0  # prompt tokens that the engine's own cache saved
         self.moved = 0  # prompt tokens whose KV was fetched
         self.left = 0  # prompt tokens still to compute
-        self.base = base
-        self.emitted = 0  # tokens generated before it was pushed back, aborted or lost
-        self.ended = False  # its last token is out
         self.started = False  # its first token is out
         self.pushed_at: float | None = None
-        self.place = -1  # of its next block boundary among the engine's steps; -1 while it does not decode
         self.first_step = 0
-        self.turn = -1  # names its one valid entry among those that will finish
-        self.run: Run | None = None
-        self.sealed = 0  # blocks that it holds in runs
-        self.private = 0
 
     def prompt_goes_on(self, block_size: int) -> None:
         """Its prompt ends with output, whose blocks no other prompt has."""

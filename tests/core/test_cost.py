@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from orchestrator.core.cost import CostModel, Peers
 from orchestrator.core.fit import Line
-from orchestrator.core.fleet import Claim, Fleet
+from orchestrator.core.fleet import Fleet
 from orchestrator.core.spec import Device, Role
 from orchestrator.core.types import EngineFacts, Load
 from tests.core.support import worker
@@ -157,11 +157,11 @@ class TestPeers:
             slow.cost.saw_prefill(1_000, 0.5)
             for other in others:
                 other.cost.saw_prefill(1_000, 0.1)
-        fleet.claim("w0", "r", Claim())
+        claim = fleet.claim(slow, "r", 0, 0)
         for second in range(100):
             fleet.reported("w0", Load(running=1), 1, float(second))
         assert slow.cost.prefill_seconds(1_000) > 3 * others[0].cost.prefill_seconds(1_000)
-        fleet.left("w0", "r")
+        fleet.left(claim)
         for second in range(100, 400):
             fleet.reported("w0", Load(), 0, float(second))
         assert slow.cost.prefill_seconds(1_000) < 1.5 * others[0].cost.prefill_seconds(1_000)
@@ -183,7 +183,7 @@ class TestBusy:
     def test_begins_with_a_claim(self) -> None:
         fleet = Fleet()
         idle, busy = (fleet.up(worker(name, Role.SERVE), 0.0) for name in ("idle", "busy"))
-        fleet.claim("busy", "r", Claim())
+        fleet.claim(busy, "r", 0, 0)
         for name in ("idle", "busy"):
             fleet.reported(name, Load(), 0, 10.0)
         assert idle.busy == 0.0 < busy.busy

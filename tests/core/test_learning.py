@@ -6,10 +6,9 @@ import pytest
 
 from orchestrator.core import learning
 from orchestrator.core.cost import CostModel
-from orchestrator.core.fleet import Claim, Fleet, WorkerView
+from orchestrator.core.fleet import Fleet, WorkerView
 from orchestrator.core.session import Session, Signal
 from orchestrator.core.spec import Role
-from orchestrator.core.types import Load
 from tests.core.support import worker
 
 pytestmark = pytest.mark.source
@@ -63,22 +62,21 @@ def test_prompts_that_one_step_computed_are_one_observation(view: WorkerView) ->
 
 
 def test_only_steps_without_prompts_in_them_are_decode_steps(view: WorkerView) -> None:
-    view.load = Load(running=4)
+    view.running = 4
     for at in (1.0, 1.02, 1.04):
         learning.stepped(view, at)
-    view.claims["r"] = Claim(prefill_tokens=100)
     view.prefill_tokens = 100
     learning.stepped(view, 1.5)
     view.prefill_tokens = 0
     learning.stepped(view, 1.52)
-    view.load = Load(running=5)
+    view.running = 5
     learning.stepped(view, 1.54)
     assert view.cost.steps == [(4, 0.02), (4, 0.02)]
 
 
 def test_a_pause_in_what_is_heard_is_no_step(view: WorkerView) -> None:
     """Others' requests go on while this gateway has none there, and so hears of no steps."""
-    view.load = Load(running=4)
+    view.running = 4
     learning.stepped(view, 1.0)
     learning.silent(view)
     learning.stepped(view, 1.9)

@@ -37,9 +37,9 @@ def view_of(fleet: Fleet, worker_id: str) -> WorkerView:
     return view
 
 
-def give(fleet: Fleet, worker_id: str, requests: int, tokens: int = 0) -> None:
-    for _ in range(requests):
-        fleet.claim(worker_id, f"r{len(view_of(fleet, worker_id).claims)}", Claim(tokens, 1))
+def give(fleet: Fleet, worker_id: str, requests: int, tokens: int = 0) -> list[Claim]:
+    view = view_of(fleet, worker_id)
+    return [fleet.claim(view, f"r{len(view.claims)}", tokens, 1) for _ in range(requests)]
 
 
 def ask(fleet: Fleet, tokens: int = 320, seed: int = 0, now: float = 0.0, **session: object) -> Ask:
@@ -197,9 +197,9 @@ class TestCost:
         fleet, policy = fleet_of(3), policies.build("cost", {})
         for worker_id, seconds in (("w0", 50), ("w1", 10), ("w2", 30)):
             fleet.reported(worker_id, Load(), 0, 100.0)
-            give(fleet, worker_id, 1)
+            (claim,) = give(fleet, worker_id, 1)
             fleet.reported(worker_id, Load(), 0, 100.0 + seconds)
-            fleet.left(worker_id, "r0")
+            fleet.left(claim)
             fleet.reported(worker_id, Load(), 0, 200.0)
         assert best(policy, fleet, ask(fleet, now=200.0)) == "w1"
 
@@ -260,7 +260,7 @@ class TestAffinity:
             chosen = best(policy, fleet, ask(fleet, affinity="hot", adapter="hot"))
             depths = [view.depth for view in fleet]
             assert view_of(fleet, chosen).depth <= max(4, 1.25 * (sum(depths) + 1) / 10)
-            fleet.claim(chosen, f"r{number}", Claim())
+            fleet.claim(view_of(fleet, chosen), f"r{number}", 0, 0)
 
     def test_without_a_key_the_least_loaded(self, name: str) -> None:
         fleet, policy = fleet_of(3), policies.build(name, {})

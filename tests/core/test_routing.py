@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from orchestrator.core import policies
 from orchestrator.core.candidates import BACKLOG_TOKENS, KV_FULL, LEASE_SECONDS, SEATS
 from orchestrator.core.decision import CachedBy, Decision, Rule, Wait
-from orchestrator.core.fleet import Claim, Fleet, WorkerView
+from orchestrator.core.fleet import Fleet, WorkerView
 from orchestrator.core.routing import Router, release_through
 from orchestrator.core.session import Session
 from orchestrator.core.spec import PrefillPlace, Role, RoutingSpec
@@ -51,8 +51,10 @@ def join(fleet: Fleet, worker_id: str, role: Role, model: str = "m", **facts: An
 
 
 def fill(fleet: Fleet, worker_id: str, requests: int, tokens: int = 0, blocks: int = 1) -> None:
+    view = fleet.get(worker_id)
+    assert view is not None
     for number in range(requests):
-        fleet.claim(worker_id, f"{worker_id} {number}", Claim(tokens, blocks))
+        fleet.claim(view, f"{worker_id} {number}", tokens, blocks)
 
 
 @pytest.fixture
@@ -158,7 +160,9 @@ def test_the_same_seed_chooses_the_same(policy: str) -> None:
             asked = session(affinity=f"chat {number % 7}", adapter=f"adapter {number % 3}")
             decision = router.decide(asked, fleet, rng, NOW)
             assert isinstance(decision, Decision)
-            fleet.claim(decision.decode, f"r{number}", Claim(200, 13))
+            view = fleet.get(decision.decode)
+            assert view is not None
+            fleet.claim(view, f"r{number}", 200, 13)
             found.append(decision.decode)
         return found
 

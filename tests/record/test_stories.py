@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from orchestrator.core import messages as m
 from orchestrator.core.decision import Wait
 from orchestrator.core.spec import Role
+from orchestrator.core.types import Load
 from orchestrator.record.codec import decode
 from orchestrator.record.journal import Journal
 from orchestrator.record.lookup import look_up
@@ -117,7 +118,7 @@ def test_memory_has_a_bound_in_requests_and_in_moments() -> None:
     assert stories.find("stays").stories  # what is under way is never forgotten
     for n in range(100):
         gateway.step(m.Refused(f"stays~d{n + 1}", m.Refusal.BUSY, "full"), 1.0 + n)
-        gateway.step(m.LoadReported("s0", gateway.brain.fleet.get("s0").load, 0), 1.5 + n)
+        gateway.step(m.LoadReported("s0", Load(), 0), 1.5 + n)
     (story,) = stories.find("stays").stories
     assert len(story.moments) + story.left_out == 202
     assert len(story.moments) == 64
@@ -128,7 +129,7 @@ def test_a_request_that_a_full_worker_turned_away_ends_like_any_other() -> None:
     gateway = Gateway("s0")
     gateway.step(m.Arrived("r", "m", 8), 1.0)
     gateway.step(m.Refused("r~d1", m.Refusal.BUSY, "full"), 1.5)
-    gateway.step(m.LoadReported("s0", gateway.brain.fleet.get("s0").load, 0), 2.0)
+    gateway.step(m.LoadReported("s0", Load(), 0), 2.0)
     gateway.step(m.DecodeEnded("r~d2", 1), 3.0)
     (story,) = gateway.find("r").stories
     assert whats(story) == ["arrived", "decode sent", "refused", "decode sent", "decode ended", "ended"]

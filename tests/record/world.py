@@ -21,6 +21,7 @@ from orchestrator.core.spec import (
     Role,
     RoutingSpec,
 )
+from orchestrator.core.types import Load
 from orchestrator.record.recorder import Recorder
 from orchestrator.record.recording import Header, Recording
 from orchestrator.record.replay import Replayed, replay
@@ -100,7 +101,7 @@ def an_hour(path: Path) -> list[m.Command]:
         feed(1.0, m.WorkerUp(worker(worker_id, role)))
     world.recorder.known_as(one, "one")
     (first,) = feed(2.0, m.Arrived(one, "m", 40, blocks=(11, 12), tenant="t", priority=-1, output_limit=9))
-    feed(2.1, m.LoadReported(first.worker_id, world.brain.fleet.get(first.worker_id).load, 1))
+    feed(2.1, m.LoadReported(first.worker_id, Load(), 1))
     (decode,) = feed(2.5, m.PrefillEnded(first.wire_id, True, cached_tokens=16))
     feed(2.75, m.FirstToken(decode.wire_id, 16, 24))
     world.recorder.known_as(two, "two")
@@ -108,7 +109,7 @@ def an_hour(path: Path) -> list[m.Command]:
     feed(3.25, m.WorkerDown(second.worker_id, "its process died"))
     feed(4.0, m.DecodeEnded(decode.wire_id, 5))
     for view in world.brain.fleet:
-        feed(4.5, m.LoadReported(view.info.worker_id, view.load, 0))
+        feed(4.5, m.LoadReported(view.info.worker_id, Load(), 0))
     feed(5.0, m.Arrived(three, "m", 8))
     feed(5.5, m.Cancelled(two, 0))
     feed(5.75, m.Tick())
