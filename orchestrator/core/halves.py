@@ -44,15 +44,11 @@ class Halves:
         session.placements += 1
         session.decode_worker = decision.decode
         if decision.prefill is None:
-            session.decode_claim = self._take(
-                session, decision.decode, decision.on_decode, computes=True, decodes=True
-            )
+            session.decode_claim = self._take(session, decision.decode, decision.on_decode, computes=True, decodes=True)
             session.advance(Signal.PLACED_TOGETHER, now)
             return self._start_decode(session, None, decision)
         session.decode_claim = self._take(session, decision.decode, decision.on_decode, computes=False, decodes=True)
-        session.prefill_claim = self._take(
-            session, decision.prefill, decision.on_prefill, computes=True, decodes=False
-        )
+        session.prefill_claim = self._take(session, decision.prefill, decision.on_prefill, computes=True, decodes=False)
         session.advance(Signal.PLACED_APART, now)
         session.prefill_worker = decision.prefill
         session.prefill_wire = f"{session.request_id}~p{session.placements}"

@@ -151,11 +151,9 @@ class Batch:
         rest = steps % size
         growth = steps // size * self.decoding
         if rest:
-            begin = (self.step + 1) % size
-            end = begin + rest
-            growth += sum(self._boundaries[begin:end])
-            if end > size:
-                growth += sum(self._boundaries[: end - size])
+            boundaries, begin = self._boundaries, self.step + 1
+            for step in range(begin, begin + rest):
+                growth += boundaries[step % size]
         return growth
 
     def steps_to_change(self) -> int:

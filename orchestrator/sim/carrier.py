@@ -84,7 +84,7 @@ class Carrier:
         )
         if flight.sent:
             half.prompt_goes_on(worker.settings.facts.block_size)
-        self._network.to_worker(link, worker.take, half)
+        self._network.start(link, half)
 
     def _abort(self, command: m.Abort) -> None:
         flight = self._of_wire(command.wire_id)

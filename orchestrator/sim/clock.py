@@ -13,15 +13,40 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from heapq import heappop, heappush
-from operator import itemgetter
+from operator import attrgetter
 from typing import Any, Final
 
 Action = Callable[[Any], None]
-_Entry = tuple[float, Action, Any]
 _SLICES = 4000.0  # a second
 _SPAN: Final = 8192  # slices ahead, a power of two
 _PLACE: Final = _SPAN - 1  # of a slice's number, what is its place among them
-_when: Final = itemgetter(0)
+_when: Final = attrgetter("time")
+
+
+class Due:
+    """What happens at ``time``. What happens often is a class of its own: one object is all that is kept of it, and
+    natively no arguments are packed for it."""
+
+    __slots__ = ("time",)
+
+    def __init__(self) -> None:
+        self.time = 0.0
+
+    def happen(self) -> None:
+        """It is time."""
+        raise NotImplementedError
+
+
+class _Call(Due):
+    __slots__ = ("_action", "_what")
+
+    def __init__(self, action: Action, what: Any) -> None:
+        super().__init__()
+        self._action = action
+        self._what = what
+
+    def happen(self) -> None:
+        self._action(self._what)
 
 
 class Clock:
@@ -31,30 +56,34 @@ class Clock:
 
     def __init__(self) -> None:
         self.now = 0.0
-        self._due: list[_Entry] = []  # the present slice, what comes next at its end
+        self._due: list[Due] = []  # the present slice, what comes next at its end
         self._edge = 0  # the slice after it
-        self._ring: list[list[_Entry]] = [[] for _ in range(_SPAN)]  # slices by number, mod SPAN; the present one too
+        self._ring: list[list[Due]] = [[] for _ in range(_SPAN)]  # slices by number, mod SPAN; the present one too
         self._near = 0  # entries in those to come
-        self._far: list[tuple[float, int, _Entry]] = []  # a heap by (time, order of asking): what comes after those
+        self._far: list[tuple[float, int, Due]] = []  # a heap by (time, order of asking): what comes after those
         self._asked = 0
         self._stopped = False
 
     def at(self, time: float, action: Action, what: Any = None) -> None:
         """Has ``action(what)`` run at ``time``, which must not have passed."""
-        entry = (time, action, what)
-        part = int(time * _SLICES)
-        if part < self._edge:
-            self._put(entry)
-        elif part < self._edge + _SPAN - 1:
-            self._ring[part & _PLACE].append(entry)
-            self._near += 1
-        else:
-            self._asked += 1
-            heappush(self._far, (time, self._asked, entry))
+        self.plan(time, _Call(action, what))
 
     def after(self, seconds: float, action: Action, what: Any = None) -> None:
         """Has ``action(what)`` run in ``seconds``."""
         self.at(self.now + seconds, action, what)
+
+    def plan(self, time: float, due: Due) -> None:
+        """Has it happen at ``time``, which must not have passed; it must not be planned already."""
+        due.time = time
+        part = int(time * _SLICES)
+        if part < self._edge:
+            self._put(due)
+        elif part < self._edge + _SPAN - 1:
+            self._ring[part & _PLACE].append(due)
+            self._near += 1
+        else:
+            self._asked += 1
+            heappush(self._far, (time, self._asked, due))
 
     def stop(self, _: object = None) -> None:
         """Ends ``run`` when the action under way has returned."""
@@ -66,24 +95,25 @@ class Clock:
         while not self._stopped:
             due = self._due
             while due:
-                self.now, action, what = due.pop()
-                action(what)
+                next_one = due.pop()
+                self.now = next_one.time
+                next_one.happen()
                 if self._stopped:
                     return
             if not self._turn():
                 return
 
-    def _put(self, entry: _Entry) -> None:
+    def _put(self, newest: Due) -> None:
         """Into the present slice: it is the newest, so of all that is due at its time it comes last."""
-        due, time = self._due, entry[0]
+        due, time = self._due, newest.time
         low, high = 0, len(due)
         while low < high:
             middle = (low + high) >> 1
-            if due[middle][0] > time:
+            if due[middle].time > time:
                 low = middle + 1
             else:
                 high = middle
-        due.insert(low, entry)
+        due.insert(low, newest)
 
     def _turn(self) -> bool:
         """The next slice that has anything becomes the present one; False if there is none."""
@@ -94,8 +124,8 @@ class Clock:
         while True:
             far = self._far
             while far and int(far[0][0] * _SLICES) < self._edge + _SPAN - 1:
-                time, _, entry = heappop(far)
-                self._ring[int(time * _SLICES) & _PLACE].append(entry)
+                time, _, far_one = heappop(far)
+                self._ring[int(time * _SLICES) & _PLACE].append(far_one)
                 self._near += 1
             due = self._due = self._ring[self._edge & _PLACE]
             self._edge += 1

@@ -39,13 +39,15 @@ TICK = 11
 class Digest:
     """Collects numbers and words and hashes them in large pieces."""
 
-    __slots__ = ("_hash", "_numbers", "_times", "_words")
+    __slots__ = ("_hash", "_hashed", "_now", "_numbers", "_times", "_words")
 
     def __init__(self) -> None:
         self._hash = blake2b(digest_size=16)
         self._times = Rolling()
         self._numbers = Rolling()
         self._words: list[str] = []
+        self._now = 0.0  # of the newest step: several come at one time
+        self._hashed: i64 = 0
 
     def add(self, now: float, gateway: int, code: int, subject: int, about: int, commands: Sequence[m.Command]) -> None:
         """One step of a brain; ``subject`` and ``about`` are the event's own numbers, each its own hash."""
@@ -53,7 +55,9 @@ class Digest:
         told: i64 = code
         by: i64 = gateway
         of: i64 = subject
-        self._times.add(hash(now))
+        if now != self._now:
+            self._now, self._hashed = now, hash(now)
+        self._times.add(self._hashed)
         numbers.add((told << _CODE) + (by << _GATEWAY) + of)
         numbers.add(about)
         if commands:

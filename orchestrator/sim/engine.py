@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from orchestrator.sim.batch import Batch
-from orchestrator.sim.clock import Action, Clock
+from orchestrator.sim.clock import Clock, Due
 from orchestrator.sim.half import Half
 from orchestrator.sim.histogram import Histogram
 from orchestrator.sim.settings import EngineSettings
@@ -31,8 +31,18 @@ Report = Callable[[list[Half], list[Half]], None]
 """Told at the end of a step: halves with their first token in it, and halves that it ended."""
 
 
-def _nothing(_: object) -> None:
-    pass
+class _End(Due):
+    """The end of a step or stretch; ``engine`` is None when another end has taken its place."""
+
+    __slots__ = ("engine",)
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__()
+        self.engine: Engine | None = engine
+
+    def happen(self) -> None:
+        if self.engine is not None:
+            self.engine.ended()
 
 
 class Engine(Batch):
@@ -44,6 +54,8 @@ class Engine(Batch):
     __slots__ = (
         "_chance",
         "_clock",
+        "_end",
+        "_ends",
         "_gaps",
         "_mixed",
         "_pace",
@@ -51,8 +63,6 @@ class Engine(Batch):
         "_report",
         "_since",
         "_stretches",
-        "_version",
-        "_woken",
         "busy",
         "speed",
         "told_always",
@@ -76,8 +86,8 @@ class Engine(Batch):
         self._planned = 0  # steps in it
         self._mixed = False  # one step, with prompts in it
         self._stretches = 0
-        self._version = 0  # of the plan: an event for an older one is void
-        self._woken: Action = self._wake
+        self._end = _End(self)  # of the step or stretch under way, or of the newest one
+        self._ends = False  # whether it is still to come
 
     @property
     def idle(self) -> bool:
@@ -157,9 +167,8 @@ class Engine(Batch):
         for half in self.running:
             half.emitted += self.generated(half)
             half.place = -1
-        self._version += 1
+        self._end.engine = None
         self._pace = 0.0
-        self._woken = _nothing  # else it would keep itself
 
     # ---- steps
 
@@ -183,7 +192,7 @@ class Engine(Batch):
             pace *= 1.0 + settings.noise * (2.0 * self._chance() - 1.0)
         self._pace = pace
         self._since = self._clock.now
-        self._wake_after(steps)
+        self._end_after(steps)
 
     def _compute(self) -> float:
         """Takes the next step's share of the prompts; returns the seconds that it adds."""
@@ -202,19 +211,22 @@ class Engine(Batch):
                 break
         return seconds
 
-    def _wake_after(self, steps: int) -> None:
+    def _end_after(self, steps: int) -> None:
         """The step or stretch under way has so many steps."""
         self._planned = steps
-        self._version += 1
+        if self._ends:
+            self._end.engine = None
+            self._end = _End(self)
+        self._ends = True
         clock = self._clock
         ends = self._since + steps * self._pace
         if ends < clock.now:
             ends = clock.now  # by the rounding of sums
-        clock.at(ends, self._woken, self._version)
+        clock.plan(ends, self._end)
 
-    def _wake(self, version: int) -> None:
-        if version != self._version:
-            return
+    def ended(self) -> None:
+        """The step or stretch under way has ended."""
+        self._ends = False
         ended = self._count(self._planned)
         firsts = self._begin_decoding(ended) if self.prompts else []
         cache = self.cache
@@ -248,7 +260,7 @@ class Engine(Batch):
         if self._planned > 1:
             done = int((self._clock.now - self._since) / self._pace)
             if done + 1 < self._planned:
-                self._wake_after(done + 1)
+                self._end_after(done + 1)
 
     def _settle(self) -> None:
         """Counts the steps of a stretch that have ended by now; the one under way becomes its last."""
@@ -259,7 +271,7 @@ class Engine(Batch):
             begun = self._since + done * self._pace
             self._count(done)
             self._since = begun
-        self._wake_after(1)
+        self._end_after(1)
 
     def _room(self) -> None:
         """There may be a seat or a block for one that waits, from the next step on."""

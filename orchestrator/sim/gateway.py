@@ -91,8 +91,8 @@ class Gateway(Carrier):
         """A session has broken: this gateway hears of it a moment later, and dials again after a while."""
         self._network.to_gateway(link, self._lost, (reason, reopen_after))
 
-    def _lost(self, message: tuple[Link, int, tuple[str, float | None]]) -> None:
-        link, session, (reason, reopen_after) = message
+    def _lost(self, link: Link, session: int, broken: tuple[str, float | None]) -> None:
+        reason, reopen_after = broken
         if session == link.session and link.known:
             self.closed(link, reason)
             if reopen_after is not None:
@@ -138,9 +138,8 @@ class Gateway(Carrier):
         flight.sent = max(flight.sent, half.base + emitted)
         return True
 
-    def framed(self, message: tuple[Link, int, Frame]) -> None:
+    def framed(self, link: Link, session: int, frame: Frame) -> None:
         """A frame has come."""
-        link, session, frame = message
         if link.known and session == link.session:
             self._take(link, frame)
 

@@ -103,5 +103,5 @@ class Half:
         """Hashes of its full blocks beyond those of its prompt's hashes."""
         base = _GENERATED + placed(self.number * _TOGETHER)
         if full <= _TOGETHER:
-            return list(range(base + self.sealed, base + full))
+            return [base + place for place in range(self.sealed, full)]
         return [base + place // _TOGETHER * _FURTHER + place % _TOGETHER for place in range(self.sealed, full)]

@@ -6,21 +6,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from orchestrator.sim.clock import Clock
+from orchestrator.sim.clock import Clock, Due
 
 if TYPE_CHECKING:
     from random import Random
 
     from orchestrator.sim.gateway import Gateway
     from orchestrator.sim.half import Half
-    from orchestrator.sim.worker import Worker
+    from orchestrator.sim.worker import Frame, Worker
 
 SILENCE_SECONDS = 15.0  # a stream on which nothing came for so long is given up
 RECONNECT_SECONDS = 0.2
 
 NOTHING: Final[dict[Half, int]] = {}  # nothing is put into it
-
-Delivery = Callable[[Any], None]
 
 
 class Link:
@@ -33,7 +31,6 @@ class Link:
     __slots__ = (
         "arrives_down",
         "arrives_up",
-        "framed",
         "gateway",
         "held_until",
         "known",
@@ -46,7 +43,6 @@ class Link:
     def __init__(self, gateway: Gateway, worker: Worker) -> None:
         self.gateway = gateway
         self.worker = worker
-        self.framed = gateway.framed
         self.up = False
         self.known = False
         self.session = 0
@@ -54,6 +50,54 @@ class Link:
         self.reached: Mapping[Half, int] = NOTHING
         self.arrives_up = 0.0  # when the newest message to the gateway gets there
         self.arrives_down = 0.0  # and the newest one to the worker
+
+
+Delivery = Callable[[Link, int, Any], None]
+
+
+class _Message(Due):
+    """On its way over a link. The receiver has to see that the session is still the link's."""
+
+    __slots__ = ("link", "session")
+
+    def __init__(self, link: Link) -> None:
+        super().__init__()
+        self.link = link
+        self.session = link.session
+
+
+class _Framed(_Message):
+    __slots__ = ("frame",)
+
+    def __init__(self, link: Link, frame: Frame) -> None:
+        super().__init__(link)
+        self.frame = frame
+
+    def happen(self) -> None:
+        self.link.gateway.framed(self.link, self.session, self.frame)
+
+
+class _Started(_Message):
+    __slots__ = ("half",)
+
+    def __init__(self, link: Link, half: Half) -> None:
+        super().__init__(link)
+        self.half = half
+
+    def happen(self) -> None:
+        self.link.worker.take(self.link, self.session, self.half)
+
+
+class _Other(_Message):
+    __slots__ = ("deliver", "what")
+
+    def __init__(self, link: Link, deliver: Delivery, what: Any) -> None:
+        super().__init__(link)
+        self.deliver = deliver
+        self.what = what
+
+    def happen(self) -> None:
+        self.deliver(self.link, self.session, self.what)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,23 +123,37 @@ class Network:
         self._jitter = weather.jitter
         self.chance = rng.random
 
+    def frame(self, link: Link, frame: Frame) -> None:
+        """Has the link's gateway told (``framed``)."""
+        self._up(link, _Framed(link, frame))
+
+    def start(self, link: Link, half: Half) -> None:
+        """Has the link's worker take a half."""
+        self._down(link, _Started(link, half))
+
     def to_gateway(self, link: Link, deliver: Delivery, what: Any) -> None:
-        """Delivers (link, session, what); the receiver has to see that the session is still the link's."""
+        """Has ``deliver(link, session, what)`` called at the gateway."""
+        self._up(link, _Other(link, deliver, what))
+
+    def to_worker(self, link: Link, deliver: Delivery, what: Any) -> None:
+        """Has ``deliver(link, session, what)`` called at the worker."""
+        self._down(link, _Other(link, deliver, what))
+
+    def _up(self, link: Link, message: Due) -> None:
         at = self._clock.now + self._delay + self._jitter * self.chance()
         if at < link.arrives_up:
             at = link.arrives_up
         else:
             link.arrives_up = at
-        self._clock.at(at, deliver, (link, link.session, what))
+        self._clock.plan(at, message)
 
-    def to_worker(self, link: Link, deliver: Delivery, what: Any) -> None:
-        """Delivers (link, session, what); the receiver has to see that the session is still the link's."""
+    def _down(self, link: Link, message: Due) -> None:
         at = self._clock.now + self._delay + self._jitter * self.chance()
         if at < link.arrives_down:
             at = link.arrives_down
         else:
             link.arrives_down = at
-        self._clock.at(at, deliver, (link, link.session, what))
+        self._clock.plan(at, message)
 
     def hold(self, link: Link, seconds: float) -> None:
         """Nothing gets through for so long; what is sent arrives afterwards, in order."""

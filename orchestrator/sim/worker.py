@@ -149,30 +149,27 @@ class Worker:
 
     # ---- from gateways
 
-    def take(self, message: tuple[Link, int, Half]) -> None:
+    def take(self, link: Link, session: int, half: Half) -> None:
         """A half to run."""
-        link, session, half = message
         if not (link.up and session == link.session):
             return
         refusal = self._refusal(half)
         if refusal is not None:
             frame = self._frame()
             frame.refused = ((half, *refusal),)
-            self._network.to_gateway(link, link.framed, frame)
+            self._network.frame(link, frame)
             return
         self._own[link.gateway.index] += 1
         self.engine.submit(half)
 
-    def take_abort(self, message: tuple[Link, int, Half]) -> None:
+    def take_abort(self, link: Link, session: int, half: Half) -> None:
         """A half that is not wanted any more."""
-        link, session, half = message
         if link.up and session == link.session and self.engine.has(half):
             self._abort(half)
             self._send(self._frame())
 
-    def take_release(self, message: tuple[Link, int, Half]) -> None:
+    def take_release(self, link: Link, session: int, half: Half) -> None:
         """A prefill half that nobody will collect: its own worker is told."""
-        link, session, half = message
         if link.up and session == link.session:
             self._let_go(half)
 
@@ -278,4 +275,4 @@ class Worker:
                 self.broken(link)
                 link.gateway.lose(link, "the stream broke", RECONNECT_SECONDS)
             else:
-                network.to_gateway(link, link.framed, frame)
+                network.frame(link, frame)
