@@ -139,9 +139,7 @@ class Brain:
 
     def _cache_changed(self, event: m.CacheChanged) -> None:
         if view := self.fleet.get(event.worker_id):
-            self.fleet.index(view.info.model).changed(
-                view.slot, stored=event.stored, removed=event.removed, cleared=event.cleared
-            )
+            view.index.changed(view.slot, stored=event.stored, removed=event.removed, cleared=event.cleared)
 
     # ---- a request's way
 

@@ -36,7 +36,7 @@ def bounded(pool: Pool, matches: Matches, rng: Random, extra: Sequence[WorkerVie
     if len(views) <= SMALL_POOL:
         return views
     chosen = list(extra)
-    taken = {view.slot for view in extra}
+    taken = {view.slot for view in extra} if extra else set()
     if matches:
         start = int(rng.random() * top(pool.slots))  # among many equals it is not always the first
         for slot in matches.holders(pool.slots, MOST_HOLDERS, start):

@@ -133,7 +133,7 @@ class Pace:
         self.line.saw(units, seconds / self.factor)
         limit = min(ALWAYS_FAR_OFF, max(NEVER_FAR_OFF, USUAL_ERRORS * self.error))
         off = min(limit, max(-limit, math.log(seconds / self.at(units))))
-        gain = max(1.0 / PACE_MEMORY, 1.0 / (self.seen + TRUST_IN_PEERS), _haste(self.error))
+        gain = max(max(1.0 / PACE_MEMORY, 1.0 / (self.seen + TRUST_IN_PEERS)), _haste(self.error))  # by two: quicker
         self._become(self._log + gain * (off - RETURN * self._log))
 
     def fade(self, seconds: float) -> None:

@@ -42,7 +42,8 @@ class WorkerView:
     """One worker. ``claims`` are of the requests that this router has, or is about to have, there."""
 
     info: WorkerInfo
-    slot: int = 0  # its bit in the model's prefix index
+    index: PrefixIndex  # its model's
+    slot: int = 0  # its bit there
     cost: CostModel = field(default_factory=CostModel)
     # Natively in this order in memory: what is looked at to score a candidate is together.
     depth: int = 0  # requests running, waiting or on their way: claims and foreign
@@ -162,8 +163,9 @@ class Fleet:
         """Adds a worker that is not there yet."""
         facts = info.facts
         tells = facts is not None and facts.kv_events
-        slot = self.index(info.model).join(None if tells else facts.kv_blocks_total if facts else 0)
-        view = WorkerView(info, slot, CostModel(facts, self._peers_of(info)), heard_at=now, busy_at=now)
+        index = self.index(info.model)
+        slot = index.join(None if tells else facts.kv_blocks_total if facts else 0)
+        view = WorkerView(info, index, slot, CostModel(facts, self._peers_of(info)), heard_at=now, busy_at=now)
         self._clock = now
         self._workers[info.worker_id] = view
         self.pool(info.model, info.role).add(view)
@@ -184,7 +186,7 @@ class Fleet:
             return []
         view.gone = True
         self.pool(view.info.model, view.info.role).remove(view)
-        self.index(view.info.model).leave(view.slot)
+        view.index.leave(view.slot)
         claims, view.claims = sorted(view.claims, key=_order), []
         for claim in claims:
             claim.place = -1

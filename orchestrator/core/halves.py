@@ -84,7 +84,7 @@ class Halves:
         tokens = max(0, session.prompt_tokens - cached) if computes else 0
         claim = self._fleet.claim(view, session.request_id, tokens, -(-room // size) if size else 0)
         if session.blocks and size:
-            self._fleet.index(session.model).routed(view.slot, session.blocks)
+            view.index.routed(view.slot, session.blocks)
             session.expected_at += (view,)
         return claim
 
@@ -139,7 +139,7 @@ class Halves:
         views, session.expected_at = session.expected_at, ()
         for view in views:
             if not view.gone:  # else what was expected went with the worker
-                self._fleet.index(session.model).settled(view.slot, session.blocks)
+                view.index.settled(view.slot, session.blocks)
 
     # ---- KV that nobody collects
 

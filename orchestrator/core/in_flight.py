@@ -10,7 +10,6 @@ to be taken back block by block when it has arrived.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import islice
 from typing import Final
 
 Hash = object
@@ -96,7 +95,9 @@ class InFlight:
         while mark and mark << _APART > than:
             marked = marks.get(blocks[mark - 1])
             if marked is not None:
-                for prompt in (marked,) if isinstance(marked, _Prompt) else islice(reversed(marked), MOST):
+                for looked_at, prompt in enumerate((marked,) if isinstance(marked, _Prompt) else reversed(marked)):
+                    if looked_at == MOST:
+                        break
                     other = prompt.blocks
                     if len(other) > than and other[than] == beyond:
                         shared = _shared(blocks, other, mark)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from orchestrator.core.slot_sets import PART, SHIFT, Parts, gather, has, members
+from orchestrator.core.slot_sets import Parts, gather, has, members
 
 
 class Matches:
@@ -30,11 +30,10 @@ class Matches:
             known = self.on_their_way.get(slot)
             if known is not None:
                 return known
-        part, place = slot >> SHIFT, slot & PART - 1
         longest = 0
         for level in range(len(self.levels) - 1, -1, -1):  # mostly it isn't even in the largest set
             length, slots = self.levels[level]
-            if part >= len(slots) or not slots[part] >> place & 1:
+            if not has(slots, slot):
                 break
             longest = length
         return longest

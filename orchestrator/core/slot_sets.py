@@ -23,7 +23,7 @@ _BITS: Final = tuple(1 << slot for slot in range(PART))  # made once: they are l
 
 def has(parts: Sequence[int], slot: int) -> bool:
     part = slot >> SHIFT
-    return part < len(parts) and bool(parts[part] >> (slot & _LAST) & 1)
+    return part < len(parts) and bool(parts[part] & _BITS[slot & _LAST])
 
 
 def put(parts: list[int], slot: int) -> None:
@@ -79,7 +79,8 @@ def gather(parts: Parts, within: list[int], start: int, most: int, found: list[i
     """Appends slots that are in both, if they aren't in ``found`` yet, until that has ``most``: from ``start`` on
     downwards, and then from the highest one."""
     count = min(len(parts), len(within))
-    if len(found) >= most:
+    known = len(found)
+    if known >= most:
         return
     first, bit = start >> SHIFT, start & _LAST
     if first >= count:
@@ -94,7 +95,7 @@ def gather(parts: Parts, within: list[int], start: int, most: int, found: list[i
         while here:
             highest = here.bit_length() - 1
             slot = (part << SHIFT) + highest
-            if slot not in found:
+            if not known or slot not in found:
                 found.append(slot)
                 if len(found) == most:
                     return

@@ -37,7 +37,7 @@ class Histogram:
         self.count += count
 
     def _bin(self, value: float) -> _Bin:
-        place = round(log(value / _LEAST) / _STEP) if value > _LEAST else 0
+        place = int(log(value / _LEAST) / _STEP + 0.5) if value > _LEAST else 0
         found = self._bins.get(place)
         if found is None:
             found = self._bins[place] = _Bin()
