@@ -10,6 +10,7 @@ from orchestrator.config.admission import admission
 from orchestrator.config.cursor import Cursor, closest
 from orchestrator.config.document import Document
 from orchestrator.config.endpoints import endpoint, otlp_endpoint
+from orchestrator.config.health import health
 from orchestrator.config.routing import routing
 from orchestrator.core import source
 from orchestrator.core.spec import (
@@ -74,7 +75,7 @@ def _cluster(cursor: Cursor) -> tuple[str, Bind]:
 
 def _gateway(cursor: Cursor) -> GatewaySpec:
     times = ("queue_seconds", "silence_seconds")
-    fields = cursor.fields("http", "grpc", "processes", "max_body_bytes", *times, "admission")
+    fields = cursor.fields("http", "grpc", "processes", "max_body_bytes", *times, "admission", "health")
     values: dict[str, Any] = {name: endpoint(fields[name]) for name in ("http", "grpc") if name in fields}
     counts = (("processes", 0, MOST_PROCESSES), ("max_body_bytes", 1, None))
     values |= {name: fields[name].integer(least, most) for name, least, most in counts if name in fields}
@@ -83,6 +84,8 @@ def _gateway(cursor: Cursor) -> GatewaySpec:
         raise fields["silence_seconds"].wrong(f"{LEAST_SILENCE:g} seconds or more")
     if "admission" in fields:
         values["admission"] = admission(fields["admission"])
+    if "health" in fields:
+        values["health"] = health(fields["health"])
     return GatewaySpec(**values)
 
 

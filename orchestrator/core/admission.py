@@ -4,9 +4,12 @@ Theory of operation
 ===================
 A queue a model (``fair_queue`` has the order), and bounds over all of them (``holdings``). A tenant over its own bound
 is told so (``Overloaded``). Where the whole queue is full, a newcomer whose tenant holds less than its share takes the
-place of what the tenant most over its own share can best do without, its newest request of the least urgent kind; any
+place of what the tenant most over its share can best do without, its newest request of the least urgent kind; any
 other newcomer is told that the cluster is full (``ClusterFull``). So a flood fills its own share for good and the rest
 only while nobody else wants it.
+
+Who could not be placed before its wait is over is told so at once: what has its turn before it, over the pace at which
+waiting requests are let in, is its likely wait. So what is served under overload is served in time.
 
 A request that was admitted and comes back (its worker was lost) goes to the front of its tenant, is not charged again,
 counts for no bound and is never turned away.
@@ -14,6 +17,7 @@ counts for no bound and is never turned away.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -46,7 +50,8 @@ class Admission:
         self._queues: dict[str, FairQueue] = {}
         self._waiting: dict[str, Waiting] = {}
         self._holdings = Holdings(spec)
-        self._pace = Pace()
+        self._paces: dict[str, Pace] = {}
+        self._tokens: dict[str, int] = {}  # that wait to be admitted for the first time, by model
         self._sequence = 0
         self.turned_away: Counter[tuple[str, TurnReason]] = Counter()  # by model and reason
 
@@ -68,15 +73,18 @@ class Admission:
             for tenant, requests in queue.by_tenant():
                 yield model, tenant, requests
 
-    def join(self, ticket: Ticket, now: float) -> list[Turned]:
-        """Queues a request, or turns it or others away because of it."""
+    def join(self, ticket: Ticket, now: float, most_wait: float = math.inf) -> list[Turned]:
+        """Queues a request that may wait ``most_wait`` seconds, or turns it or others away because of it."""
         self._refuse_twice(ticket)
-        self._pace.look(now)
+        self._pace(ticket.model).look(now)
+        if self.wait_of(ticket) > most_wait:
+            return [self._turned(ticket, TurnReason.WAIT)]
         room = self._holdings.over_its_own(ticket) or self._holdings.make_room(ticket)
         if isinstance(room, TurnReason):
             return [self._turned(ticket, room)]
         for waiting in room:
             del self._waiting[waiting.ticket.request_id]
+            self._tokens[waiting.ticket.model] -= waiting.ticket.tokens
             self._queues[waiting.ticket.model].remove(waiting)
         self._add(ticket, returned=False)
         return [self._turned(waiting.ticket, TurnReason.DISPLACED) for waiting in room]
@@ -86,9 +94,20 @@ class Admission:
         self._refuse_twice(ticket)
         self._add(ticket, returned=True)
 
-    def retry_after(self) -> float:
-        """Seconds until as much is admitted as waits now."""
-        return self._pace.retry_after(self._holdings.tokens)
+    def wait_of(self, ticket: Ticket) -> float:
+        """Seconds until a newcomer is likely to have its turn; 0 while the pace is not known."""
+        pace = self._pace(ticket.model)
+        return pace.seconds(self._holdings.until_turn(ticket, self._tokens.get(ticket.model, 0)))
+
+    def retry_after(self, model: str) -> float:
+        """Seconds until as much of a model's is admitted as waits now, and was turned away lately."""
+        return self._pace(model).retry_after(self._tokens.get(model, 0))
+
+    def _pace(self, model: str) -> Pace:
+        pace = self._paces.get(model)
+        if pace is None:
+            pace = self._paces[model] = Pace()
+        return pace
 
     def next(self, model: str) -> Ticket | None:
         """Whose turn it is; it stays queued until ``admitted`` or ``drop``."""
@@ -99,7 +118,7 @@ class Admission:
     def admitted(self, request_id: str) -> None:
         """It was placed: it leaves, and its tenant is charged."""
         waiting = self._waiting[request_id]
-        self._pace.admitted(waiting.ticket.tokens)
+        self._pace(waiting.ticket.model).admitted(waiting.ticket.tokens)
         self._queues[waiting.ticket.model].served(waiting)
         self._left(waiting)
 
@@ -130,24 +149,30 @@ class Admission:
         self._waiting[ticket.request_id] = waiting
         if not returned:
             self._holdings.enter(waiting)
+            self._tokens[ticket.model] = self._tokens.get(ticket.model, 0) + ticket.tokens
         self._queue(ticket.model).push(waiting, self._holdings.limits(ticket.tenant).weight)
 
     def _left(self, waiting: Waiting) -> None:
         del self._waiting[waiting.ticket.request_id]
         if not waiting.returned:
             self._holdings.leave(waiting)
-        if not self._waiting:
-            self._pace.pause()
+            self._tokens[waiting.ticket.model] -= waiting.ticket.tokens
+        if not self.waiting(waiting.ticket.model):
+            self._pace(waiting.ticket.model).pause()
 
     def _turned(self, ticket: Ticket, reason: TurnReason) -> Turned:
         self.turned_away[ticket.model, reason] += 1
+        pace = self._pace(ticket.model)
         clusters = reason in _THE_CLUSTERS
+        if reason is TurnReason.WAIT:
+            clusters = not self._holdings.over_its_share(ticket.tenant)
+            pace.turned(ticket.tokens)
         error = (ClusterFull if clusters else Overloaded)(
             self._words(ticket, reason),
             where=f"request {ticket.request_id}",
             hint="send it again later",
             retry_after=(
-                self.retry_after() if clusters else self._pace.retry_after(self._holdings.ahead_of(ticket.tenant))
+                self.retry_after(ticket.model) if clusters else pace.retry_after(self._holdings.ahead_of(ticket.tenant))
             ),
         )
         return Turned(ticket.request_id, error, reason)
@@ -164,6 +189,8 @@ class Admission:
                 return f"{self._spec.max_queued_requests} requests wait, which is the cluster's limit"
             case TurnReason.CLUSTER_TOKENS:
                 return f"with this request over {self._spec.max_queued_tokens} tokens would wait in the cluster"
+            case TurnReason.WAIT:
+                return f"it would have to wait about {self.wait_of(ticket):.1f} s for a worker, which is too long"
             case TurnReason.DISPLACED:
                 return "the cluster is full, and your tenant has more than its share of the queue"
 
@@ -172,4 +199,6 @@ class Admission:
         self._holdings.check(waiting for waiting in self._waiting.values() if not waiting.returned)
         for model, queue in self._queues.items():
             queue.check()
+            mine = [w for w in self._waiting.values() if w.ticket.model == model and not w.returned]
+            assert self._tokens.get(model, 0) == sum(w.ticket.tokens for w in mine), model  # noqa: S101
             assert queue.waiting == sum(w.ticket.model == model for w in self._waiting.values()), model  # noqa: S101

@@ -16,6 +16,7 @@ from orchestrator.core.decision import Decision, Rule, Wait
 from orchestrator.core.errors import InvalidRequest
 from orchestrator.core.fleet import Claim, Fleet
 from orchestrator.core.halves import Halves
+from orchestrator.core.health import Health
 from orchestrator.core.prediction import Predictions
 from orchestrator.core.routing import Router
 from orchestrator.core.session import Session, Signal, State
@@ -49,12 +50,22 @@ class Brain:
         gateway = gateway or GatewaySpec()
         self.fleet = Fleet()
         self.admission = Admission(gateway.admission)
+        self.health = Health(gateway.health, self.fleet)
         self.predictions = Predictions()
         self._rng = rng
         self._halves = Halves(self.fleet, rng)
         routers = {model.name: Router(model.routing) for model in models}
+        targets = {model.name: model.slo.ttft_ms / 1e3 for model in models if model.slo and model.slo.ttft_ms}
         self._sessions = Sessions(
-            self.fleet, self.admission, self._halves, routers, rng, gateway.queue_seconds, max_attempts
+            self.fleet,
+            self.admission,
+            self._halves,
+            self.health,
+            routers,
+            rng,
+            gateway.queue_seconds,
+            max_attempts,
+            targets,
         )
 
     @classmethod
@@ -92,7 +103,7 @@ class Brain:
             case m.WorkerUp():
                 self._worker_up(event, now, out)
             case m.WorkerDraining():
-                self.fleet.drain(event.worker_id)
+                self._drains(event.worker_id, now, out)
             case m.WorkerDown():
                 self._worker_down(event, now, out)
             case _ as unknown:
@@ -114,11 +125,12 @@ class Brain:
         worker = event.worker
         if worker.worker_id in self.fleet:
             self._worker_down(m.WorkerDown(worker.worker_id, "its session was opened again"), now, out)
-        self.fleet.up(worker, now)
+        self.health.up(self.fleet.up(worker, now), now, out)
         self._sessions.place_waiting(worker.model, now, out)
 
     def _worker_down(self, event: m.WorkerDown, now: float, out: list[m.Command]) -> None:
         sent = {each.request_id: each.output_tokens for each in event.sent}
+        self.health.down(event.worker_id, now, out)
         for request_id in self.fleet.down(event.worker_id):
             session = self._sessions[request_id]
             if session.state is State.PREFILLING and session.decode_worker == event.worker_id:
@@ -126,6 +138,10 @@ class Brain:
             else:
                 why = f"worker {event.worker_id} was lost: {event.reason}"
                 self._sessions.lost(session, why, now, out, sent.get(request_id, 0))
+
+    def _drains(self, worker_id: str, now: float, out: list[m.Command]) -> None:
+        self.health.drains(worker_id, now, out)
+        self.fleet.drain(worker_id)
 
     def _load_reported(self, event: m.LoadReported, now: float, out: list[m.Command]) -> None:
         view = self.fleet.reported(event.worker_id, event.load, event.own, now)
@@ -152,8 +168,12 @@ class Brain:
         self._halves.prefill_ended(session)
         if not event.collectable:
             session.prefill_wire = ""
+            self.health.failed(session.prefill_worker, now, out)
             self._sessions.lost(session, f"prefill on {session.prefill_worker} failed: {event.detail}", now, out)
             return
+        self.health.worked(session.prefill_worker)
+        if session.request_id in self.health.tried:
+            self.health.prefilled(session, now, out)
         if event.cached_tokens is not None:
             self._computed(session, session.prefill_claim, event.cached_tokens, now, out)
         decision = self._hand_over_to(session, now)
@@ -180,6 +200,7 @@ class Brain:
         session.cached_tokens = event.cached_tokens
         session.transferred_tokens = event.transferred_tokens
         self._halves.arrived(session, now)
+        self._sessions.first_token(session, now)
         if not session.prefill_worker:
             self._computed(session, session.decode_claim, event.cached_tokens, now, out)
         elif view := self.fleet.get(session.decode_worker):
@@ -205,9 +226,11 @@ class Brain:
         if event.failed:
             session.prefill_wire = ""  # the engine that failed has collected its KV, or told the prefill side so
             self._halves.leave(session)
+            self.health.failed(session.decode_worker, now, out)
             why = f"decode on {session.decode_worker} failed: {event.detail}"
             self._sessions.lost(session, why, now, out, event.output_tokens)
             return
+        self.health.decoded(session, event.output_tokens, now, out)
         session.advance(Signal.FINISHED, now)
         self._sessions.end(session, "finished", now, out, output_tokens=event.output_tokens)
         self._sessions.place_waiting(session.model, now, out)
@@ -226,7 +249,7 @@ class Brain:
                 view.busy_until = now + BUSY_SECONDS
             self._sessions.wait_again(session, now, out)
         else:
-            self.fleet.drain(worker_id)
+            self._drains(worker_id, now, out)
             self._sessions.lost(session, f"{worker_id} refused ({event.refusal}): {event.detail}", now, out)
 
     # ---- ends that are not the plan
@@ -242,9 +265,11 @@ class Brain:
         self._sessions.place_waiting(session.model, now, out)
 
     def _tick(self, now: float, out: list[m.Command]) -> None:
+        self.health.tick(now, out)
         self._sessions.tick(now, out)
         self._halves.tick(now)
 
     def check(self) -> None:
         """Raises AssertionError where the books don't balance; for tests, after each step."""
         self._sessions.check()
+        self.health.check()

@@ -128,6 +128,16 @@ class CostModel:
         """The KV of ``tokens`` was there ``seconds`` after the hand-over."""
         self.transfer.saw(tokens, seconds)
 
+    def anew(self) -> None:
+        """What was learned of this worker is forgotten: it is thought to be as its peers."""
+        self._steps = 0
+        self.prefill, self.step, self.transfer = (
+            Pace(self.peers.prefill),
+            Pace(self.peers.step),
+            Pace(self.peers.transfer),
+        )
+        self.prefill_factor, self.step_factor = 1.0, 1.0
+
     def idle(self, seconds: float) -> None:
         """The worker had nothing to do for so long."""
         self.prefill.fade(seconds)

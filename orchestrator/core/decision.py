@@ -22,6 +22,7 @@ class Rule(StrEnum):
     CHEAPER_IN_PLACE = "prefill in place is expected to be quicker"
     RESERVED = "as reserved"
     RESERVED_LOST = "the reserved decode worker was lost"
+    TRIAL = "a trial: the worker was taken out, and is let back in if this goes well"
 
 
 class Wait(StrEnum):
@@ -53,6 +54,7 @@ class Choice:
     cached_by: CachedBy
     wait_seconds: float  # until its work begins, predicted
     work_seconds: float  # of its own prompt, predicted
+    out: int = 0  # workers of the pool that are taken out as sick
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +89,9 @@ class Decision:
 
 def _words(half: str, choice: Choice, policy: str) -> str:
     known = {CachedBy.EVENTS: "", CachedBy.ROUTED: " by what was routed there", CachedBy.UNKNOWN: " unknown"}
+    of = f"{choice.eligible} ({choice.out} more taken out)" if choice.out else f"{choice.eligible}"
     return (
-        f"{half} on {choice.worker_id}: {policy} {choice.score:.2f}, best of {choice.candidates} of {choice.eligible}; "
+        f"{half} on {choice.worker_id}: {policy} {choice.score:.2f}, best of {choice.candidates} of {of}; "
         f"{choice.depth} requests there, {choice.cached_tokens} tokens cached{known[choice.cached_by]}, "
         f"wait {choice.wait_seconds * 1e3:.1f} ms, work {choice.work_seconds * 1e3:.1f} ms"
     )

@@ -66,6 +66,7 @@ class WorkerView:
     batch_began: float = 0.0
     batch_ended: float = 0.0
     draining: bool = False
+    out: bool = False  # of its pool for a while, as it looks sick (``health``)
     gone: bool = False  # from the fleet; another may have its slot
     adapters: frozenset[str] | None = None  # that it serves; None while it does not say
     claims: list[Claim] = field(default_factory=list)  # in no order
@@ -92,12 +93,14 @@ class WorkerView:
 
 class Pool:
     """A model's workers of one role that are not draining. ``slots``: their bits in the prefix index.
+    ``out``: how many more there are that were taken out as sick.
 
     ``version`` is another one after each change.
     """
 
     def __init__(self) -> None:
         self.version = 0
+        self.out = 0
         self.views: list[WorkerView] = []
         self.slots: list[int] = []  # see ``slot_sets``
         self.by_slot: list[WorkerView | None] = []
@@ -185,7 +188,7 @@ class Fleet:
         if view is None:
             return []
         view.gone = True
-        self.pool(view.info.model, view.info.role).remove(view)
+        self._leave_pool(view)
         view.index.leave(view.slot)
         claims, view.claims = sorted(view.claims, key=_order), []
         for claim in claims:
@@ -195,7 +198,28 @@ class Fleet:
     def drain(self, worker_id: str) -> None:
         if view := self._workers.get(worker_id):
             view.draining = True
-            self.pool(view.info.model, view.info.role).remove(view)
+            self._leave_pool(view)
+
+    def _leave_pool(self, view: WorkerView) -> None:
+        pool = self.pool(view.info.model, view.info.role)
+        pool.remove(view)
+        if view.out:
+            view.out = False
+            pool.out -= 1
+
+    def rest(self, view: WorkerView) -> None:
+        """Takes a worker out of its pool that is in it; what it has goes on."""
+        pool = self.pool(view.info.model, view.info.role)
+        pool.remove(view)
+        view.out = True
+        pool.out += 1
+
+    def welcome(self, view: WorkerView) -> None:
+        """Puts one back that was taken out."""
+        pool = self.pool(view.info.model, view.info.role)
+        view.out = False
+        pool.out -= 1
+        pool.add(view)
 
     def reported(self, worker_id: str, load: Load, own: int | None, now: float) -> WorkerView | None:
         """A worker's own account; ``own`` of its requests are this router's. Returns None for an unknown worker."""
@@ -250,8 +274,9 @@ class Fleet:
             assert view.foreign >= 0, view.info.worker_id  # noqa: S101
             assert view.depth == len(claims) + view.foreign, view.info.worker_id  # noqa: S101
             pool = self.pool(view.info.model, view.info.role)
-            assert view.draining == (view.place < 0), view.info.worker_id  # noqa: S101
-            assert view.draining or pool.views[view.place] is view, view.info.worker_id  # noqa: S101
+            apart = view.draining or view.out
+            assert apart == (view.place < 0), view.info.worker_id  # noqa: S101
+            assert apart or pool.views[view.place] is view, view.info.worker_id  # noqa: S101
 
 
 def _order(claim: Claim) -> int:

@@ -25,6 +25,7 @@ class TurnReason(StrEnum):
     CLUSTER_REQUESTS = "cluster_requests"
     CLUSTER_TOKENS = "cluster_tokens"
     DISPLACED = "displaced"
+    WAIT = "wait"
 
 
 @dataclass(slots=True)
@@ -73,6 +74,20 @@ class Holdings:
         """Tokens that are admitted, at fair shares, until what the tenant has waiting is."""
         holding = self.by_tenant.get(tenant)
         return holding.tokens * self._weight / holding.weight if holding else 0.0
+
+    def until_turn(self, ticket: Ticket, of_model: int) -> float:
+        """Tokens that are admitted until a newcomer's turn has come and gone: what its tenant has, at fair shares, and
+        at most all that waits for its model (``of_model`` tokens)."""
+        holding = self.by_tenant.get(ticket.tenant)
+        weight = self.limits(ticket.tenant).weight
+        everybody = self._weight if holding else self._weight + weight
+        own = ticket.tokens + (holding.tokens if holding else 0)
+        return min(float(of_model + ticket.tokens), own * everybody / weight)
+
+    def over_its_share(self, tenant: str) -> bool:
+        """Whether a tenant has more waiting, for its weight, than all have on average."""
+        holding = self.by_tenant.get(tenant)
+        return holding is not None and holding.tokens * self._weight > self.tokens * holding.weight * (1.0 + 1e-9)
 
     def enter(self, waiting: Waiting) -> None:
         tenant, tokens = waiting.ticket.tenant, waiting.ticket.tokens

@@ -12,6 +12,7 @@ from enum import StrEnum
 
 from orchestrator.core.decision import Decision
 from orchestrator.core.errors import SegueError
+from orchestrator.core.spec import Role
 from orchestrator.core.types import Load, RequestReport, WorkerInfo
 from orchestrator.core.values import dataclass
 
@@ -218,4 +219,15 @@ class Alert:
     over: bool = False
 
 
-Command = StartPrefill | StartDecode | Abort | Release | Forget | End | Alert
+@dataclass(frozen=True, slots=True)
+class Sick:
+    """A worker was taken out of its pool, and why; or (``over``) it is back."""
+
+    worker_id: str
+    model: str
+    role: Role
+    why: str
+    over: bool = False
+
+
+Command = StartPrefill | StartDecode | Abort | Release | Forget | End | Alert | Sick

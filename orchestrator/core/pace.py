@@ -16,9 +16,15 @@ class Pace:
         self._since: float | None = None  # None while nobody waits
         self._tokens = 0
         self._rate: float | None = None
+        self._turned = 0.0  # tokens turned away since then,
+        self._turning = 0.0  # and before, of a second
 
     def admitted(self, tokens: int) -> None:
         self._tokens += tokens
+
+    def turned(self, tokens: int) -> None:
+        """A request was turned away, and is likely to come again."""
+        self._turned += tokens
 
     def pause(self) -> None:
         """Nobody waits any more."""
@@ -34,12 +40,19 @@ class Pace:
             newest = self._tokens / seconds
             share = seconds / (seconds + _MEMORY_SECONDS)
             self._rate = newest if self._rate is None else self._rate + share * (newest - self._rate)
+            self._turning, self._turned = self._turned / seconds, 0.0
             self._since, self._tokens = now, 0
 
+    def seconds(self, tokens: float) -> float:
+        """Until so many tokens are admitted; 0 while the pace is not known."""
+        return tokens / self._rate if self._rate else 0.0
+
     def retry_after(self, tokens: float) -> float:
-        """Seconds until so many tokens are admitted, within bounds; a whole number, as HTTP's header wants it."""
+        """Seconds until so many tokens are admitted, and those turned away in a second; within bounds, and a whole
+        number, as HTTP's header wants it."""
         if self._rate is None:
             return UNKNOWN_RETRY_SECONDS
+        tokens += self._turning
         if tokens >= MOST_RETRY_SECONDS * self._rate:
             return MOST_RETRY_SECONDS
         return max(LEAST_RETRY_SECONDS, float(-(-tokens // self._rate)))

@@ -31,12 +31,22 @@ class _Pick:
     cached: int
     candidates: int
     eligible: int
+    out: int = 0
 
     def choice(self, session: Session, wait: float, work: float) -> Choice:
         view = self.view
         known = _known_by(view, session)
         return Choice(
-            view.info.worker_id, self.score, self.candidates, self.eligible, view.depth, self.cached, known, wait, work
+            view.info.worker_id,
+            self.score,
+            self.candidates,
+            self.eligible,
+            view.depth,
+            self.cached,
+            known,
+            wait,
+            work,
+            self.out,
         )
 
     def work(self, session: Session) -> float:
@@ -105,6 +115,8 @@ class Router:
         found = self._best(views, len(pool.views), ask)
         if isinstance(found, Wait) and len(views) < len(pool.views):
             found = self._best(sample(pool.views, SECOND_LOOK, ask.rng), len(pool.views), ask)
+        if pool.out and isinstance(found, _Pick):
+            found.out = pool.out
         return found
 
     def _best(self, views: Sequence[WorkerView], eligible: int, ask: Ask) -> _Pick | Wait:

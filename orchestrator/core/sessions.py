@@ -12,7 +12,9 @@ from orchestrator.core.decision import Decision, Wait
 from orchestrator.core.errors import ClusterFull, DeadlineExceeded, NotReady, SegueError, WorkerLost
 from orchestrator.core.fleet import Fleet
 from orchestrator.core.halves import Halves
+from orchestrator.core.health import Health
 from orchestrator.core.pace import UNKNOWN_RETRY_SECONDS
+from orchestrator.core.patience import Patience
 from orchestrator.core.retries import RetryBudget
 from orchestrator.core.routing import Router
 from orchestrator.core.session import Session, Signal, State
@@ -32,6 +34,7 @@ class Sessions:
         routers: by model; one that isn't there yet is routed by default.
         queue_seconds: how long a request may wait for a worker.
         max_attempts: placements a request gets; the last one computes the prompt where it decodes.
+        targets: seconds to the first token, by model, for those that have one.
     """
 
     def __init__(
@@ -39,17 +42,22 @@ class Sessions:
         fleet: Fleet,
         admission: Admission,
         halves: Halves,
+        health: Health,
         routers: Mapping[str, Router],
         rng: Random,
         queue_seconds: float,
         max_attempts: int,
+        targets: Mapping[str, float],
     ) -> None:
         self._fleet = fleet
         self._admission = admission
         self._halves = halves
+        self._health = health
         self._routers = dict(routers)
         self._rng = rng
         self._queue_seconds = queue_seconds
+        self._patience = {model: Patience(queue_seconds, target) for model, target in targets.items()}
+        self._patient = Patience(queue_seconds)
         self._max_attempts = max_attempts
         self._retries = RetryBudget()
         self._open: dict[str, Session] = {}
@@ -82,13 +90,24 @@ class Sessions:
         else:
             decision = self.router(event.model).decide(session, self._fleet, self._rng, now)
             if isinstance(decision, Decision):
+                if self._health.wanted:
+                    decision = self._health.trial(session, decision, now)
                 self._admission.passed(session.tenant, session.model, session.tokens)
                 out.append(self._halves.begin(session, decision, now))
                 return
             session.waited = decision
+        patience = self._patience.get(session.model, self._patient)
+        wait = patience.seconds(None if session.deadline is None else session.deadline - now)
+        session.place_by = now + wait
         self._look_again_at(session.place_by, session)
-        for turned in self._admission.join(_ticket(session), now):
+        for turned in self._admission.join(_ticket(session), now, wait):
             self.fail(self._open[turned.request_id], "rejected", turned.error, now, out)
+
+    def first_token(self, session: Session, now: float) -> None:
+        """A request that was sent to a worker has its first token."""
+        patience = self._patience.get(session.model)
+        if patience is not None and session.placed_at is not None and session.began is None:
+            patience.saw(now - session.placed_at)
 
     def _session(self, event: m.Arrived, now: float) -> Session:
         return Session(
@@ -118,6 +137,8 @@ class Sessions:
             if isinstance(decision, Wait):
                 session.waited = decision
                 return
+            if self._health.wanted:
+                decision = self._health.trial(session, decision, now)
             self._admission.admitted(session.request_id)
             out.append(self._halves.begin(session, decision, now))
 
@@ -129,6 +150,7 @@ class Sessions:
         if final or not self._retries.spend():
             self.fail(session, "failed", _lost(session, why), now, out)
             return
+        self._health.untried(session.request_id)
         self._halves.stop(session, now, out)
         if streaming:
             session.goes_on_after(sent_tokens)
@@ -140,6 +162,7 @@ class Sessions:
 
     def wait_again(self, session: Session, now: float, out: list[m.Command]) -> None:
         """A full worker costs no attempt: the request is placed again as soon as one has room, within its wait."""
+        self._health.untried(session.request_id)
         self._halves.stop(session, now, out)
         session.advance(Signal.LOST, now)
         session.attempts -= 1
@@ -169,6 +192,8 @@ class Sessions:
         error: SegueError | None = None,
     ) -> None:
         """The one outcome of a request that is at no worker any more, or is about to leave the one that is done."""
+        if self._health.tried:
+            self._health.untried(session.request_id)
         kv_bytes = self._halves.kv_bytes(session)
         self._halves.leave(session)
         self._admission.drop(session.request_id)
@@ -206,7 +231,7 @@ class Sessions:
             what = f"no worker of {session.model} took requests within {self._queue_seconds:g} s"
             return NotReady(what, where=where, hint=HINT, retry_after=UNKNOWN_RETRY_SECONDS)
         what = f"the workers of {session.model} were full for {self._queue_seconds:g} s"
-        return ClusterFull(what, where=where, hint=HINT, retry_after=self._admission.retry_after())
+        return ClusterFull(what, where=where, hint=HINT, retry_after=self._admission.retry_after(session.model))
 
     def router(self, model: str) -> Router:
         """The model's router."""

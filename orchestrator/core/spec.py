@@ -172,6 +172,22 @@ class AdmissionSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class HealthSpec:
+    """When a worker is taken out of its pool by evidence from its own requests, and for how long.
+
+    ``slow``: times its peers' median. ``failing``: share of its requests. ``most_out``: share of a pool. Backoffs in
+    seconds.
+    """
+
+    enabled: bool = True
+    slow: float = 3.0
+    failing: float = 0.2
+    most_out: float = 0.3
+    backoff_initial: float = 5.0
+    backoff_max: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
 class GatewaySpec:
     """Where clients come in.
 
@@ -187,6 +203,7 @@ class GatewaySpec:
     queue_seconds: float = 30.0
     silence_seconds: float = SILENCE_SECONDS
     admission: AdmissionSpec = AdmissionSpec()
+    health: HealthSpec = HealthSpec()
     record: str = ""
 
     def recording(self, gateway_id: str) -> str:

@@ -19,11 +19,11 @@ from orchestrator.gateway.hashing import blocks_of
 from orchestrator.gateway.link import Link
 from orchestrator.gateway.outputs import Outputs
 from orchestrator.gateway.resuming import is_resumable, prefilled, restores, resumed
+from orchestrator.gateway.telling import tell
 from orchestrator.proto import worker_pb2 as pb
 from orchestrator.record.journal import Journal
 from orchestrator.telemetry import logs
 from orchestrator.telemetry.metrics import GatewayMetrics
-from orchestrator.telemetry.redact import Words
 
 TICK_SECONDS = 0.1
 _REFUSALS = {
@@ -241,15 +241,10 @@ class Driver:
                 self._release(prefill_wire_id, worker_id)
             case m.Forget(prefill_wire_id):
                 self._flights.take_transfer(prefill_wire_id)
-            case m.Alert():
-                self._alert(command)
+            case m.Alert() | m.Sick():
+                tell(command, self._metrics.brain)
             case m.End():
                 self._end(command)
-
-    def _alert(self, alert: m.Alert) -> None:
-        say = log.info if alert.over else log.warning
-        say("alert over" if alert.over else "alert", kind=alert.kind, model=alert.model, what=Words(alert.text))
-        self._metrics.brain.alert(alert.kind, alert.model, not alert.over)
 
     def _start(self, command: m.StartPrefill | m.StartDecode) -> None:
         flight = self._flights.get(command.request_id)

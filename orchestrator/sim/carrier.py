@@ -42,6 +42,8 @@ class Carrier:
             self._transfer(command.prefill_wire_id)
         elif isinstance(command, m.Alert):
             self.alerts += not command.over
+        elif isinstance(command, m.Sick):
+            self._desk.took_out += not command.over
         else:
             assert_never(command)
 

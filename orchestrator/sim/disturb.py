@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 RESTART_SECONDS = 10.0  # from a worker's end until its successor is ready
 DRAIN_SECONDS = 30.0
+FLAP_SECONDS = 2.0
 _LOOK_SECONDS = 0.5
 
 
@@ -36,6 +37,8 @@ class Disturber:
             Kind.CRASH: self._crash,
             Kind.DRAIN: self._drain,
             Kind.SLOW: self._slow,
+            Kind.FAIL: self._fail,
+            Kind.FLAP: self._flap,
             Kind.PARTITION: self._partition,
         }[fault.kind]
         self._run.clock.at(fault.at, action, (worker, fault))
@@ -87,9 +90,36 @@ class Disturber:
 
     def _slow(self, what: tuple[Worker, Fault]) -> None:
         worker, fault = what
-        worker.speed *= fault.factor
+        self._paced(worker, fault.factor)
+        if fault.seconds:
+            self._run.clock.after(fault.seconds, lambda _: self._paced(worker, 1.0 / fault.factor))
+
+    @staticmethod
+    def _paced(worker: Worker, factor: float) -> None:
+        worker.speed *= factor
         if worker.alive:
-            worker.engine.slow_down(fault.factor)
+            worker.engine.slow_down(factor)
+
+    def _fail(self, what: tuple[Worker, Fault]) -> None:
+        worker, fault = what
+        worker.failing = fault.share
+        if fault.seconds:
+            self._run.clock.after(fault.seconds, self._well, worker)
+
+    @staticmethod
+    def _well(worker: Worker) -> None:
+        worker.failing = 0.0
+
+    def _flap(self, what: tuple[Worker, Fault]) -> None:
+        worker, fault = what
+        if worker.alive:
+            for link in worker.links:
+                if link.up:
+                    worker.broken(link)
+                    link.gateway.lose(link, "the stream broke", RECONNECT_SECONDS)
+        if fault.seconds > FLAP_SECONDS:
+            left = replace(fault, seconds=fault.seconds - FLAP_SECONDS)
+            self._run.clock.after(FLAP_SECONDS, self._flap, (worker, left))
 
     def _partition(self, what: tuple[Worker, Fault]) -> None:
         worker, fault = what

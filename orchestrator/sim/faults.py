@@ -1,5 +1,7 @@
-"""What goes wrong in a run, as text: ``crash:W@T``, ``drain:W@T``, ``slow:W@T:xF``, ``partition:G-W@T+D``, ``lose:P``,
-``reorder:P``, ``leave:P``, ``random:K``; several with commas between them.
+"""What goes wrong in a run, as text, several with commas between them:
+
+``crash:W@T``, ``drain:W@T``, ``slow:W@T:xF``, ``fail:W@T:P``, ``flap:W@T+D``, ``partition:G-W@T+D``, ``lose:P``,
+``reorder:P``, ``leave:P``, ``random:K``. ``slow`` and ``fail`` may end with ``+D``.
 
 W is a worker's id or number (from 0), G a gateway's number, T seconds from the start, D seconds, F a factor, P a share.
 """
@@ -22,6 +24,8 @@ class Kind(StrEnum):
     CRASH = "crash"  # the worker's process dies and is replaced after a while
     DRAIN = "drain"  # the worker takes nothing new, and is replaced when it has nothing left
     SLOW = "slow"  # the worker's steps take longer from then on
+    FAIL = "fail"  # this share of what the worker is sent ends with an error of its engine
+    FLAP = "flap"  # its sessions break every other second
     PARTITION = "partition"  # nothing passes between a gateway and a worker
     LOSE = "lose"  # this share of load and cache reports is lost
     REORDER = "reorder"  # this share of load reports comes late, behind newer ones
@@ -47,7 +51,9 @@ _NUMBER = r"\d+(?:\.\d+)?"
 _FORMS = {
     Kind.CRASH: re.compile(rf"(?P<worker>[^@]+)@(?P<at>{_NUMBER})"),
     Kind.DRAIN: re.compile(rf"(?P<worker>[^@]+)@(?P<at>{_NUMBER})"),
-    Kind.SLOW: re.compile(rf"(?P<worker>[^@]+)@(?P<at>{_NUMBER}):x(?P<factor>{_NUMBER})"),
+    Kind.SLOW: re.compile(rf"(?P<worker>[^@]+)@(?P<at>{_NUMBER}):x(?P<factor>{_NUMBER})(\+(?P<seconds>{_NUMBER}))?"),
+    Kind.FAIL: re.compile(rf"(?P<worker>[^@]+)@(?P<at>{_NUMBER}):(?P<share>{_NUMBER})(\+(?P<seconds>{_NUMBER}))?"),
+    Kind.FLAP: re.compile(rf"(?P<worker>[^@]+)@(?P<at>{_NUMBER})\+(?P<seconds>{_NUMBER})"),
     Kind.PARTITION: re.compile(rf"(?P<gateway>\d+)-(?P<worker>[^@]+)@(?P<at>{_NUMBER})\+(?P<seconds>{_NUMBER})"),
     Kind.LOSE: re.compile(rf"(?P<share>{_NUMBER})"),
     Kind.REORDER: re.compile(rf"(?P<share>{_NUMBER})"),
@@ -58,6 +64,8 @@ _SHAPES = {
     Kind.CRASH: "crash:W@T",
     Kind.DRAIN: "drain:W@T",
     Kind.SLOW: "slow:W@T:xF",
+    Kind.FAIL: "fail:W@T:P",
+    Kind.FLAP: "flap:W@T+D",
     Kind.PARTITION: "partition:G-W@T+D",
     Kind.LOSE: "lose:P",
     Kind.REORDER: "reorder:P",
@@ -86,7 +94,7 @@ def _parse(text: str) -> Fault:
         values.get("worker", ""),
         float(values.get("at", 0.0)),
         int(values.get("gateway", 0)),
-        float(values.get("seconds", 0.0)),
+        float(values.get("seconds") or 0.0),
         float(values.get("factor", 1.0)),
         float(values.get("share", 0.0)),
         int(values.get("count", 0)),
@@ -104,7 +112,7 @@ def share(faults: Sequence[Fault], kind: Kind) -> float:
 def timed(faults: Sequence[Fault], workers: int, gateways: int, seconds: float, rng: Random) -> Iterator[Fault]:
     """The faults that happen at a time, those at random drawn."""
     for fault in faults:
-        if fault.kind in (Kind.CRASH, Kind.DRAIN, Kind.SLOW, Kind.PARTITION):
+        if fault.worker:
             yield fault
         for _ in range(fault.count):
             kind = rng.choice((Kind.CRASH, Kind.DRAIN, Kind.SLOW, Kind.PARTITION))

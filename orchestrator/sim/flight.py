@@ -35,11 +35,13 @@ class Flight:
         "prefills",
         "request_id",
         "sent",
+        "tries",
         "waits_since",
     )
 
-    def __init__(self, number: int, request_id: str, offer: Offer, now: float) -> None:
+    def __init__(self, number: int, request_id: str, offer: Offer, now: float, tries: int = 0) -> None:
         self.number = number
+        self.tries = tries  # that went before, as its client was turned away
         self.request_id = request_id
         self.offer = offer
         self.arrived_at = self.waits_since = now
@@ -72,6 +74,7 @@ class Desk:
         "model",
         "network",
         "patience",
+        "took_out",
     )
 
     def __init__(
@@ -96,3 +99,4 @@ class Desk:
         self.max_attempts = max_attempts
         self.deadline = deadline  # seconds that clients give a request
         self.halves = 0
+        self.took_out = 0  # workers as sick, by all gateways

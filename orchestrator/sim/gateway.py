@@ -152,6 +152,8 @@ class Gateway(Carrier):
         mine = self._take_outputs(frame) if frame.firsts or frame.ended else False
         for half, refusal, detail in frame.refused:
             self._refused(half, refusal, detail)
+        for half in frame.failed:
+            self._failed(half)
         load, own = frame.load, frame.own[self.index]
         event = m.LoadReported(worker_id, load, own, frame.stepped and (mine or own > 0))
         if self._network.fair:
@@ -182,6 +184,16 @@ class Gateway(Carrier):
         if refusal is m.Refusal.DRAINING:
             self._draining.add(half.worker.info.worker_id)
         self._feed(digest.REFUSED, m.Refused(half.wire_id, refusal, detail), half.flight.number, 0)
+
+    def _failed(self, half: Half) -> None:
+        flight = half.flight
+        if flight.half is half:
+            flight.stopped(self._clock.now)
+        if half.offers:
+            self._feed(digest.PREFILL_ENDED, m.PrefillEnded(half.wire_id, False, "an error"), flight.number, 0)
+        else:
+            event = m.DecodeEnded(half.wire_id, flight.sent, True, "an error")
+            self._feed(digest.DECODE_ENDED, event, flight.number, 0)
 
     def _may_be_lost(self, link: Link, event: m.LoadReported) -> None:
         network = self._network

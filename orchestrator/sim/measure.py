@@ -46,6 +46,7 @@ class Measure:
     moved_tokens: int = 0
     output_tokens: int = 0
     retried: int = 0
+    rejects: list[float] = field(default_factory=list)  # how long each reject took, of clients that came again too
     pauses: list[float] = field(default_factory=list)  # the longest of each request whose decode was lost
     apart: int = 0  # requests whose prompt was computed by a prefill worker
     last_end: float = 0.0

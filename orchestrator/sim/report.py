@@ -29,6 +29,7 @@ def as_json(result: Result) -> dict[str, Any]:
         "prefilled_apart": _ratio(measure.apart, len(measure.ttft)),
         "retried": measure.retried,
         "resumed": len(measure.pauses),
+        "reject_ms": percentiles(measure.rejects),
         "pause_ms": percentiles(measure.pauses),
         "leases_expired": sum(worker.expired for worker in result.workers),
         "output_tokens": measure.output_tokens,

@@ -12,7 +12,7 @@ from random import Random
 from orchestrator.config import closed
 from orchestrator.core import messages as m
 from orchestrator.core.brain import MAX_ATTEMPTS, Brain
-from orchestrator.core.errors import ConfigError
+from orchestrator.core.errors import ConfigError, SegueError
 from orchestrator.core.spec import ClusterSpec, ModelSpec, Role
 from orchestrator.core.types import WorkerInfo
 from orchestrator.sim import faults as fault_forms
@@ -29,6 +29,7 @@ from orchestrator.sim.offer import Offer, best_hits
 from orchestrator.sim.settings import EngineSettings, engine_settings
 from orchestrator.sim.worker import HEARTBEAT_SECONDS, Worker
 
+AT_ONCE_SECONDS = 0.05  # within which a client that doesn't wait comes again
 STUCK_SECONDS = 3600.0  # without an arrival or an end: something waits for ever
 _BEATS = 10  # heartbeats are looked at in so many groups
 _MOMENTS = 240  # looks at the queues in a run, unless
@@ -41,6 +42,8 @@ class Options:
 
     ``spread`` and ``noise``: how far engines are off what they should take; None for the default (``settings``).
     ``deadline``: seconds that clients give a request. ``deep``: brains check their books after every step.
+    ``retries``: how often a client comes again that was turned away, after as long as it was told and up to half of
+    that more, or (``storm``) at once.
     """
 
     replicas: Mapping[Role, int] = field(default_factory=dict)
@@ -54,6 +57,8 @@ class Options:
     deadline: float | None = None
     slo: Slo = field(default_factory=Slo)
     deep: bool = False
+    retries: int = 0
+    storm: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +163,9 @@ class Run:
         self.measure.arrived += 1
         if number + 1 < len(self._offers):
             self.clock.at(self._offers[number + 1].at, self._arrive, number + 1)
+        self._send(flight)
+
+    def _send(self, flight: Flight) -> None:
         gateways = self.gateways
         gateway = gateways[0] if len(gateways) == 1 else gateways[int(self._clients.random() * len(gateways))]
         leaving = self.network.weather.leaving
@@ -165,7 +173,27 @@ class Run:
             self.clock.after(self._clients.expovariate(1.0), gateway.leave, flight)
         gateway.arrive(flight)
 
+    def _again(self, flight: Flight, error: SegueError | None) -> bool:
+        """Whether a client whose request was turned away comes again."""
+        options = self._options
+        if flight.tries >= options.retries or error is None or error.retry_after is None:
+            return False
+        chance = self._clients.random()
+        after = AT_ONCE_SECONDS * chance if options.storm else error.retry_after * (1.0 + 0.5 * chance)
+        tries = flight.tries + 1
+        name = f"r{flight.number}.{tries}"
+        self.clock.after(after, self._arrive_again, Flight(flight.number, name, flight.offer, 0.0, tries))
+        return True
+
+    def _arrive_again(self, flight: Flight) -> None:
+        flight.arrived_at = flight.waits_since = self.clock.now
+        self._send(flight)
+
     def _ended(self, flight: Flight, command: m.End) -> None:
+        if command.report.outcome == "rejected":
+            self.measure.rejects.append(self.clock.now - flight.arrived_at)
+            if self._options.retries and self._again(flight, command.error):
+                return
         self.measure.request_ended(flight, command, self.clock.now)
         if self.measure.ended == len(self._offers):
             self.clock.after(self.network.settle_seconds, self._settle, 0)

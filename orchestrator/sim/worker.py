@@ -31,6 +31,7 @@ class Frame:
     firsts: Sequence[Half] = ()
     ended: Sequence[Half] = ()
     refused: Sequence[tuple[Half, Refusal, str]] = ()
+    failed: Sequence[Half] = ()
     removed: Sequence[int] = ()
     stored: Sequence[int] = ()
     stepped = False
@@ -58,6 +59,7 @@ class Worker:
         "draining",
         "engine",
         "expired",
+        "failing",
         "index",
         "info",
         "links",
@@ -86,6 +88,7 @@ class Worker:
         self.links: list[Link] = []
         self.busy_before = 0.0  # of engines that are gone
         self.expired = 0  # leases that nobody ended
+        self.failing = 0.0  # share of halves that end with an error
         self.speed = 1.0 + settings.spread * (2.0 * rng.random() - 1.0)
         self._network = network
         self._gaps = gaps
@@ -158,6 +161,13 @@ class Worker:
             frame = self._frame()
             frame.refused = ((half, *refusal),)
             self._network.frame(link, frame)
+            return
+        if self.failing and self._network.chance() < self.failing:
+            if half.collect is not None:
+                self._let_go(half.collect)
+            frame = self._frame()
+            frame.failed = (half,)
+            self._network.to_gateway(link, link.framed, frame)
             return
         self._own[link.gateway.index] += 1
         self.engine.submit(half)

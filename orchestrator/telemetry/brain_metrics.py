@@ -22,12 +22,26 @@ class BrainMetrics:
             ("gateway", "model"),
             registry=registry,
         )
+        self._out = Gauge(
+            "segue_worker_out",
+            "1 while a worker is taken out of its pool by evidence from its requests",
+            ("gateway", "model", "pool", "worker"),
+            registry=registry,
+        )
         self._alerts = Gauge(
             "segue_alert",
             "1 while something is wrong that no single request shows",
             ("gateway", "kind", "model"),
             registry=registry,
         )
+
+    def worker_out(self, model: str, pool: str, worker: str, out: bool) -> None:
+        """A worker was taken out of its pool as sick, or is back."""
+        self._out.labels(self._gateway, model, pool, worker).set(1.0 if out else 0.0)
+
+    def worker_gone(self, model: str, worker: str) -> None:
+        """Drops a worker's series."""
+        self._out.remove_by_labels({"model": model, "worker": worker})
 
     def prediction(self, model: str, error: float, bias: float) -> None:
         """The moving averages of one model's predictions."""

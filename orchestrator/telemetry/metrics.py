@@ -110,6 +110,7 @@ class GatewayMetrics:
         """Drops all series of a worker that will not come back under this id."""
         self._workers.pop((model, pool, worker), None)
         self._places.pop((model, worker), None)
+        self.brain.worker_gone(model, worker)
         self._moved.remove_by_labels({"model": model, "worker": worker})
         self._moves.remove_by_labels({"model": model, "worker": worker})
 

@@ -8,22 +8,29 @@ from typing import Any
 import pytest
 
 from orchestrator.core.errors import ConfigError
+from orchestrator.core.spec import Role
 from orchestrator.sim.carrier import Carrier
 from orchestrator.sim.disturb import RESTART_SECONDS
 from orchestrator.sim.faults import Fault, Kind, parse, share, timed
 from orchestrator.sim.flight import Flight
 from orchestrator.sim.promise import PromiseBroken
-from tests.sim.support import cluster, play, requests
+from orchestrator.sim.run import Options, Run, routed
+from tests.sim.support import SMALL, cluster, play, requests
 
 
 def test_every_kind_is_read() -> None:
     text = (
-        "crash:m-serve-0@10, drain:3@1.5,slow:1@20:x2.5,partition:1-m-serve-2@3+4,lose:0.1,reorder:0.2,leave:1,random:3"
+        "crash:m-serve-0@10, drain:3@1.5,slow:1@20:x2.5,slow:1@20:x2+5,fail:2@4:0.5,fail:2@4:1+3,flap:1@2+6,"
+        "partition:1-m-serve-2@3+4,lose:0.1,reorder:0.2,leave:1,random:3"
     )
     assert parse(text) == (
         Fault(Kind.CRASH, "m-serve-0", 10.0),
         Fault(Kind.DRAIN, "3", 1.5),
         Fault(Kind.SLOW, "1", 20.0, factor=2.5),
+        Fault(Kind.SLOW, "1", 20.0, factor=2.0, seconds=5.0),
+        Fault(Kind.FAIL, "2", 4.0, share=0.5),
+        Fault(Kind.FAIL, "2", 4.0, share=1.0, seconds=3.0),
+        Fault(Kind.FLAP, "1", 2.0, seconds=6.0),
         Fault(Kind.PARTITION, "m-serve-2", 3.0, gateway=1, seconds=4.0),
         Fault(Kind.LOSE, share=0.1),
         Fault(Kind.REORDER, share=0.2),
@@ -126,3 +133,23 @@ def test_a_worker_that_drains_ends_what_it_has_and_comes_back() -> None:
     assert result.measure.outcomes["finished"] == 400
     assert result.workers[0].info.epoch == 2
     assert result.workers[0].engine.busy > 0
+
+
+@pytest.mark.parametrize("disturbed", ["fail:0@3:0.6+20", "flap:0@3+15", "slow:0@3:x6+20"])
+@pytest.mark.parametrize("roles", [("serve",), ("prefill", "decode")])
+def test_a_sick_worker_is_taken_out_and_comes_back_when_it_is_well(roles: tuple[str, ...], disturbed: str) -> None:
+    spec = cluster(*roles, engine={**SMALL, "kv_blocks": 4096})
+    asked = requests(spec, "generate:poisson,rate=50,prompt=600,output=60,shared=0", duration=110.0)
+    model = routed(spec.models[0], "round_robin")  # which goes on sending to whoever is slow
+    run = Run(spec, model, asked, Options({Role(role): 4 for role in roles}, faults=parse(disturbed)))
+    states: dict[int, str] = {}
+
+    def look(_: object) -> None:
+        states[round(run.clock.now)] = run.gateways[0].brain.health.of(run.workers[0].info.worker_id).value
+        run.clock.after(1.0, look)
+
+    run.clock.after(1.0, look)
+    run.go()
+    assert "out" in {state for at, state in states.items() if 3 < at < 25}
+    assert states[max(states)] == "healthy"
+    assert "out" not in {states[at] for at in (1, 2)}

@@ -39,6 +39,8 @@ FAULTS = st.lists(
     st.one_of(
         st.builds("crash:{}@{}".format, st.integers(0, 1), SECONDS),
         st.builds("drain:{}@{}".format, st.integers(0, 1), SECONDS),
+        st.builds("fail:{}@{}:{}".format, st.integers(0, 1), SECONDS, st.sampled_from([0.3, 1])),
+        st.builds("flap:{}@{}+{}".format, st.integers(0, 1), SECONDS, st.sampled_from([3, 9])),
         st.builds("slow:{}@{}:x{}".format, st.integers(0, 1), SECONDS, st.sampled_from([0.5, 8])),
         st.builds("partition:0-{}@{}+{}".format, st.integers(0, 1), SECONDS, st.sampled_from([0.2, 2, 20])),
         st.builds("lose:{}".format, st.sampled_from([0.02, 0.3])),
