@@ -52,7 +52,9 @@ class Workers:
             argument = {"controller": controller, "workers": len(self.addresses), **given}
             async with child("benchmarks.live.gateway", argument, self.logs, "gateway", self.places.gateway) as process:
                 said = await process.read()
-                yield Gateway(process, said["grpc"], chosen.models[0].name, self.logs, self.places)
+                yield Gateway(
+                    process, said["grpc"], said["http"], said["pid"], chosen.models[0].name, self.logs, self.places
+                )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -61,6 +63,8 @@ class Gateway:
 
     process: Child
     address: str
+    http: str
+    pid: int
     model: str
     logs: Path
     places: Places

@@ -168,7 +168,7 @@ def sick(record: Record, spec: HealthSpec) -> tuple[Evidence, str] | None:
 def per_token(record: Record, view: WorkerView, seconds: float) -> None:
     """A request has ended whose tokens took so long each."""
     if record.view is view and seconds > 0.0:
-        off = math.log(seconds / view.cost.peers.step.at(max(1, view.load.running)))
+        off = math.log(seconds / view.cost.peers.step.at(max(1, view.running)))
         record.told += 1
         record.tempo += (off - record.tempo) * max(TOLD_GAIN, 1.0 / record.told)
 

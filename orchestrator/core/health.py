@@ -290,7 +290,7 @@ class Health:
             if output_tokens < LEAST_TOKENS or began is None:
                 self.untried(session.request_id)
                 return
-            usual = view.cost.peers.step.at(max(1, view.load.running)) * (record.group.tempo or 1.0)
+            usual = view.cost.peers.step.at(max(1, view.running)) * (record.group.tempo or 1.0)
             if (now - began) / (output_tokens - 1) >= self._spec.slow * usual:
                 self._again(record, now)
                 return

@@ -167,7 +167,7 @@ class Worker:
                 self._let_go(half.collect)
             frame = self._frame()
             frame.failed = (half,)
-            self._network.to_gateway(link, link.framed, frame)
+            self._network.frame(link, frame)
             return
         self._own[link.gateway.index] += 1
         self.engine.submit(half)

@@ -65,6 +65,7 @@ def metrics() -> GatewayMetrics:
     counted.admission(Admission(AdmissionSpec()), ["m"], ["gold"])
     counted.brain.prediction("m", 0.1, -0.05)
     counted.brain.alert("prefix_prediction", "m", True)
+    counted.brain.worker_out("m", "decode", "d0", True)
     return counted
 
 
