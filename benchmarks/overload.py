@@ -3,10 +3,11 @@
     python -m benchmarks.overload [--json] [--seconds 60] [--live SECONDS]
 
 Simulated: four mock workers in one pool, and two and two apart, with a target of 2 s to the first token; four tenants,
-prompts of 512 tokens and answers of 128 on average, arriving at random. Capacity is the offered load from which a
-doubling brings less than 5% more. Goodput is requests a second that finished with their first token within 2 s and a
-mean gap of at most 100 ms, in the time after a warm-up of 10 s; the mean of three runs with other requests. Clients that were turned away stay away, or come again
-up to six times: after as long as they were told and up to half of that more (polite), or within 50 ms (storm).
+prompts of 512 tokens and answers of 128 on average, arriving at random. Capacity is the offered load from which a tenth
+more brings less than 5% more. Goodput is requests a second that finished with their first token within 2 s and a mean
+gap of at most 100 ms, after a warm-up of 10 s; the mean of three runs. Clients that were turned away
+stay away, or come again up to six times: after as long as they were told and up to half of that more (polite), or
+within 50 ms (storm).
 
 Live (``--live``): a real gateway over HTTP in front of mock workers, at six times what they can serve. It, its workers
 and its clients share this machine, so rejects take as long as the processors are busy.
@@ -131,7 +132,8 @@ def main() -> int:
 
 def _print(answer: dict[str, Any]) -> None:
     print(
-        "pools              times  clients  offered/s goodput/s  of peak  in time  TTFT p99  rejects  at once  reject p99"
+        "pools              times  clients  offered/s goodput/s  of peak  in time  TTFT p99  "
+        "rejects  at once  reject p99"
     )
     for row in answer["simulated"]:
         print(
