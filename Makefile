@@ -1,12 +1,18 @@
 # make serve    set everything up and serve $(CONFIG)
 # make test     set everything up and run what CI runs
 # make compile  native modules of what decides, which is then about twice as fast; make clean removes them
+# make chaos    the long form of tests/chaos: REQUESTS=10000 under faults all along, SEED=1, then what came of it as a table
+# make soak     a steady load for SECONDS=600; memory, descriptors, threads, tasks and blocks have to be flat: PLOT=soak.html
 # CONFIG=FILE   the configuration to serve        TORCH_INDEX=URL  where torch alone comes from (an index with CPU builds)
 # ARGS=...      for pytest: make test ARGS=tests/config
 
 CONFIG ?= configs/local.yaml
 TORCH_INDEX ?=
 ARGS ?=
+REQUESTS ?= 10000
+SEED ?= 1
+SECONDS ?= 600
+PLOT ?= soak.html
 PYTHON ?= $(shell for each in python3 python3.12 python3.11; do \
 	"$$each" -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && echo "$$each" && exit; \
 	done; echo python3)
@@ -14,7 +20,7 @@ SETUP := $(PYTHON) scripts/setup.py --torch-index "$(TORCH_INDEX)"
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev serve test lint format proto compile clean
+.PHONY: help setup setup-dev serve test chaos soak lint format proto compile clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -30,6 +36,12 @@ serve: setup
 
 test: lint
 	@$(BIN)/python -m pytest $(ARGS)
+
+chaos: setup-dev
+	@$(BIN)/python -m tests.chaos --requests $(REQUESTS) --seed $(SEED) $(ARGS)
+
+soak: setup-dev
+	@$(BIN)/python -m tests.chaos.soak --seconds $(SECONDS) --seed $(SEED) --plot $(PLOT) $(ARGS)
 
 lint: setup-dev
 	@$(BIN)/ruff check --quiet .

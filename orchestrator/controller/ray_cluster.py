@@ -27,6 +27,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 
 from orchestrator.controller import ray_hosts, ray_memory
 from orchestrator.controller.ports import ActorLost, ActorPort, Memory, Order, belongs, name_of
+from orchestrator.controller.ray_tether import tethered
 from orchestrator.controller.resources import Footprint, footprint, why_waiting
 from orchestrator.core.errors import ClusterUnreachable, NameTaken, ProtocolError, SegueError, WorkerStartFailed
 from orchestrator.core.planning.hosts import Topology
@@ -344,7 +345,7 @@ def _controller_name(cluster: str) -> str:
 
 def _detached(actor: type, name: str, options: dict[str, Any]) -> Any:
     lasting = {"name": name, "namespace": NAMESPACE, "lifetime": "detached", "max_restarts": 0, "max_task_retries": 0}
-    return ray.remote(actor).options(**(lasting | options))
+    return ray.remote(tethered(actor)).options(**(lasting | options))
 
 
 def _here() -> NodeAffinitySchedulingStrategy:

@@ -35,7 +35,7 @@ class Clients:
         self._url = url
         self._rpc = rpc
         self._model = model
-        self.transcripts: list[Transcript] = []
+        self.transcripts: list[Transcript] = []  # of requests that are through
 
     async def run(self, asks: Iterable[Ask], at_a_time: int) -> None:
         waiting = iter(asks)
@@ -47,12 +47,13 @@ class Clients:
     async def _lane(self, waiting: Iterator[Ask], http: aiohttp.ClientSession) -> None:
         for ask in waiting:
             transcript = Transcript(ask)
-            self.transcripts.append(transcript)
             try:
                 async with asyncio.timeout(MOST_SECONDS):
                     await self._persist(transcript, http)
             except TimeoutError:
                 transcript.attempts[-1].ends.append(HUNG)
+            finally:
+                self.transcripts.append(transcript)
 
     async def _persist(self, transcript: Transcript, http: aiohttp.ClientSession) -> None:
         ask = transcript.ask
@@ -73,7 +74,9 @@ class Clients:
         try:
             async with http.post(f"{self._url}/v1/completions", json=self._body(ask), headers=headers) as response:
                 if response.status != 200:
-                    attempt.ends.append(_code(await response.json(content_type=None)))
+                    body = await response.json(content_type=None)
+                    attempt.ends.append(_code(body))
+                    attempt.said = str(body)
                     return
                 async for line in response.content:
                     if line.startswith(b"data: ") and not _event(line[6:].strip(), attempt):
@@ -127,6 +130,7 @@ class Clients:
                 attempt.ends.append(DONE)
             except grpc.aio.AioRpcError as error:
                 attempt.ends.append(_status(ask, error))
+                attempt.said = error.details() or ""
 
 
 def _status(ask: Ask, error: grpc.aio.AioRpcError) -> str:
@@ -149,6 +153,7 @@ def _event(data: bytes, attempt: Attempt) -> bool:
     event = json.loads(data)
     if "error" in event:
         attempt.ends.append(_code(event))
+        attempt.said = str(event)
         return False
     for choice in event["choices"]:
         attempt.heard(choice["index"], choice.get("token_ids") or [], choice["finish_reason"], now)

@@ -64,6 +64,7 @@ class Attempt:
     first_at: float | None = None
     gaps: list[Gap] = field(default_factory=list)
     late: int = 0  # events after the end
+    said: str = ""  # with an error
     _last: dict[int, float] = field(default_factory=dict)
 
     def heard(self, index: int, tokens: list[int], reason: str | None, now: float) -> None:

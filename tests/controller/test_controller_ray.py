@@ -226,6 +226,22 @@ async def test_replicas_are_spread_over_nodes_and_one_whose_node_dies_comes_up_o
     assert await places() == before | {"m-serve-0": {spare.node_id}}
 
 
+async def test_no_actor_outlives_a_node_whose_raylet_is_killed(
+    run: Run, local_ray: Any, ray_nodes: Callable[..., Any]
+) -> None:
+    node = ray_nodes(4)
+    live = await run(spec=gpu_spec(1, 4))
+    await live.until(lambda: serving(live))
+    before = live.worker("m-serve-0")
+    [raylet] = node.all_processes["raylet"]
+    os.kill(raylet.process.pid, signal.SIGKILL)
+    await gone({before.actor_pid})
+    await live.until(lambda: live.worker("m-serve-0").state != "ready")
+    ray_nodes(4)
+    await live.until(lambda: serving(live))
+    assert live.worker("m-serve-0").actor_pid != before.actor_pid
+
+
 async def test_what_does_not_fit_says_why_and_comes_up_once_a_node_is_added(
     run: Run, ray_nodes: Callable[..., Any]
 ) -> None:
