@@ -131,7 +131,8 @@ class Campaign:
         there[NODE] = self._spare_nodes()
         busy = {pid for pid, until in self._busy.items() if until > now}
         wanted = tuple(self.first[:1]) or self._kinds
-        fault = choose(there, busy, self._rng, wanted)
+        whole = sum(len(there[sort]) for sort in (DECODE, PREFILL, GATEWAY)) == self._ground.size - 1
+        fault = choose(there, busy, self._rng, wanted, whole=whole)
         if fault is not None and self.first:
             del self.first[0]
         return fault

@@ -12,7 +12,8 @@ from orchestrator.proto import cluster_pb2 as pb
 
 @dataclass(frozen=True)
 class Kind:
-    """``seconds`` for which a process is stopped, at least and at most; ``least`` of its sort that have to be left."""
+    """``seconds`` for which a process is stopped, at least and at most; ``least`` of its sort that have to be left;
+    ``whole``: only where nobody is missing."""
 
     name: str
     sort: str
@@ -21,6 +22,7 @@ class Kind:
     least: int = 0
     weight: float = 1.0
     breaks_connections: bool = False
+    whole: bool = False
 
 
 DECODE, PREFILL, GATEWAY, CONTROLLER, NODE = "decode worker", "prefill worker", "gateway", "controller", "node"
@@ -28,7 +30,7 @@ KINDS = (
     Kind("kill -9 decode worker", DECODE, SIGKILL, least=2, weight=3.0),
     Kind("kill -9 prefill worker", PREFILL, SIGKILL, least=0, weight=2.0),
     Kind("kill -9 gateway", GATEWAY, SIGKILL, least=1, weight=1.0, breaks_connections=True),
-    Kind("kill -9 raylet", NODE, SIGKILL, least=0, weight=0.4),
+    Kind("kill -9 raylet", NODE, SIGKILL, least=0, weight=0.4, whole=True),
     Kind("SIGSTOP decode worker, short", DECODE, SIGSTOP, (0.5, 2.0), least=2, weight=2.0),
     Kind("SIGSTOP decode worker, long", DECODE, SIGSTOP, (7.0, 12.0), least=2, weight=2.0),
     Kind("SIGSTOP prefill worker", PREFILL, SIGSTOP, (1.0, 9.0), least=0, weight=2.0),
@@ -62,13 +64,13 @@ def serving(status: pb.ClusterStatus) -> dict[str, dict[str, int]]:
 
 
 def choose(
-    there: Mapping[str, Mapping[str, int]], busy: set[int], rng: Random, kinds: tuple[Kind, ...]
+    there: Mapping[str, Mapping[str, int]], busy: set[int], rng: Random, kinds: tuple[Kind, ...], *, whole: bool
 ) -> Fault | None:
     """The next fault at somebody who is well, such that enough others are; None where all have to be spared."""
     possible = []
     for kind in kinds:
         well = {name: pid for name, pid in there[kind.sort].items() if pid not in busy}
-        if len(well) > kind.least:
+        if len(well) > kind.least and (whole or not kind.whole):
             possible.append((kind, well))
     if not possible:
         return None

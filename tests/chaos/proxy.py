@@ -38,6 +38,7 @@ class Proxy:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.sleep(0)  # for what was aborted to be closed
 
     def cut(self, *, refuse: bool = True) -> None:
         """Resets all connections; new ones are refused until ``mend`` (or are let through: a blip)."""
@@ -59,16 +60,18 @@ class Proxy:
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.get_running_loop().create_task(self._serve(reader, writer))
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._writers.add(writer)
+        # Not in the task itself: one that is cancelled before it began never comes to its end.
+        task.add_done_callback(lambda done: self._served(done, writer))
+
+    def _served(self, task: asyncio.Task[None], writer: asyncio.StreamWriter) -> None:
+        self._tasks.discard(task)
+        self._writers.discard(writer)
+        writer.transport.abort()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._writers.add(writer)
-        try:
-            if not self._refuses:
-                await self._join(reader, writer)
-        finally:
-            self._writers.discard(writer)
-            writer.transport.abort()
+        if not self._refuses:
+            await self._join(reader, writer)
 
     async def _join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         host, _, port = self._target.rpartition(":")

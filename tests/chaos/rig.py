@@ -44,6 +44,15 @@ class Place:
 Edge = tuple[State, Signal]
 
 
+def signals(session: Session) -> list[Signal]:
+    """All that moved it, oldest first."""
+    found, turn = [], session.newest
+    while turn is not None:
+        found.append(turn.signal)
+        turn = turn.before
+    return found[::-1]
+
+
 class Rig:
     """``at`` has a fault strike where a request's session takes an edge of its table."""
 
@@ -103,7 +112,7 @@ class Rig:
 
     def _watched(self, event: m.Event, now: float) -> list[m.Command]:
         sessions = list(self.stack.gateway.driver._brain._sessions.values())
-        known = {id(session): len(session.signals) for session in sessions}
+        known = {id(session): len(signals(session)) for session in sessions}
         if isinstance(event, m.Arrived):
             return self._arriving(event, now)
         commands = self._step(event, now)
@@ -120,7 +129,7 @@ class Rig:
 
     def _look(self, session: Session, known: int) -> None:
         state = State.WAITING
-        for place, signal in enumerate(session.signals):
+        for place, signal in enumerate(signals(session)):
             edge = state, signal
             state = TABLE[state][signal]
             if place >= known:
