@@ -20,7 +20,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for add in (_up, _gateway, _plan, _down, _status, _chat, _config, _logs, _explain, _replay, _sim):
+    for add in (_up, _gateway, _plan, _down, _status, _chat, _batch, _config, _logs, _explain, _replay, _sim):
         add(commands)
     return parser
 
@@ -126,6 +126,21 @@ def _chat(commands: _Commands[argparse.ArgumentParser]) -> None:
     parser.add_argument("--system", help="a system message")
     parser.add_argument("--max-tokens", type=_positive, default=512, help="of an answer (default: %(default)s)")
     parser.add_argument("--temperature", type=float, help="0 is greedy; default: the model's own")
+
+
+def _batch(commands: _Commands[argparse.ArgumentParser]) -> None:
+    parser = _command(commands, "batch", "run requests in OpenAI's batch format; goes on where it was stopped")
+    parser.add_argument("input", metavar="INPUT", help="a request a line: custom_id, method, url and body")
+    parser.add_argument("output", metavar="OUTPUT", help="the results in the same order, once all are there")
+    parser.add_argument("--model", type=_said, help="goes before the models that lines name")
+    where = parser.add_mutually_exclusive_group()
+    address = "of the Ray that the cluster is on; in a job of a Ray its own"
+    where.add_argument("--address", metavar="ADDRESS", type=_said, help=address)
+    where.add_argument("--gateway", metavar="URL", type=_said, help="of a gateway, or of what stands before several")
+    parser.add_argument("--name", help="the cluster's name; not needed where there is one")
+    most = "requests under way at once, at most; fewer where the cluster refuses (default: %(default)s)"
+    parser.add_argument("--concurrency", metavar="N", type=_positive, default=64, help=most)
+    parser.add_argument("--json", action="store_true", help="the summary for programs")
 
 
 def _config(commands: _Commands[argparse.ArgumentParser]) -> None:
