@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import secrets
 import shutil
 import signal
@@ -14,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -49,12 +49,15 @@ class RayJobs:
 
     def output(self, job: str) -> str:
         """All that it printed so far, and nothing else."""
-        return self._ray("logs", job).stdout.partition("Running entrypoint for job")[2]
+        return str(self._get(f"{job}/logs")["logs"]).partition("Running entrypoint for job")[2]
 
     def status(self, job: str) -> str:
-        said = self._ray("status", job).stdout
-        found = re.findall(r"PENDING|RUNNING|STOPPED|SUCCEEDED|FAILED|succeeded|failed|stopped", said)
-        return found[-1].upper() if found else said
+        """PENDING, RUNNING, STOPPED, SUCCEEDED or FAILED."""
+        return str(self._get(job)["status"])
+
+    def _get(self, path: str) -> Any:
+        token = {"Authorization": f"Bearer {self.environment['RAY_AUTH_TOKEN']}"}
+        return httpx.get(f"{self._dashboard}/api/jobs/{path}", headers=token, timeout=30).raise_for_status().json()
 
     def _ray(self, verb: str, *words: str) -> subprocess.CompletedProcess[str]:
         command = [Path(sys.executable).with_name("ray"), "job", verb, "--address", self._dashboard, *words]

@@ -41,10 +41,17 @@ def guarded(folder: RunFolder, *, apart: bool = False) -> Iterator[int]:
         start_new_session=True,
     )
     try:
-        yield int(guard.stdout.readline()) if guard.stdout else guard.pid
+        yield _set_apart(guard) if apart else guard.pid
     finally:
         with contextlib.suppress(BrokenPipeError):
             guard.communicate(_RELEASED, timeout=10)
+
+
+def _set_apart(guard: subprocess.Popen[bytes]) -> int:
+    assert guard.stdout is not None  # noqa: S101
+    pid = int(guard.stdout.readline())
+    guard.wait(10)  # only then the child that it leaves is nobody's descendant
+    return pid
 
 
 def clean(folder: RunFolder, grace: float) -> Swept:

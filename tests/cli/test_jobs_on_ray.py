@@ -98,7 +98,7 @@ def on_ray(ray: RayJobs, name: str) -> int:
 
 
 def is_gone(ray: RayJobs, place: Place) -> bool:
-    return on_ray(ray, place.name) == 3 and not place.answers()
+    return not place.answers() and on_ray(ray, place.name) == 3
 
 
 def test_up_a_prompt_stop_and_nothing_left(ray: RayJobs, tmp_path: Path) -> None:
@@ -114,8 +114,8 @@ def test_up_a_prompt_stop_and_nothing_left(ray: RayJobs, tmp_path: Path) -> None
         ray.stop(job)
         assert ray.status(job) == "STOPPED"
         assert long.result() == 450
-    wait_until(lambda: is_gone(ray, place), "the cluster to be gone")
-    wait_until(lambda: "cluster one is down" in ray.output(job), "what owned the cluster is succeeded by its guard")
+    wait_until(lambda: "cluster one is down" in ray.output(job), "the guard of what owned the cluster")
+    assert is_gone(ray, place)
     said = ray.output(job)
     assert "what owned cluster one was killed" in said
     assert not set("\r\x1b") & set(said)

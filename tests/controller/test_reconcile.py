@@ -282,6 +282,16 @@ def test_the_cluster_is_ready_when_every_pool_and_a_gateway_is(missing: int) -> 
     assert not cluster_ready(spec, reports(slots, observed(*ready)))
 
 
+def test_a_cluster_whose_gateways_are_others_to_start_is_ready_without_one() -> None:
+    spec = spec_of(apart("m"))
+    spec = replace(spec, gateway=replace(spec.gateway, processes=0))
+    slots = slots_of(spec)
+    assert not [slot for slot in slots if slot.kind is Kind.GATEWAY]
+    ready = [actor_of(slot, WorkerState.READY) for slot in slots]
+    assert cluster_ready(spec, reports(slots, observed(*ready)))
+    assert not cluster_ready(spec, reports(slots, observed(*ready[:-1])))
+
+
 def test_an_empty_slot_tells_of_its_last_loss() -> None:
     slots = slots_of(spec_of(apart("m")))
     failed = SlotHistory(fillings=3, failures=2, backoff=2, lost_as=WorkerState.FAILED, detail="no weights there")
