@@ -166,7 +166,7 @@ class Owner:
     def _way_out(self) -> str:
         """What stops the cluster."""
         down = f"segue down --name {self._spec.name}"
-        if self._stay.keep:
+        if self._stay.apart:
             return f"{down} --address {self._ray_address}"
         return down if self._background else "Ctrl-C"
 

@@ -114,7 +114,7 @@ def test_up_a_prompt_stop_and_nothing_left(ray: RayJobs, tmp_path: Path) -> None
         ray.stop(job)
         assert ray.status(job) == "STOPPED"
         assert long.result() == 450
-    wait_until(lambda: "cluster one is down" in ray.output(job), "the guard of what owned the cluster")
+    wait_until(lambda: "cluster one is down" in ray.output(job), "the guard of what owned the cluster", START_SECONDS)
     assert is_gone(ray, place)
     said = ray.output(job)
     assert "what owned cluster one was killed" in said
@@ -133,7 +133,7 @@ def test_clusters_live_side_by_side_and_one_that_is_kept_stays_until_it_is_taken
     is_up(ray, attached)
     assert (kept.ask(), other.ask()) == (5, 5)
     assert segue("down", "--address", ray.address, "--name", "other", seconds=60).returncode == 0
-    wait_until(lambda: ray.status(attached) == "SUCCEEDED", "the job to notice")
+    wait_until(lambda: ray.status(attached) == "SUCCEEDED", "the job to notice", START_SECONDS)
     assert is_gone(ray, other)
 
     again = ray.submit(kept.folder, "up", "segue.yaml", "--attach", "--keep", name="kept-2")
@@ -145,7 +145,7 @@ def test_clusters_live_side_by_side_and_one_that_is_kept_stays_until_it_is_taken
 
     kept.config.write_text(kept.config.read_text().replace("0.02", "0.03"))
     changed = ray.submit(kept.folder, "up", "segue.yaml", "--attach", "--keep", name="kept-3")
-    wait_until(lambda: ray.status(changed) == "FAILED", "the job to be refused")
+    wait_until(lambda: ray.status(changed) == "FAILED", "the job to be refused", START_SECONDS)
     assert "runs on this Ray, with another configuration" in ray.output(changed)
     assert kept.ask() == 5
     down = segue("down", "--address", ray.address, "--name", "kept", seconds=60)
