@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+import math
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from orchestrator.cli import rpc
 from orchestrator.cli.ground import RayThatIsThere
 from orchestrator.core.errors import ClusterUnreachable, ConfigError, NotReady
+from orchestrator.core.planning.hosts import Topology
 from orchestrator.core.spec import Bind, ClusterSpec, Endpoint
 
 HERE = "auto"  # the Ray that RAY_ADDRESS names, as in a job of it, or whose node this is
+NODE_LOOK_SECONDS = 1.0
 EVERYWHERE = {"127.0.0.1": "0.0.0.0", "localhost": "0.0.0.0", "::1": "::"}  # noqa: S104 - what it is asked for
 
 
@@ -23,6 +27,7 @@ class Stay:
     attached: bool = False  # goes, however the command ends
     keep: bool = False  # stays, once it was ready
     leave: bool = False  # the command ends as soon as it is ready
+    nodes: int = 0  # that have to be there before anything is planned
 
     @property
     def apart(self) -> bool:
@@ -38,10 +43,10 @@ def stay_of(args: argparse.Namespace) -> Stay:
     if args.attach and args.detach and not args.keep:
         what = "what is attached to a command that returns ends at once"
         raise ConfigError(what, where="--detach", hint="add --keep")
-    if args.bind and not (args.attach or args.keep):
-        what = "a Ray of its own is on this machine alone"
-        raise ConfigError(what, where="--bind", hint="with --attach or --keep; or write cluster.bind into the file")
-    return Stay(args.attach and not args.keep, args.keep, args.keep and args.detach)
+    if (args.bind or args.nodes) and not (args.attach or args.keep):
+        where = "--bind" if args.bind else "--nodes"
+        raise ConfigError("a Ray of its own is on this machine alone", where=where, hint="with --attach or --keep")
+    return Stay(args.attach and not args.keep, args.keep, args.keep and args.detach, args.nodes)
 
 
 def on_the_network(spec: ClusterSpec) -> ClusterSpec:
@@ -53,6 +58,27 @@ def on_the_network(spec: ClusterSpec) -> ClusterSpec:
 
 def _opened(endpoint: Endpoint) -> Endpoint:
     return replace(endpoint, host=EVERYWHERE.get(endpoint.host, endpoint.host))
+
+
+def await_nodes(
+    count: int,
+    topology: Callable[[], Topology],
+    tell: Callable[[str], None],
+    seconds: float,
+    pause: Callable[[float], None] = time.sleep,
+) -> None:
+    """Until so many nodes that can run a worker have joined: a plan for those that came first would crowd them.
+
+    Raises NotReady after ``seconds``.
+    """
+    for _ in range(max(1, math.ceil(seconds / NODE_LOOK_SECONDS))):
+        there = sum(host.cpus > 0 for host in topology().hosts)
+        if there >= count:
+            return
+        tell(f"{there} of {count} have joined")
+        pause(NODE_LOOK_SECONDS)
+    what = f"{there} of {count} nodes with CPUs have joined within {seconds:g} s (controller.start_timeout)"
+    raise NotReady(what, where="--nodes", hint="are the others still coming, or can't they reach this Ray?")
 
 
 @contextmanager

@@ -70,6 +70,8 @@ def _up(commands: _Commands[argparse.ArgumentParser]) -> None:
     parser.add_argument("--keep", action="store_true", help=keep)
     parser.add_argument("--no-gateways", action="store_true", help="workers only; see `segue gateway`")
     bind = "with --attach or --keep: listen on the network, whatever the configuration says, as a pod has to"
+    nodes = "with --attach or --keep: wait until so many nodes that can run a worker have joined"
+    parser.add_argument("--nodes", metavar="COUNT", type=_positive, default=0, help=nodes)
     parser.add_argument("--bind", choices=["node"], help=bind)
     parser.add_argument("--record", metavar="FILE", help="write what routing sees and decides into a new file")
     parser.add_argument("--background", action="store_true", help=argparse.SUPPRESS)

@@ -151,12 +151,20 @@ class Owner:
         self._ground.require_name(self._spec.name)
         if self._stay.keep:
             ports.require_free(self._spec)
+        self._await_nodes()
         spec = self._plan()
         self._progress.running("controller", "starting")
         self._folder.update(phase="starting")
         self._start_controller(spec)
         self._progress.done("controller", self._controller)
         return spec
+
+    def _await_nodes(self) -> None:
+        if self._stay.nodes:
+            topology = partial(self._ground.topology, self._spec.name)
+            tell = partial(self._progress.running, "nodes")
+            attach.await_nodes(self._stay.nodes, topology, tell, self._spec.controller.start_timeout)
+            self._progress.done("nodes", f"{self._stay.nodes} have joined")
 
     def _follow(self) -> None:
         is_gone = partial(self._ground.is_gone, self._spec.name)

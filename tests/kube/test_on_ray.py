@@ -45,6 +45,9 @@ def test_segue_knows_every_command_line(chart, case):
     objects = chart.objects(case)
     up = build_parser().parse_args(controller_words(objects))
     assert (up.module, up.bind, up.keep, up.no_gateways) == ("up", "node", True, True)
+    groups = of(objects, "RayCluster")["spec"]["workerGroupSpecs"]
+    pods = sum(group.get("replicas", group["minReplicas"]) * group["numOfHosts"] for group in groups)
+    assert up.nodes == pods, "the first pods to join would get all replicas"
     mounts = of(objects, "RayCluster")["spec"]["headGroupSpec"]["template"]["spec"]["initContainers"][0]["volumeMounts"]
     assert str(Path(up.config).parent) in [mount["mountPath"] for mount in mounts]
     gateway = build_parser().parse_args(gateway_words(objects))
