@@ -131,7 +131,7 @@ def test_only_gateways_and_workers_reach_workers(chart, case):
 @pytest.mark.parametrize(
     ("case", "source"),
     [
-        ("cpu-pd", {"emptyDir": {"sizeLimit": "100Gi"}}),
+        ("cpu-pd", {"emptyDir": {"sizeLimit": "200Gi"}}),
         ("cache-existing", {"persistentVolumeClaim": {"claimName": "models"}}),
         ("cache-pvc", {"persistentVolumeClaim": {"claimName": "r-segue-cache"}}),
         ("cache-host", {"hostPath": {"path": "/var/models", "type": "DirectoryOrCreate"}}),

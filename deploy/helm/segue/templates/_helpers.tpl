@@ -37,8 +37,9 @@ app.kubernetes.io/component: {{ . }}
 {{- end -}}
 {{- end -}}
 
+{{/* {"root", "for": cpu or gpu}. */}}
 {{- define "segue.image" -}}
-{{- printf "%s:%s" .Values.image.repository (default (printf "%s-%s" .Chart.AppVersion .Values.accelerator) .Values.image.tag) -}}
+{{- printf "%s:%s-%s" .root.Values.image.repository (default .root.Chart.AppVersion .root.Values.image.tag) .for -}}
 {{- end -}}
 
 {{/* The seconds that everything which ends waits for: {"linger", "drain", "grace"}. One value decides: drain_timeout. */}}

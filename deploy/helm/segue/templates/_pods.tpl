@@ -70,8 +70,19 @@ affinity:
 {{- end }}
 {{- end -}}
 
+{{/* Of Ray's pods. */}}
 {{- define "segue.container" -}}
-image: {{ include "segue.image" . | quote }}
+image: {{ include "segue.image" (dict "root" . "for" .Values.accelerator) | quote }}
+{{ include "segue.container.rest" . }}
+{{- end -}}
+
+{{/* Of gateways: vLLM's GPU build, whose front end they run, does not start where there is no GPU. */}}
+{{- define "segue.container.cpu" -}}
+image: {{ include "segue.image" (dict "root" . "for" "cpu") | quote }}
+{{ include "segue.container.rest" . }}
+{{- end -}}
+
+{{- define "segue.container.rest" -}}
 imagePullPolicy: {{ .Values.image.pullPolicy }}
 {{- with .Values.securityContext }}
 securityContext:
