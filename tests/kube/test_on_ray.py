@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -64,6 +65,13 @@ def probed(container: Object) -> set[str]:
     return {container[f"{kind}Probe"]["httpGet"]["path"] for kind in ("startup", "readiness", "liveness")}
 
 
+def is_well(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=30).status_code == 200
+    except httpx.HTTPError:  # it does not listen yet
+        return False
+
+
 @pytest.mark.ray
 def test_ray_answers_its_probes_without_a_token(chart):
     """A kubelet has none: of the locked Ray, with its ports behind a token as ``ray.authSecret`` puts them."""
@@ -74,7 +82,7 @@ def test_ray_answers_its_probes_without_a_token(chart):
         assert httpx.get(f"{ray.dashboard}/api/cluster_status", timeout=30).status_code == 401
         urls = [f"{ray.dashboard}{path}" for path in probed(head)] + [f"{ray.agent}{path}" for path in probed(worker)]
         for url in urls:
-            wait_until(lambda url=url: httpx.get(url, timeout=30).status_code == 200, url, START_SECONDS)
+            wait_until(partial(is_well, url), url, START_SECONDS)
 
 
 @contextmanager
