@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from orchestrator.cli.parser import build_parser
 from tests.kube.cases import CASES, Values
 from tests.kube.conftest import CHART
 from tests.kube.emulator.kinds import KINDS, Schemas
@@ -112,6 +113,8 @@ def test_a_release_is_installed_changed_set_back_tested_and_removed(cluster):
 
     said = cluster.upgrade(gateways(LOCAL, replicas=3) | {"cache": {"mode": "pvc"}}, "--wait", "--timeout", "30s")
     assert said.returncode == 0, said.stderr
+    words = said.stdout.partition("-- segue ")[2].splitlines()[0].split()
+    assert build_parser().parse_args(words).name == "local", "the notes say how a changed configuration is carried out"
     assert cluster.get("Deployment", GATEWAY)["spec"]["replicas"] == 3
     assert cluster.get("RayCluster", RAY)["metadata"]["generation"] == 1, "Ray's pods have nothing to do with it"
 
