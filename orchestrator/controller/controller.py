@@ -26,6 +26,7 @@ log = logs.events("controller")
 _TICK = 1.0  # seconds between looks when nothing happens
 _COALESCE = 0.02  # seconds in which changes of many actors become one look
 _REMEMBERING = 10.0  # seconds
+_STRANGERS = 10.0  # seconds after a takeover, in which all that its predecessor asked of Ray has come to be
 
 
 class Controller:
@@ -65,6 +66,7 @@ class Controller:
         self._term = 0
         self._outdated: StaleEpoch | None = None
         self._kept: Memory | None = None
+        self._strangers_at: float | None = None
         self._memory = self._to_remember()
         self._epoch = 0
         self._histories: Mapping[str, SlotHistory] = {}
@@ -126,14 +128,31 @@ class Controller:
         ``term`` was claimed; ``epoch`` is the one that was remembered. Raises StaleEpoch.
         """
         self._term = term
-        found = await find(self._cluster, self._bounds.snapshot)
+        await self._adopt(epoch)
+        self._strangers_at = self._clock() + _STRANGERS
+        self._publish(self.observed, False)
+
+    async def _adopt(self, epoch: int) -> None:
+        found = await find(self._cluster, self._bounds.snapshot, self._roster.keys)
         known = [*slots_of(self.spec), *(slots_of(self.previous) if self.previous is not None else ())]
         adopted = adoption.adopt((sighting for sighting, _ in found), known, epoch, self._clock())
-        self._epoch, self._histories = adopted.epoch, adopted.histories
+        self._epoch, self._histories = adopted.epoch, {**adopted.histories, **self._histories}
         for seen, (sighting, actor) in zip(adopted.actors, found, strict=True):
             log.info("adopt", actor=seen.slot.slot_id, epoch=seen.epoch, state=seen.state.value, leaving=seen.leaving)
             self._roster.adopt(seen, actor, mute=sighting.word is None)
-        self._publish(self.observed, False)
+
+    async def _adopt_strangers(self) -> None:
+        """What the last controller had under way in Ray may have come to be after everything was looked for."""
+        if self._strangers_at is None or self._clock() < self._strangers_at:
+            return
+        self._strangers_at = None
+        try:
+            await self._adopt(self._epoch)
+        except StaleEpoch:
+            raise
+        except Exception as error:
+            log.warning("strangers_not_looked_for", error=error)
+            self._strangers_at = self._clock() + _STRANGERS
 
     async def run(self) -> None:
         """Returns once the cluster was shut down and nothing of it is left.
@@ -143,6 +162,7 @@ class Controller:
         try:
             wake_at: float | None = None
             while not self._ended.is_set():
+                await self._adopt_strangers()
                 if await self._number_the_next():
                     wake_at = self._step()
                 await self._pause(wake_at)

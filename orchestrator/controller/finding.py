@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Container
 
 from orchestrator.controller.ports import ActorLost, ActorPort, ClusterPort, slot_and_epoch
 from orchestrator.core.adoption import Sighting
@@ -13,12 +14,14 @@ log = logs.events("controller.finding")
 Found = tuple[Sighting, ActorPort | None]
 
 
-async def find(cluster: ClusterPort, seconds: float) -> list[Found]:
-    """Every name with what it says of itself; all are asked at once, and what takes longer than that is mute.
+async def find(cluster: ClusterPort, seconds: float, known: Container[tuple[str, int]] = ()) -> list[Found]:
+    """Every name but the known ones, with what it says of itself; all are asked at once.
+
+    What takes longer than the seconds is mute.
 
     Raises StaleEpoch where one of them has heard of a newer controller.
     """
-    names = sorted(await cluster.names())
+    names = sorted(name for name in await cluster.names() if slot_and_epoch(name) not in known)
     found = await asyncio.gather(*(_ask(cluster, name, seconds) for name in names), return_exceptions=True)
     for each in found:
         if isinstance(each, BaseException):

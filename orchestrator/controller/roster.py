@@ -77,6 +77,11 @@ class Roster:
         """The table as it is now."""
         return tuple(entry.seen for entry in self._entries.values())
 
+    @property
+    def keys(self) -> frozenset[tuple[str, int]]:
+        """(slot id, epoch) of all that is in the table."""
+        return frozenset(self._entries)
+
     def start(self, slot: Slot, epoch: int, order: Callable[[], Order]) -> None:
         """Begins a life. ``order`` is called within it, so that an order which can't be made is a failed start."""
         now = self._clock()

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from orchestrator.core.errors import StaleEpoch, WorkerStartFailed
 from orchestrator.core.types import WorkerState
 from tests.controller.conftest import DECODE, GATEWAY, PREFILL, QUICK, WAIT, Bench, spec_of
-from tests.controller.fake_cluster import FakeCluster
+from tests.controller.fake_cluster import FakeActor, FakeCluster
 
 Start = Callable[..., Bench]
 CONTROLLER = "controller"
@@ -173,6 +173,23 @@ async def test_one_that_was_replaced_ends_by_itself_and_has_ended_and_started_no
     assert new.status.ready
     assert fillings(cluster) == {PREFILL: 1, DECODE: 1, GATEWAY: 1}
     assert (cluster.ended, cluster.doubles) == ([], [])
+
+
+async def test_what_came_to_be_after_the_takeover_is_found_and_seen_off(start: Start) -> None:
+    cluster = FakeCluster()
+    first = start(cluster=cluster)
+    await first.ready()
+    order = cluster.actor(DECODE).order
+    await first.crash()
+    then = start(cluster=cluster.another())
+    await then.ready()
+    late = cluster.actors[f"test/{DECODE}@0"] = FakeActor(cluster, replace(order, epoch=0))
+    await then.settle()
+    assert late.alive
+    await passing(then, lambda: not late.alive)
+    await then.settle()
+    assert then.status.ready
+    assert not [name for name in cluster.ended if not name.endswith("@0")]
 
 
 async def test_one_that_was_replaced_while_it_reserved_makes_no_actor(start: Start) -> None:
