@@ -31,6 +31,7 @@ def as_json(result: Result) -> dict[str, Any]:
         "resumed": len(measure.pauses),
         "reject_ms": percentiles(measure.rejects),
         "pause_ms": percentiles(measure.pauses),
+        "taken_out": result.taken_out,
         "leases_expired": sum(worker.expired for worker in result.workers),
         "output_tokens": measure.output_tokens,
         "sim_seconds": round(result.seconds, 6),

@@ -73,6 +73,7 @@ class Result:
     seconds: float  # virtual
     wall_seconds: float
     alerts: int
+    taken_out: int  # how often a gateway took a worker out as sick
 
 
 class Run:
@@ -257,6 +258,7 @@ def simulate(spec: ClusterSpec, model: ModelSpec, offers: Sequence[Offer], optio
         run.measure.last_end,
         wall,
         sum(gateway.alerts for gateway in run.gateways),
+        run.desk.took_out,
     )
 
 

@@ -225,3 +225,16 @@ def test_a_thousand_replicas() -> None:
     assert result.measure.outcomes["finished"] == 4000
     assert len(result.workers) == 1000
     assert result.measure.cached_tokens / result.measure.prompt_tokens > 0.5 * result.bound
+
+
+@pytest.mark.parametrize("roles", [("serve",), ("prefill", "decode")])
+def test_a_thousand_replicas_under_faults(roles: tuple[str, ...]) -> None:
+    spec = cluster(*roles, engine={**SMALL, "block_size": 32})
+    asked = requests(spec, "generate:poisson,rate=500,output=100", replicas=1000, requests=3000)
+    sick = ",".join(f"fail:{7 * n}@1:0.5+3,flap:{7 * n + 1}@1+3,slow:{7 * n + 2}@1:x8+3" for n in range(20))
+    wrong = f"random:100,lose:0.001,reorder:0.05,{sick}"
+    result = play(spec, asked, replicas={Role(role): 1000 // len(roles) for role in roles}, deep=False, disturbed=wrong)
+    measure = result.measure
+    assert measure.ended == 3000
+    assert measure.retried > 20
+    assert measure.outcomes["finished"] > 2990
