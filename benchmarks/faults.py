@@ -32,8 +32,8 @@ from orchestrator.sim.promise import PromiseBroken
 from orchestrator.sim.run import Options, routed, simulate
 from orchestrator.sim.traces import Limits, offers
 
-STEP = 0.01
-ENGINE = {"block_size": 32, "kv_blocks": 2048, "max_num_seqs": 16, "max_model_len": 4096, "step_seconds": STEP}
+STEP, BLOCK = 0.01, 32
+ENGINE = {"block_size": BLOCK, "kv_blocks": 2048, "max_num_seqs": 16, "max_model_len": 4096, "step_seconds": STEP}
 POOLS = {"one": (Role.SERVE,), "apart": (Role.PREFILL, Role.DECODE)}
 SHARE = 20  # one worker in so many has each kind of fault
 SLOW, FAILING = 8.0, 0.5
@@ -74,7 +74,7 @@ def run(roles: tuple[Role, ...], breaker: bool, args: argparse.Namespace) -> dic
     """One run; raises PromiseBroken where there is reason to."""
     spec = cluster(roles, args.replicas, breaker, args.policy)
     limits = Limits(rate=args.rate * args.replicas, duration=args.seconds)
-    asked = offers("generate:poisson", ENGINE["block_size"], limits, args.seed, args.replicas)
+    asked = offers("generate:poisson", BLOCK, limits, args.seed, args.replicas)
     wrong = faults(args.replicas, args.gateways, args.seconds, Random(f"{args.seed} faults"))
     options = Options(seed=args.seed, gateways=args.gateways, faults=wrong, slo=Slo(2.0, 3 * STEP))
     result = simulate(spec, spec.models[0], asked, options)
