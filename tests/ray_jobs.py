@@ -26,12 +26,13 @@ END_SECONDS = 30
 
 
 class RayJobs:
-    """``address`` is Ray's, for drivers; ``environment`` what a driver needs."""
+    """``address`` is Ray's, for drivers; ``environment`` what a driver needs; ``dashboard`` and ``agent`` are URLs."""
 
-    def __init__(self, address: str, dashboard: str, environment: dict[str, str]) -> None:
+    def __init__(self, address: str, dashboard: str, agent: str, environment: dict[str, str]) -> None:
         self.address = address
         self.environment = environment
-        self._dashboard = f"http://{dashboard}"
+        self.dashboard = f"http://{dashboard}"
+        self.agent = f"http://{agent}"
 
     def submit(self, folder: Path, *words: str, name: str, environment: str = "{}") -> str:
         """Submits ``segue WORDS`` with the folder as its working directory; returns the job's id."""
@@ -60,7 +61,7 @@ class RayJobs:
         return httpx.get(f"{self._dashboard}/api/jobs/{path}", headers=token, timeout=30).raise_for_status().json()
 
     def _ray(self, verb: str, *words: str) -> subprocess.CompletedProcess[str]:
-        command = [Path(sys.executable).with_name("ray"), "job", verb, "--address", self._dashboard, *words]
+        command = [Path(sys.executable).with_name("ray"), "job", verb, "--address", self.dashboard, *words]
         environment = os.environ | self.environment
         return subprocess.run(command, capture_output=True, text=True, timeout=90, check=False, env=environment)
 
@@ -86,7 +87,7 @@ def ray_jobs() -> Iterator[RayJobs]:
         )
     try:
         _wait_for(f"http://127.0.0.1:{dashboard}/api/version", head)
-        yield RayJobs(f"127.0.0.1:{port}", f"127.0.0.1:{dashboard}", environment)
+        yield RayJobs(f"127.0.0.1:{port}", f"127.0.0.1:{dashboard}", f"127.0.0.1:{agent}", environment)
     finally:
         below = psutil.Process(head.pid).children(recursive=True)
         head.send_signal(signal.SIGTERM)

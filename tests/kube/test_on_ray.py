@@ -8,8 +8,10 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
+import httpx
 import pytest
 import yaml
 
@@ -17,6 +19,7 @@ from orchestrator.cli.parser import build_parser
 from tests.cli.test_end_to_end import START_SECONDS, free_ports, segue, wait_until
 from tests.kube.cases import CASES
 from tests.kube.conftest import Object, of
+from tests.ray_jobs import ray_jobs
 from tests.ray_nodes import ray_nodes
 
 SEGUE = [sys.executable, "-m", "orchestrator.cli.main"]
@@ -56,6 +59,30 @@ def test_segue_knows_every_command_line(chart, case):
     chat = build_parser().parse_args(asking_words(objects))
     assert chat.model == yaml.safe_load(of(objects, "ConfigMap", "-spec")["data"]["cluster.yaml"])["models"][0]["name"]
     assert chat.prompt == "Say hello."
+
+
+def probed(container: Object) -> set[str]:
+    return {container[f"{kind}Probe"]["httpGet"]["path"] for kind in ("startup", "readiness", "liveness")}
+
+
+def is_well(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=30).status_code == 200
+    except httpx.HTTPError:  # it does not listen yet
+        return False
+
+
+@pytest.mark.ray
+def test_ray_answers_its_probes_without_a_token(chart):
+    """A kubelet has none: of the locked Ray, with its ports behind a token as ``ray.authSecret`` puts them."""
+    cluster = of(chart.objects("token"), "RayCluster")["spec"]
+    head = cluster["headGroupSpec"]["template"]["spec"]["containers"][0]
+    worker = cluster["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]
+    with ray_jobs() as ray:
+        assert httpx.get(f"{ray.dashboard}/api/cluster_status", timeout=30).status_code == 401
+        urls = [f"{ray.dashboard}{path}" for path in probed(head)] + [f"{ray.agent}{path}" for path in probed(worker)]
+        for url in urls:
+            wait_until(partial(is_well, url), url, START_SECONDS)
 
 
 @contextmanager
