@@ -58,7 +58,7 @@ class RayJobs:
 
     def _get(self, path: str) -> Any:
         token = {"Authorization": f"Bearer {self.environment['RAY_AUTH_TOKEN']}"}
-        return httpx.get(f"{self._dashboard}/api/jobs/{path}", headers=token, timeout=30).raise_for_status().json()
+        return httpx.get(f"{self.dashboard}/api/jobs/{path}", headers=token, timeout=30).raise_for_status().json()
 
     def _ray(self, verb: str, *words: str) -> subprocess.CompletedProcess[str]:
         command = [Path(sys.executable).with_name("ray"), "job", verb, "--address", self.dashboard, *words]
