@@ -40,6 +40,7 @@ SOURCE_ONLY = {
     "the controller's, once a second": {
         "orchestrator/core/readiness.py",
         "orchestrator/core/reconcile.py",
+        "orchestrator/core/rollout.py",
         "orchestrator/core/slots.py",
         "orchestrator/core/source.py",
     },

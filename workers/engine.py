@@ -29,7 +29,7 @@ from workers import inventory, kv_events, plugin, restoring, wire
 from workers.executors import executor_arguments, executor_class
 from workers.nudge import Nudger
 from workers.ports import EngineStep, Progress, Transfers
-from workers.transfer import connector_settings, transfers_of
+from workers.transfer import connector_settings, kv_format, transfers_of
 
 _TASKS_SECONDS = 60.0
 _SHUTDOWN_SECONDS = 3.0  # then it is killed: it has been drained, and nothing of it is worth a longer wait
@@ -80,7 +80,9 @@ class VllmEngine:
         progress("loading weights and starting the engine")
         self._client = await self._guard(asyncio.to_thread(self._launch, config))
         tasks = await self._guard(asyncio.wait_for(self._client.get_supported_tasks_async(), _TASKS_SECONDS))
-        self._facts = facts_of(self._client.vllm_config, tuple(tasks), self._assignment.device)
+        config = self._client.vllm_config
+        facts = facts_of(config, tuple(tasks), self._assignment.device)
+        self._facts = replace(facts, kv_format=kv_format(config, facts, self._assignment.source))
         self._load = Load(kv_blocks_total=self._facts.kv_blocks_total)
         if self._assignment.device is Device.CPU:
             # NIXL pins the process that moves KV, which on a CPU also computes, to one core.

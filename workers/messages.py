@@ -20,6 +20,7 @@ def facts_message(facts: EngineFacts) -> worker_pb2.EngineFacts:
         weight_bytes=facts.weight_bytes,
         device=facts.device.value,
         restores=facts.restores,
+        kv_format=facts.kv_format,
     )
 
 

@@ -60,6 +60,7 @@ class MockEngine:
             max_num_seqs=chosen.max_num_seqs,
             kv_events=chosen.enable_prefix_caching,
             restores=chosen.restores,
+            kv_format=f"mock {chosen.block_size} {chosen.kv_block_bytes}",
         )
 
     @property

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.core.spec import Device
+from orchestrator.core.types import EngineFacts
 from workers.ports import Transfers
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
 
 NIXL_PROGRESS_THREAD = "SEGUE_NIXL_PROGRESS_THREAD"
 
@@ -24,6 +30,27 @@ def connector_settings(device: Device, chosen: Mapping[str, Any]) -> dict[str, A
     if device is Device.CPU:
         settings["kv_buffer_device"] = "cpu"
     return {**settings, **chosen}
+
+
+def kv_format(config: VllmConfig, facts: EngineFacts, source: str) -> str:
+    """A short hash of what has to be equal for one engine's blocks to be another's. How they are cut need not be.
+
+    ``source`` names the model: where its files are differs from node to node.
+    """
+    import vllm
+
+    model, cache, transfer = config.model_config, config.cache_config, config.kv_transfer_config
+    parts = [
+        source,
+        model.revision,
+        str(model.dtype),
+        model.quantization,
+        str(cache.cache_dtype),
+        facts.block_size,
+        transfer.kv_connector if transfer is not None else None,
+        vllm.__version__,
+    ]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 
 
 def apply_progress_choice() -> None:

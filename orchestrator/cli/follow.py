@@ -43,7 +43,7 @@ def until_ready(address: str, spec: ClusterSpec, logs: Path, progress: Progress,
         try:
             for status in rpc.watch(address, left):
                 each()
-                _show(status, progress)
+                show(status, progress)
                 failures.note(status)
                 gateway = serving(status)
                 if status.ready and (gateway or not spec.gateway.processes):
@@ -60,7 +60,7 @@ def changes(address: str, progress: Progress, each: Callable[[], None], is_gone:
             for status in rpc.watch(address):
                 absence.heard(status.controller.term)
                 each()
-                _show(status, progress)
+                show(status, progress)
         except DeadlineExceeded:
             continue
         except ClusterUnreachable:
@@ -99,7 +99,8 @@ def serving(status: Any) -> Any | None:
     return next((gateway for gateway in status.gateways if gateway.state == "ready"), None)
 
 
-def _show(status: Any, progress: Progress) -> None:
+def show(status: Any, progress: Progress) -> None:
+    """Each worker and gateway as a step."""
     for name, state, detail in fleet_steps(status):
         progress.put(name, state, detail)
 

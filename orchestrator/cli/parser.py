@@ -20,7 +20,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for add in (_up, _gateway, _plan, _down, _status, _chat, _batch, _config, _logs, _explain, _replay, _sim):
+    for add in (_up, _upgrade, _gateway, _plan, _down, _status, _chat, _batch, _config, _logs, _explain, _replay, _sim):
         add(commands)
     return parser
 
@@ -87,6 +87,17 @@ def _gateway(commands: _Commands[argparse.ArgumentParser]) -> None:
     linger = "seconds after SIGTERM in which it is not ready but still takes requests (default: %(default)g)"
     parser.add_argument("--linger", metavar="SECONDS", type=_not_negative, default=5.0, help=linger)
     parser.add_argument("--log-dir", metavar="DIR", help="write a log file there, instead of to this terminal")
+
+
+def _upgrade(commands: _Commands[argparse.ArgumentParser]) -> None:
+    parser = _command(commands, "upgrade", "make a running cluster that of another configuration, under load")
+    parser.add_argument("config", metavar="CONFIG", help="the cluster's changed YAML file")
+    parser.add_argument("--name", help="the cluster's name; not needed where the file has the same")
+    parser.add_argument("--address", metavar="ADDRESS", type=_said, help="of the Ray that it is on, if elsewhere")
+    parser.add_argument("--dry-run", action="store_true", help="only show what would change, and whether it fits")
+    parser.add_argument("--json", action="store_true", help="what would change, for programs; progress to stderr")
+    missing = "where there is no room for another, the only replica of a pool may go before the new one is there"
+    parser.add_argument("--allow-unavailable", action="store_true", help=missing)
 
 
 def _plan(commands: _Commands[argparse.ArgumentParser]) -> None:

@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> Exit:
         topology, running = _below(spec, args, status.update)
         inventory = inventory_of(topology, spec) if topology else devices(spec, args.inventory)
         known = asked(spec, status.update)
-        found = plan(spec, known, inventory, _kept(topology, running, known))
+        found = plan(spec, known, inventory, kept(topology, running, known))
     changed = differences(running, found.spec) if running else None
     if args.json:
         terminal.out().print(json.dumps(as_json(found, changed), indent=2), soft_wrap=True)
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> Exit:
     return Exit.OK if found.fits else Exit.DOES_NOT_FIT
 
 
-def _kept(topology: Topology | None, running: ClusterSpec | None, planned: Container[str]) -> tuple[Placed, ...]:
+def kept(topology: Topology | None, running: ClusterSpec | None, planned: Container[str]) -> tuple[Placed, ...]:
     """Where the replicas that run are, of the models that are planned."""
     if topology is None or running is None:
         return ()

@@ -30,7 +30,7 @@ def as_tables(plan: ClusterPlan, differences: Sequence[Difference] | None = None
     if plan.gangs:
         parts += ["", *_picture(plan)]
     if differences is not None:
-        parts += ["", *_changes(plan.moves, differences)]
+        parts += ["", *changes(plan.moves, differences)]
     if plan.skipped:
         parts += ["", f"not planned, as they have no weights: {', '.join(plan.skipped)}"]
     return Group(*parts)
@@ -199,7 +199,8 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:,.2f}"
 
 
-def _changes(moves: Moves, differences: Sequence[Difference]) -> Iterator[RenderableType]:
+def changes(moves: Moves, differences: Sequence[Difference]) -> Iterator[RenderableType]:
+    """What becomes other in the cluster that runs, line by line."""
     if moves.empty and not differences:
         yield Text("nothing changes in the cluster that runs", style="green")
         return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +14,7 @@ from grpc_status import rpc_status
 from orchestrator import config
 from orchestrator.core import errors
 from orchestrator.core.planning.hosts import Host, Topology
+from orchestrator.core.rollout import PoolKey
 from orchestrator.core.spec import ClusterSpec
 from orchestrator.proto import (
     cluster_pb2,
@@ -70,10 +71,21 @@ def topology(address: str, seconds: float = STATUS_SECONDS) -> tuple[Topology, C
     return Topology(tuple(hosts), reserved), config.loads(answer.spec_json)
 
 
-def upgrade(address: str, spec: ClusterSpec, *, makes_room: bool, seconds: float = STATUS_SECONDS) -> None:
+def upgrade(
+    address: str,
+    spec: ClusterSpec,
+    *,
+    makes_room: bool,
+    full: Iterable[PoolKey] = (),
+    seconds: float = STATUS_SECONDS,
+) -> None:
     """Has a controller begin to make its cluster this one. Raises ConfigError where it can't become that."""
     with channel(address) as opened, translated(address):
-        request = fleet_pb2.UpgradeRequest(spec_json=config.dumps(spec), makes_room=makes_room)
+        request = fleet_pb2.UpgradeRequest(
+            spec_json=config.dumps(spec),
+            makes_room=makes_room,
+            full=[fleet_pb2.Pool(model=model, role=role) for model, role in full],
+        )
         try:
             _fleet(opened).Upgrade(request, timeout=seconds)
         except grpc.RpcError as error:

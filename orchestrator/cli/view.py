@@ -23,6 +23,7 @@ NOT_RUNNING: dict[str, Any] = {
     "models": [],
     "gateways": [],
     "controller": {"pid": 0, "epoch": 0, "address": "", "term": 0, "away": True},
+    "rollout": None,
 }
 
 
@@ -53,7 +54,12 @@ def as_json(status: Any, *, away: bool) -> dict[str, Any]:
             "term": status.controller.term,
             "away": away,
         },
+        "rollout": _rollout_json(status.rollout) if status.rollout.state else None,
     }
+
+
+def _rollout_json(rollout: Any) -> dict[str, Any]:
+    return {"state": rollout.state, "done": rollout.done, "total": rollout.total, "detail": rollout.detail}
 
 
 def _worker(worker: Any) -> dict[str, Any]:
@@ -80,7 +86,16 @@ def _kv_usage(worker: Any) -> float:
 
 def as_table(status: Any, *, away: bool) -> RenderableType:
     """Workers with their load, and one line each for gateways and controller."""
-    return Group(_headline(status), _workers(status), *_gateways(status), _controller(status.controller, away))
+    upgrade = [_upgrade(status.rollout)] if status.rollout.state else []
+    last = (*_gateways(status), _controller(status.controller, away), *upgrade)
+    return Group(_headline(status), _workers(status), *last)
+
+
+def _upgrade(rollout: Any) -> Text:
+    style = {"done": "dim", "rolled back": "bold red", "rolling back": "bold yellow"}.get(rollout.state, "cyan")
+    count = f", {rollout.done} of {rollout.total} replicas" if rollout.state.startswith("rolling") else ""
+    why = f": {rollout.detail}" if rollout.detail else ""
+    return Text.assemble(("upgrade  ", "dim"), (rollout.state + count, style), why)
 
 
 def _headline(status: Any) -> Text:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.config import files
-from orchestrator.config.codec import dumps, loads
+from orchestrator.config.codec import digest, dumps, loads
 from orchestrator.config.cursor import Cursor
 from orchestrator.config.defaults import effective_engine_args
 from orchestrator.config.document import Document, read
@@ -18,7 +18,7 @@ from orchestrator.config.planning import closed
 from orchestrator.core.errors import ConfigError
 from orchestrator.core.spec import ClusterSpec, Endpoint
 
-__all__ = ["closed", "dumps", "effective_engine_args", "endpoint_of", "load", "loads", "parse"]
+__all__ = ["closed", "digest", "dumps", "effective_engine_args", "endpoint_of", "load", "loads", "parse"]
 
 
 def endpoint_of(text: str, where: str) -> Endpoint:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import types
 from collections.abc import Mapping
@@ -16,6 +17,11 @@ from orchestrator.core.spec import ClusterSpec
 def dumps(spec: ClusterSpec) -> str:
     """The whole spec on one line; ``loads`` gives an equal one back."""
     return json.dumps(dataclasses.asdict(spec), allow_nan=False)
+
+
+def digest(spec: ClusterSpec) -> str:
+    """A short name that only equal specs have in common."""
+    return hashlib.sha256(dumps(spec).encode()).hexdigest()[:12]
 
 
 def loads(text: str) -> ClusterSpec:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 from orchestrator.config import closed, dumps
@@ -16,7 +16,7 @@ from orchestrator.controller.ports import ClusterPort, Memory
 from orchestrator.controller.roster import Bounds, Roster
 from orchestrator.core import adoption, reconcile
 from orchestrator.core.errors import ConfigError, StaleEpoch
-from orchestrator.core.rollout import Step
+from orchestrator.core.rollout import PoolKey, Step
 from orchestrator.core.slots import Limits, Observed, Slot, SlotHistory, slots_of
 from orchestrator.core.spec import ClusterSpec
 from orchestrator.telemetry import logs
@@ -84,6 +84,11 @@ class Controller:
         return self._course.spec
 
     @property
+    def expected(self) -> ClusterSpec:
+        """What has to be there for the cluster to be ready."""
+        return self._course.expected
+
+    @property
     def previous(self) -> ClusterSpec | None:
         """What it goes back to if it fails to become that; None where it is on no way, or on its way back."""
         return self._course.previous
@@ -93,13 +98,14 @@ class Controller:
         """How far an upgrade is."""
         return self._course.progress
 
-    def upgrade(self, spec: ClusterSpec, *, makes_room: bool = False) -> None:
+    def upgrade(self, spec: ClusterSpec, *, makes_room: bool = False, full: Iterable[PoolKey] = ()) -> None:
         """Begins to become another cluster, replica by replica. See ``Course.change`` for what it raises."""
         if self._drain_until is not None:
             raise ConfigError("the cluster is being shut down")
-        self._course.change(closed(spec), makes_room=makes_room)
+        self._course.change(closed(spec), makes_room=makes_room, full=full)
         log.info("upgrade", makes_room=makes_room)
         self._take_course()
+        self._publish(self.observed, False)  # whoever asked must not see the end of the one before
 
     def _take_course(self) -> None:
         spec = self._course.spec

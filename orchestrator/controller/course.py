@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from orchestrator.config import dumps
-from orchestrator.controller.assignments import Assigner, short_hash
+from orchestrator.config import digest, effective_engine_args
+from orchestrator.controller.assignments import Assigner
 from orchestrator.core import rollout
 from orchestrator.core.errors import ConfigError, SegueError
 from orchestrator.core.planning.differences import differences
@@ -54,7 +54,8 @@ class Course:
         self.goal = _goal(assigner, strict=False)
         self._changed = frozenset[PoolKey]()
         self._trial = Trial()
-        self._made_of = made_of(assigner.spec)
+        self._made_of = digest(assigner.spec)
+        self._before = previous or assigner.spec
         self.progress = Progress()
         if previous is not None:
             self._begin(Phase.ROLLING, "")
@@ -63,8 +64,21 @@ class Course:
     def spec(self) -> ClusterSpec:
         return self.assigner.spec
 
-    def change(self, spec: ClusterSpec, *, makes_room: bool) -> None:
-        """Aims at another specification from now on.
+    @property
+    def expected(self) -> ClusterSpec:
+        """What has to be there for the cluster to be ready: on its way nothing that is only to come."""
+        if not self.progress.phase.under_way:
+            return self.spec
+        before = {model.name: model.pools for model in self._before.models}
+        models = [
+            replace(model, pools={role: pool for role, pool in model.pools.items() if role in there} or there)
+            for model in self.spec.models
+            if (there := before.get(model.name)) is not None
+        ]
+        return replace(self.spec, models=tuple(models))
+
+    def change(self, spec: ClusterSpec, *, makes_room: bool, full: Iterable[PoolKey] = ()) -> None:
+        """Aims at another specification from now on. ``full`` are pools that have no room for a spare.
 
         Raises:
             ConfigError: it can't be had while the cluster runs, or another change is under way.
@@ -73,9 +87,10 @@ class Course:
             raise ConfigError(f"an upgrade is {self.progress.phase}", hint="segue status shows how far it is")
         assigner = replace(self.assigner, spec=taken_over(self.spec, spec))
         goal = replace(_goal(assigner, strict=True), makes_room=makes_room)
-        self.previous = self.spec
+        self.previous = self._before = self.spec
         self._aim(assigner, goal)
         self._begin(Phase.ROLLING, "")
+        self._trial = Trial(full=frozenset(full))
 
     def step(self, actors: Iterable[ObservedActor], now: float) -> rollout.Step:
         """What the next plan is to be made of."""
@@ -86,14 +101,14 @@ class Course:
         self, step: rollout.Step, lost: Iterable[tuple[ObservedActor, str]], actors: Iterable[ObservedActor], now: float
     ) -> bool:
         """Takes in what a look brought. True where that turned the course, or brought it to its end."""
+        full = self._trial.full
+        self._trial = rollout.judged(self._trial, self.goal, self._changed, Seen(tuple(lost), step.waiting), now)
         if not self.progress.phase.under_way:
             return False
         gateways = [actor for actor in actors if actor.slot.kind is Kind.GATEWAY]
-        full = self._trial.full
-        self._trial = rollout.judged(self._trial, self.goal, self._changed, Seen(tuple(lost), step.waiting), now)
         verdict = self._trial.verdict or next((why for each in gateways if (why := self._refusal(each))), "")
         detail = self.progress.detail
-        if self._trial.full - full:
+        if self._trial.full - full and self.progress.phase is Phase.ROLLING:
             names = ", ".join(" ".join(filter(None, key)) for key in sorted(self._trial.full - full, key=str))
             detail = f"no room for a spare of {names}: a replica is missing instead"
         self.progress = replace(self.progress, done=step.done, total=step.total, detail=detail)
@@ -125,7 +140,7 @@ class Course:
     def _aim(self, assigner: Assigner, goal: Goal) -> None:
         self._changed = _changed(self.goal, goal)
         self.assigner, self.goal = assigner, goal
-        self._made_of = made_of(assigner.spec)
+        self._made_of = digest(assigner.spec)
 
     def _begin(self, phase: Phase, detail: str) -> None:
         if self.previous is not None and not self._changed:
@@ -145,9 +160,11 @@ class Course:
         return f"{gateway.slot.slot_id}: {word.detail}" if word.refuses == self._made_of else ""
 
 
-def made_of(spec: ClusterSpec) -> str:
-    """By what name a gateway says that it serves a specification."""
-    return short_hash(dumps(spec))
+def outdated_pools(old: ClusterSpec, new: ClusterSpec) -> tuple[PoolKey, ...]:
+    """Pools of both whose workers would be made of something else. Raises what is wrong with the new one's orders."""
+    was, now = (Assigner(spec, "", effective_engine_args) for spec in (old, new))
+    before, after = _goal(was, strict=False).versions, _goal(now, strict=True).versions
+    return tuple(key for key, version in after.items() if before.get(key, version) != version)
 
 
 def taken_over(old: ClusterSpec, new: ClusterSpec) -> ClusterSpec:

@@ -6,7 +6,7 @@ Watchers get the newest view, not every view: one that reads slowly skips what i
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -16,7 +16,8 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from orchestrator.config import loads
 from orchestrator.core.errors import ConfigError, SegueError
 from orchestrator.core.planning.hosts import Topology
-from orchestrator.core.spec import ClusterSpec, Endpoint
+from orchestrator.core.rollout import PoolKey
+from orchestrator.core.spec import ClusterSpec, Endpoint, Role
 from orchestrator.proto import cluster_pb2, cluster_pb2_grpc, fleet_pb2, fleet_pb2_grpc
 
 _FLEET_INTERVAL = 0.02  # seconds; a burst of changes becomes one snapshot
@@ -29,7 +30,7 @@ _OPTIONS = (
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Look = Callable[[], Awaitable[Topology]]
-Upgrade = Callable[[ClusterSpec, bool], Awaitable[None]]
+Upgrade = Callable[[ClusterSpec, bool, Sequence[PoolKey]], Awaitable[None]]
 
 
 class Bulletin:
@@ -94,7 +95,8 @@ class _Fleet(fleet_pb2_grpc.FleetServicer):
         self, request: fleet_pb2.UpgradeRequest, context: Context
     ) -> fleet_pb2.UpgradeReply:
         try:
-            await self._upgrade(loads(request.spec_json), request.makes_room)
+            full = [(pool.model, Role(pool.role)) for pool in request.full]
+            await self._upgrade(loads(request.spec_json), request.makes_room, full)
         except (ValueError, TypeError, KeyError) as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"not a configuration: {error}")
         except SegueError as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -21,6 +22,7 @@ from orchestrator.controller.ports import ClusterPort, Memory
 from orchestrator.controller.status import cluster_status
 from orchestrator.core import adoption
 from orchestrator.core.errors import NotReady, StaleEpoch
+from orchestrator.core.rollout import PoolKey
 from orchestrator.core.slots import Observed
 from orchestrator.core.spec import ClusterSpec, Endpoint
 from orchestrator.telemetry import logs
@@ -124,10 +126,10 @@ class ControllerActor:
         self._run.add_done_callback(self._end_with)
         log.info("listening", cluster=spec.name, address=address, term=term)
 
-    async def _upgrade(self, spec: ClusterSpec, makes_room: bool) -> None:
+    async def _upgrade(self, spec: ClusterSpec, makes_room: bool, full: Sequence[PoolKey]) -> None:
         if self._controller is None:
             raise NotReady("the controller is starting", retry_after=1.0)
-        self._controller.upgrade(spec, makes_room=makes_room)
+        self._controller.upgrade(spec, makes_room=makes_room, full=full)
 
     def _turned(self) -> None:
         if self._controller is not None and self._server is not None:
@@ -143,6 +145,7 @@ class ControllerActor:
             address=self._address,
             term=self._term,
             rollout=self._controller.rollout if self._controller is not None else None,
+            expected=self._controller.expected if self._controller is not None else None,
         )
         self._bulletin.publish(status)
 

@@ -18,8 +18,9 @@ def cluster_status(
     address: str = "",
     term: int = 0,
     rollout: Progress | None = None,
+    expected: ClusterSpec | None = None,
 ) -> pb.ClusterStatus:
-    """``pid``, ``address`` and ``term`` are the controller's own.
+    """``pid``, ``address`` and ``term`` are the controller's own; ``expected``: what has to be there, if that is less.
 
     Workers that the specification lacks are told as long as they are there: gateways need them until they are gone.
     """
@@ -30,7 +31,7 @@ def cluster_status(
     names = dict.fromkeys([*(model.name for model in spec.models), *(slot.model for slot in beside if slot.model)])
     models = {model.name: model for model in spec.models}
     return pb.ClusterStatus(
-        ready=not ending and cluster_ready(spec, told),
+        ready=not ending and cluster_ready(expected or spec, told),
         name=spec.name,
         models=[_model(name, models.get(name), told) for name in names],
         gateways=[_gateway(report) for report in told if report.slot.kind is Kind.GATEWAY],

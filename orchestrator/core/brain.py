@@ -21,7 +21,7 @@ from orchestrator.core.prediction import Predictions
 from orchestrator.core.routing import Router
 from orchestrator.core.session import Session, Signal, State
 from orchestrator.core.sessions import Sessions
-from orchestrator.core.spec import ClusterSpec, GatewaySpec, ModelSpec
+from orchestrator.core.spec import ClusterSpec, GatewaySpec, ModelSpec, RoutingSpec
 
 if TYPE_CHECKING:
     from random import Random
@@ -106,6 +106,9 @@ class Brain:
                 self._drains(event.worker_id, now, out)
             case m.WorkerDown():
                 self._worker_down(event, now, out)
+            case m.ModelRouted():
+                parameters = {each.name: each.value for each in event.parameters}
+                self._sessions.routed(event.model, RoutingSpec(event.policy, parameters, event.prefill))
             case _ as unknown:
                 assert_never(unknown)
 
@@ -130,6 +133,8 @@ class Brain:
 
     def _worker_down(self, event: m.WorkerDown, now: float, out: list[m.Command]) -> None:
         sent = {each.request_id: each.output_tokens for each in event.sent}
+        view = self.fleet.get(event.worker_id)
+        moved = view is not None and view.draining  # its time was over: nothing is wrong with what ran there
         self.health.down(event.worker_id, now, out)
         for request_id in self.fleet.down(event.worker_id):
             session = self._sessions[request_id]
@@ -137,7 +142,7 @@ class Brain:
                 session.decode_worker = ""  # only a reservation: another is chosen at the hand-over
             else:
                 why = f"worker {event.worker_id} was lost: {event.reason}"
-                self._sessions.lost(session, why, now, out, sent.get(request_id, 0))
+                self._sessions.lost(session, why, now, out, sent.get(request_id, 0), moved=moved)
 
     def _drains(self, worker_id: str, now: float, out: list[m.Command]) -> None:
         self.health.drains(worker_id, now, out)
@@ -178,7 +183,7 @@ class Brain:
             self._computed(session, session.prefill_claim, event.cached_tokens, now, out)
         decision = self._hand_over_to(session, now)
         if isinstance(decision, Wait):
-            out.append(self._halves.release(event.wire_id, session.model))
+            out.append(self._halves.release(event.wire_id, session.model, session.prefill_worker))
             session.prefill_wire = ""
             self._sessions.lost(session, f"at the hand-over {decision}", now, out)
             return
@@ -250,7 +255,8 @@ class Brain:
             self._sessions.wait_again(session, now, out)
         else:
             self._drains(worker_id, now, out)
-            self._sessions.lost(session, f"{worker_id} refused ({event.refusal}): {event.detail}", now, out)
+            why = f"{worker_id} refused ({event.refusal}): {event.detail}"
+            self._sessions.lost(session, why, now, out, moved=True)
 
     # ---- ends that are not the plan
 

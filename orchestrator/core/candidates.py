@@ -93,6 +93,12 @@ def computes(view: WorkerView, cached: int) -> bool:
     return view.wait_seconds <= BACKLOG_SECONDS + (view.cost.prefill_seconds(cached) if cached else 0.0)
 
 
+def pairs(one: WorkerView, other: WorkerView) -> bool:
+    """Whether KV can be handed over between them, as far as is known."""
+    a, b = one.info.facts, other.info.facts
+    return a is None or b is None or a.kv_format == b.kv_format
+
+
 def in_place_weight(view: WorkerView) -> float:
     """How much a second counts that a prompt is computed there: it holds up those that decode, and one that may come
     meanwhile."""

@@ -14,6 +14,7 @@ class Rule(StrEnum):
     LOCAL_ONLY = "the request needs its prompt computed where it decodes"
     LAST_ATTEMPT = "the last attempt computes the prompt where it decodes"
     NO_PREFILL_WORKER = "no prefill worker takes requests"
+    NO_PARTNER = "no prefill worker that takes requests can hand KV over to it"
     CONFIGURED_APART = "prefill apart, as configured"
     CONFIGURED_IN_PLACE = "prefill in place, as configured"
     CHEAPER_APART = "prefill apart is expected to be quicker"

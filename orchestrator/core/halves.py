@@ -30,7 +30,7 @@ class Halves:
         self._rng = rng
         self._by_wire: dict[str, Session] = {}
         self._arrived: deque[tuple[float, Session]] = deque()  # until when their prompts count as on their way
-        self._orphans: dict[str, tuple[str, float]] = {}  # aborted prefill wire -> (model, give up at)
+        self._orphans: dict[str, tuple[str, str, float]] = {}  # aborted prefill wire -> (model, worker, give up at)
 
     def of_wire(self, wire_id: str) -> Session | None:
         """The session whose newest attempt this wire belongs to; None for what is stale."""
@@ -104,13 +104,13 @@ class Halves:
     def stop(self, session: Session, now: float, out: list[m.Command]) -> None:
         """Aborts what may still run and frees what a finished prefill left, on workers that are still there."""
         if self._by_wire.pop(session.prefill_wire, None) and session.prefill_worker in self._fleet:
-            self._orphans[session.prefill_wire] = (session.model, now + ORPHAN_SECONDS)
+            self._orphans[session.prefill_wire] = (session.model, session.prefill_worker, now + ORPHAN_SECONDS)
             out.append(m.Abort(session.prefill_wire, session.prefill_worker))
         if self._by_wire.pop(session.decode_wire, None) and session.decode_worker in self._fleet:
             # An engine that aborts lets go of the KV too.
             out.append(m.Abort(session.decode_wire, session.decode_worker))
         elif session.prefill_wire and session.state is State.DECODING:
-            out.append(self.release(session.prefill_wire, session.model))
+            out.append(self.release(session.prefill_wire, session.model, session.prefill_worker))
         self.leave(session)
 
     def leave(self, session: Session) -> None:
@@ -143,21 +143,21 @@ class Halves:
 
     # ---- KV that nobody collects
 
-    def release(self, prefill_wire: str, model: str) -> m.Command:
+    def release(self, prefill_wire: str, model: str, prefill_worker: str) -> m.Command:
         """Has the blocks freed that a finished prefill left."""
-        through = release_through(model, self._fleet, self._rng)
+        through = release_through(model, prefill_worker, self._fleet, self._rng)
         return m.Forget(prefill_wire) if through is None else m.Release(prefill_wire, through)
 
     def orphan_ended(self, event: m.PrefillEnded) -> m.Command | None:
         """A prefill that was given up on came to its end all the same."""
-        model, _ = self._orphans.pop(event.wire_id, ("", 0.0))
-        return self.release(event.wire_id, model) if event.collectable else None
+        model, worker_id, _ = self._orphans.pop(event.wire_id, ("", "", 0.0))
+        return self.release(event.wire_id, model, worker_id) if event.collectable else None
 
     def tick(self, now: float) -> None:
         """Stops waiting for aborted prefills that said nothing more, and for what prompts that were computed left."""
         self._settle_arrived(now)
         while self._orphans:
-            wire_id, (_, until) = next(iter(self._orphans.items()))
+            wire_id, (_, _, until) = next(iter(self._orphans.items()))
             if until > now:
                 return
             del self._orphans[wire_id]

@@ -12,7 +12,7 @@ from enum import StrEnum
 
 from orchestrator.core.decision import Decision
 from orchestrator.core.errors import SegueError
-from orchestrator.core.spec import Role
+from orchestrator.core.spec import PrefillPlace, Role
 from orchestrator.core.types import Load, RequestReport, WorkerInfo
 from orchestrator.core.values import dataclass
 
@@ -153,11 +153,29 @@ class Cancelled:
 
 
 @dataclass(frozen=True, slots=True)
+class Parameter:
+    """One of a routing policy's."""
+
+    name: str
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRouted:
+    """From now on a model is routed so, as its configuration changed."""
+
+    model: str
+    policy: str
+    parameters: tuple[Parameter, ...]
+    prefill: PrefillPlace
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time passed: deadlines are looked at."""
 
 
-Seldom = WorkerUp | WorkerDraining | WorkerDown | Refused | Cancelled | Tick
+Seldom = WorkerUp | WorkerDraining | WorkerDown | Refused | Cancelled | ModelRouted | Tick
 Event = LoadReported | CacheChanged | Arrived | PrefillEnded | FirstToken | DecodeEnded | Seldom
 
 

@@ -7,7 +7,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from orchestrator.core import policies
-from orchestrator.core.candidates import SECOND_LOOK, cached_tokens, computes, in_place_weight, listens, sample, takes
+from orchestrator.core.candidates import (
+    SECOND_LOOK,
+    cached_tokens,
+    computes,
+    in_place_weight,
+    listens,
+    pairs,
+    sample,
+    takes,
+)
 from orchestrator.core.decision import CachedBy, Choice, Decision, Rule, Wait
 from orchestrator.core.fleet import Fleet, Pool, WorkerView
 from orchestrator.core.matches import NO_MATCHES
@@ -86,15 +95,24 @@ class Router:
         here = self._pick(decode, Ask(session, Role.DECODE, ahead, matches, rng, now))
         if isinstance(here, Wait):
             return here
+        if isinstance(there, _Pick) and not pairs(here.view, there.view):  # as while one pool is upgraded
+            there = self._partner(here, fleet, Ask(session, Role.PREFILL, None, matches, rng, now))
         if isinstance(there, _Pick):
             return self._apart_or_in_place(here, there, session)
+        if there is Rule.NO_PARTNER and not computes(here.view, here.cached):
+            return Wait.FULL
         return self._together(here, session, IN_PLACE[there] if isinstance(there, Wait) else there)
 
     def hand_over(self, session: Session, fleet: Fleet, rng: Random, now: float) -> Decision | Wait:
         """Another decode worker for a prompt that ``session.prefill_worker`` has computed."""
         matches = fleet.index(session.model).match(session.blocks) if session.blocks else NO_MATCHES
         pool = fleet.pool(session.model, Role.DECODE)
-        picked = self._pick(pool, Ask(session, Role.DECODE, 0.0, matches, rng, now))
+        ask, prefill = Ask(session, Role.DECODE, 0.0, matches, rng, now), fleet.get(session.prefill_worker)
+        fit = pool.views if prefill is None else [view for view in pool.views if pairs(view, prefill)]
+        if len(fit) == len(pool.views):
+            picked = self._pick(pool, ask)
+        else:
+            picked = self._best(fit, len(fit), ask) if fit else Wait.NO_WORKER
         if isinstance(picked, Wait):
             return picked
         choice = picked.choice(session, 0.0, 0.0)
@@ -107,6 +125,12 @@ class Router:
         if session.last_attempt:
             return Rule.LAST_ATTEMPT
         return Rule.CONFIGURED_IN_PLACE if self._place is PrefillPlace.IN_PLACE else None
+
+    def _partner(self, here: _Pick, fleet: Fleet, ask: Ask) -> _Pick | Rule:
+        """The best prefill worker of those that can hand KV over to the decode worker."""
+        views = [view for view in fleet.pool(ask.session.model, Role.PREFILL).views if pairs(here.view, view)]
+        found = self._best(views, len(views), ask) if views else Wait.NO_WORKER
+        return Rule.NO_PARTNER if isinstance(found, Wait) else found
 
     def _pick(self, pool: Pool, ask: Ask) -> _Pick | Wait:
         if not pool.views:
@@ -171,7 +195,10 @@ def _highest(scores: list[float], tried: list[bool], rng: Random) -> int:
     return found
 
 
-def release_through(model: str, fleet: Fleet, rng: Random) -> str | None:
+def release_through(model: str, prefill_worker: str, fleet: Fleet, rng: Random) -> str | None:
     """A decode worker to release a prefill's blocks through: the least loaded of a few; None if there is none."""
     some = sample(fleet.pool(model, Role.DECODE).views, RELEASE_SAMPLE, rng)
+    prefill = fleet.get(prefill_worker)
+    if prefill is not None:
+        some = [view for view in some if pairs(view, prefill)]
     return min(some, key=lambda view: (view.depth, view.kv_usage)).info.worker_id if some else None

@@ -142,12 +142,21 @@ class Sessions:
             self._admission.admitted(session.request_id)
             out.append(self._halves.begin(session, decision, now))
 
-    def lost(self, session: Session, why: str, now: float, out: list[m.Command], sent_tokens: int = 0) -> None:
+    def lost(
+        self,
+        session: Session,
+        why: str,
+        now: float,
+        out: list[m.Command],
+        sent_tokens: int = 0,
+        *,
+        moved: bool = False,
+    ) -> None:
         """A half is lost: again from the prompt, or from what was sent (``sent_tokens`` of its output), if attempts
-        are left and the one can be told from the other."""
+        are left and the one can be told from the other. One that is ``moved`` costs neither attempt nor retry."""
         streaming = session.state is State.STREAMING
-        final = (streaming and not (session.resumable and sent_tokens)) or session.attempts >= self._max_attempts
-        if final or not self._retries.spend():
+        stuck = streaming and not (session.resumable and sent_tokens)
+        if stuck or not (moved or self._may_retry(session)):
             self.fail(session, "failed", _lost(session, why), now, out)
             return
         self._health.untried(session.request_id)
@@ -156,9 +165,13 @@ class Sessions:
             session.goes_on_after(sent_tokens)
         session.lost_because = why
         session.advance(Signal.LOST, now)
+        session.attempts -= moved
         session.last_attempt = session.attempts == self._max_attempts - 1
         session.place_by = now + self._queue_seconds
         self._rejoin(session, now, out)
+
+    def _may_retry(self, session: Session) -> bool:
+        return session.attempts < self._max_attempts and self._retries.spend()
 
     def wait_again(self, session: Session, now: float, out: list[m.Command]) -> None:
         """A full worker costs no attempt: the request is placed again as soon as one has room, within its wait."""
@@ -239,6 +252,10 @@ class Sessions:
         if router is None:
             router = self._routers[model] = Router(RoutingSpec())
         return router
+
+    def routed(self, model: str, spec: RoutingSpec) -> None:
+        """Has a model routed so from now on."""
+        self._routers[model] = Router(spec)
 
     def _look_again_at(self, at: float, session: Session) -> None:
         heapq.heappush(self._deadlines, (at, session.request_id))

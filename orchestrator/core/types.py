@@ -59,6 +59,7 @@ class EngineFacts:
     weight_bytes: int = 0
     device: Device = Device.CPU
     restores: bool = False
+    kv_format: str = ""  # equal for engines that can hand KV over to each other
 
 
 @dataclass(frozen=True, slots=True)

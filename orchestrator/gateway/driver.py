@@ -72,6 +72,9 @@ class Driver:
         """Whether a worker of that pool takes requests."""
         return bool(self._brain.fleet.pool(model, role).views)
 
+    def routed(self, event: m.ModelRouted) -> None:
+        self._feed.put(event)
+
     def load(self, worker_id: str) -> Load | None:
         """The newest account of a worker; None without an open session."""
         return self._loads.get(worker_id)

@@ -65,11 +65,21 @@ class Front:
         self.state: Any = None
         self.paths: frozenset[str] = frozenset()
         self._ready = ready
+        self._longest = int(llm.model_config.max_model_len)  # by its configuration
         self._frontend = spec.frontend
 
     @property
     def max_model_len(self) -> int:
         return int(self.llm.model_config.max_model_len)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request is on its books."""
+        return bool(self.llm.output_processor.has_unfinished_requests())
+
+    def fits(self, max_model_len: int) -> bool:
+        """Whether it refuses just what engines of this context can't hold."""
+        return self.max_model_len == min(self._longest, max_model_len)
 
     def ready(self) -> bool:
         return self.app is not None and self._ready()
@@ -78,7 +88,7 @@ class Front:
         """Builds the API application, for what the model's workers can do."""
         self.tasks = self.core.tasks = tasks
         # An engine may have fitted its context to its memory: the front end must refuse what that can't hold.
-        self.llm.model_config.max_model_len = min(self.max_model_len, max_model_len)
+        self.llm.model_config.max_model_len = min(self._longest, max_model_len)
         args = _server_args(self.name, self.llm, self._frontend)
         app = build_app(args, tasks, self.llm.model_config)  # type: ignore[arg-type]
         # vLLM's handlers of engine errors want to stop the server that they run in: this one is not theirs to stop.
@@ -107,6 +117,12 @@ def build(
         llm = _FrontEnd.from_vllm_config(config, usage_context=UsageContext.OPENAI_API_SERVER, disable_log_stats=True)
     core.llm = llm
     return Front(spec, llm, core, ready)
+
+
+def made_of(spec: ModelSpec) -> Mapping[str, Any]:
+    """Equal for models whose front ends are alike."""
+    parts = {"source": spec.source, "frontend": spec.frontend, "disaggregated": spec.disaggregated}
+    return {**parts, "engine": _front_engine_args(spec)}
 
 
 def _front_engine_args(spec: ModelSpec) -> dict[str, Any]:

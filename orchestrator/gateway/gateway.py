@@ -5,22 +5,20 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Iterable
 from dataclasses import replace
 from importlib import metadata
 from random import Random
 
-from orchestrator.config import dumps
+from orchestrator.config import dumps, loads
 from orchestrator.core.brain import Brain
-from orchestrator.core.errors import InvalidRequest, ModelNotFound, NotReady, SegueError
+from orchestrator.core.errors import NotReady
 from orchestrator.core.spec import ClusterSpec, ModelSpec, Role
 from orchestrator.core.types import WorkerInfo, WorkerState
-from orchestrator.gateway import frontend
 from orchestrator.gateway.driver import Driver
 from orchestrator.gateway.frontend import Front
 from orchestrator.gateway.link import Link
+from orchestrator.gateway.served import Served
 from orchestrator.gateway.watch import watch_fleet
-from orchestrator.models import prepare
 from orchestrator.proto import cluster_pb2, fleet_pb2
 from orchestrator.record.journal import Journal
 from orchestrator.record.recorder import Recorder, open_recording
@@ -30,7 +28,6 @@ from orchestrator.telemetry import logs
 from orchestrator.telemetry.metrics import GatewayMetrics
 from orchestrator.telemetry.redact import Words
 
-FRONT_SECONDS = 1.0
 _LINKED_STATES = (WorkerState.READY, WorkerState.DRAINING)
 
 log = logs.events("gateway")
@@ -51,24 +48,21 @@ class Gateway:
     def __init__(
         self, gateway_id: str, spec: ClusterSpec, seed: int | None = None, record: str = "", epoch: int = 0
     ) -> None:
-        self.spec = spec
         self.metrics = GatewayMetrics(gateway_id)
         self.draining = False
         self.leaving = False  # serves as ever, and whoever asks whether it is ready is sent elsewhere
         self._id = gateway_id
         seed = secrets.randbits(63) if seed is None else seed
-        self._journal = Journal(self._recorder(record, epoch, seed) if record else None)
+        self._journal = Journal(self._recorder(spec, record, epoch, seed) if record else None)
         self._brain = Brain.of(spec, Random(seed))  # noqa: S311  (ties, not secrets)
-        names = [model.name for model in spec.models]
-        self.metrics.admission(self._brain.admission, names, spec.gateway.admission.tenants)
+        self._models = [model.name for model in spec.models]
+        self.metrics.admission(self._brain.admission, self._models, spec.gateway.admission.tenants)
         self.driver = Driver(self._brain, self.metrics, journal=self._journal)
         self.metrics.process(lambda: self._brain.live, lambda: len(self.driver.workers))
         self.driver.on_change = self._changed
-        self.driver.on_worker = self._worker_up
         self._links: dict[str, Link] = {}
-        self._fronts: dict[str, Front] = {}
-        self._opening: dict[str, asyncio.Task[None]] = {}
-        self._broken: SegueError | None = None
+        self._served = Served(spec, self.driver, self._changed)
+        self.driver.on_worker = self._served.worker_up
         self._closing: set[asyncio.Task[None]] = set()
         self._status = cluster_pb2.ClusterStatus(name=spec.name)
         self._change: asyncio.Event | None = None  # there while somebody waits for one
@@ -77,24 +71,26 @@ class Gateway:
         """Keeps the fleet view and the clock going, for ever."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self.driver.tick(), name="tick")
-            group.create_task(self._watch_fronts(), name="front ends")
+            group.create_task(self._served.run(), name="front ends")
             group.create_task(watch_fleet(controller, self._id, self.take), name="fleet watch")
+
+    @property
+    def spec(self) -> ClusterSpec:
+        """What it serves: the newest that it was told and could take."""
+        return self._served.spec
+
+    @property
+    def served(self) -> Served:
+        return self._served
 
     async def build_front(self, model: ModelSpec) -> None:
         """Loads one model's front end; it opens as soon as a worker of it is known."""
-        path = await asyncio.to_thread(prepare, model.source)
-        isolate = self.spec.gateway.admission.isolate_caches
-        self._fronts[model.name] = frontend.build(
-            model, path, self.driver, lambda: self._decodes(model), isolate_caches=isolate
-        )
-        for worker in self.driver.workers.values():
-            self._worker_up(worker)
+        await self._served.build(model)
 
     async def close(self) -> None:
         """Ends sessions and front ends."""
         await asyncio.gather(*(link.close() for link in self._links.values()), return_exceptions=True)
-        for front in self._fronts.values():
-            front.close()
+        self._served.close()
         await asyncio.to_thread(self._journal.close)
 
     async def drain(self, seconds: float) -> bool:
@@ -102,22 +98,8 @@ class Gateway:
         self.draining = True
         return await self.driver.idle(seconds)
 
-    async def _watch_fronts(self) -> None:
-        """Ends the gateway, which is then replaced, if vLLM's front end of a model has broken for good."""
-        while True:
-            await asyncio.sleep(FRONT_SECONDS)
-            if self._broken is not None:
-                raise self._broken
-            for front in self._fronts.values():
-                if front.llm.errored:
-                    raise SegueError(
-                        "vLLM's front end broke", where=front.name, hint="this gateway's log has its last words"
-                    )
-
-    def _recorder(self, path: str, epoch: int, seed: int) -> Recorder:
-        header = Header(
-            metadata.version("segue"), self._id, epoch, seed, time.time(), time.monotonic(), dumps(self.spec)
-        )
+    def _recorder(self, spec: ClusterSpec, path: str, epoch: int, seed: int) -> Recorder:
+        header = Header(metadata.version("segue"), self._id, epoch, seed, time.time(), time.monotonic(), dumps(spec))
         recorder = open_recording(
             path, header, lambda reason: log.error("recording_ended_early", path=path, reason=Words(reason))
         )
@@ -129,6 +111,8 @@ class Gateway:
     def take(self, snapshot: fleet_pb2.FleetSnapshot) -> None:
         """Takes in what the controller says: opens links to workers that are new, closes those that are gone."""
         self._status = snapshot.status
+        if snapshot.spec_json:
+            self._served.tell(loads(snapshot.spec_json))
         everyone = _everyone(snapshot.status)
         listed = {
             # Its state is not part of what a link is to: one that begins to drain keeps its session.
@@ -148,57 +132,18 @@ class Gateway:
         self.metrics.fleet(everyone)
         self._changed()
 
-    def _worker_up(self, worker: WorkerInfo) -> None:
-        front = self._fronts.get(worker.model)
-        if front is None or front.app is not None or worker.role is Role.PREFILL or worker.facts is None:
-            return
-        if worker.model not in self._opening:
-            task = asyncio.create_task(front.open(worker.facts.tasks, worker.facts.max_model_len))
-            self._opening[worker.model] = task
-            task.add_done_callback(lambda done: self._opened(worker.model, done))
-
-    def _opened(self, model: str, task: asyncio.Task[None]) -> None:
-        del self._opening[model]
-        if not task.cancelled() and (error := task.exception()):
-            log.failure("API could not be built", error, model=model)
-            self._broken = SegueError(
-                f"its API could not be built: {error}", where=model, hint="see the model's `frontend`"
-            )
-        self._changed()
-
-    def _decodes(self, model: ModelSpec) -> bool:
-        return self.driver.takes(model.name, Role.DECODE if model.disaggregated else Role.SERVE)
-
-    def _missing(self, model: ModelSpec, roles: Iterable[Role]) -> list[str]:
-        missing = [
-            f"{model.name}/{role} has no ready worker" for role in roles if not self.driver.takes(model.name, role)
-        ]
-        front = self._fronts.get(model.name)
-        if not missing and (front is None or front.app is None):
-            missing.append(f"{model.name}'s API is being built")
-        return missing
-
     # ---- what the edges see
 
     def front(self, model: str) -> Front:
         if self.draining:
             raise NotReady("this gateway is draining", hint="connect again: another takes over", retry_after=1.0)
-        names = [spec.name for spec in self.spec.models]
-        if not model and len(names) > 1:
-            raise InvalidRequest("the request names no model", hint=f"models here: {', '.join(names)}")
-        name = model or names[0]
-        if name not in names:
-            raise ModelNotFound(f"no model '{name}' is served here", hint=f"models here: {', '.join(names)}")
-        front = self._fronts.get(name)
-        if front is None or front.app is None:
-            raise NotReady(f"{name} is starting", retry_after=5.0)
-        return front
+        return self._served.front(model)
 
     def fronts(self) -> list[Front]:
-        return list(self._fronts.values())
+        return self._served.fronts()
 
     def not_ready(self) -> list[str]:
-        missing = [line for model in self.spec.models for line in self._missing(model, model.pools)]
+        missing = self._served.not_ready()
         return ["this gateway is draining", *missing] if self.draining or self.leaving else missing
 
     def behind(self) -> bool:
@@ -209,9 +154,11 @@ class Gateway:
             if any(worker.state == WorkerState.READY for worker in pool.workers)
         }
         there = [(model, [role for role in model.pools if (model.name, role) in ready]) for model in self.spec.models]
-        serves = any(front.ready() for front in self._fronts.values())
+        serves = any(front.ready() for front in self.fronts())
         # A model that nothing decodes has no API at any gateway.
-        return not serves or any(self._missing(model, roles) for model, roles in there if set(roles) - {Role.PREFILL})
+        return not serves or any(
+            self._served.missing(model, roles) for model, roles in there if set(roles) - {Role.PREFILL}
+        )
 
     def status(self) -> cluster_pb2.ClusterStatus:
         status = cluster_pb2.ClusterStatus()
@@ -239,6 +186,7 @@ class Gateway:
         return True
 
     def _changed(self) -> None:
+        self._models[:] = [model.name for model in self.spec.models]  # metrics look at them
         if self._change is not None:
             self._change.set()
             self._change = None

@@ -198,5 +198,6 @@ def _with_facts(worker: WorkerInfo, welcome: pb.Welcome) -> WorkerInfo:
             weight_bytes=facts.weight_bytes,
             device=Device(facts.device or Device.CPU),
             restores=facts.restores,
+            kv_format=facts.kv_format,
         ),
     )

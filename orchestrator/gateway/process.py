@@ -75,10 +75,13 @@ class GatewayProcess:
 
     async def snapshot(self, term: int | None = None) -> ActorSnapshot:
         self._terms.heed(term)
+        served = self._serving.gateway.served if self._serving is not None else None
         return ActorSnapshot(
             state=self._state,
             stage=self._stage,
-            detail=self._detail,
+            detail=self._detail or (served.refusal if served is not None and served.refuses else ""),
+            serves=served.serves if served is not None else "",
+            refuses=served.refuses if served is not None else "",
             address=self._http,
             grpc_address=self._grpc,
             actor_pid=os.getpid(),

@@ -77,7 +77,8 @@ class Bench:
 
     def _publish(self, observed: Observed, ending: bool) -> None:
         control = self.controller
-        self.statuses.append(cluster_status(control.spec, observed, ending=ending, rollout=control.rollout))
+        told = cluster_status(control.spec, observed, ending=ending, rollout=control.rollout, expected=control.expected)
+        self.statuses.append(told)
         self._news.set()
 
     async def crash(self) -> None:

@@ -29,7 +29,7 @@ async def nothing() -> Topology:
     raise ClusterUnreachable("Ray does not answer")
 
 
-async def refused(spec: ClusterSpec, makes_room: bool) -> None:
+async def refused(spec: ClusterSpec, makes_room: bool, full: object) -> None:
     raise ConfigError(f"{spec.name} can't be had", where="cluster.name")
 
 

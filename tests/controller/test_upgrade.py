@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from orchestrator.config import dumps
-from orchestrator.controller.course import Course, made_of
+from orchestrator.config import digest, dumps
+from orchestrator.controller.course import Course
 from orchestrator.core.errors import ConfigError, WorkerStartFailed
 from orchestrator.core.spec import ClusterSpec, ModelSpec, PoolSpec, Role, RolloutSpec
 from orchestrator.core.types import WorkerState
@@ -120,7 +120,12 @@ async def test_more_replicas_and_models_come_and_others_go(start: Start) -> None
     await at_rest(bench)
     more = sized(bench.spec, prefill=3, decode=1)
     other = ModelSpec("n", "none", {Role.SERVE: PoolSpec(Role.SERVE)})
+    gate = bench.cluster.freeze("start", "n-serve-0")
     bench.controller.upgrade(replace(more, models=(*more.models, other)))
+    await gate.reached.wait()
+    await bench.settle()
+    assert bench.status.ready  # what is served is served as before
+    gate.open()
     await through(bench)
     there = {slot_of(name) for name in bench.cluster.actors}
     assert there == {"m-prefill-0", "m-prefill-1", "m-prefill-2", DECODE, "n-serve-0", GATEWAY}
@@ -197,7 +202,7 @@ async def test_a_gateway_that_cant_take_the_specification_turns_it_back(start: S
     await at_rest(bench)
     new = changed(bench.spec, Role.DECODE, max_num_seqs=7)
     gateway = bench.cluster.actor(GATEWAY)
-    gateway.word = replace(gateway.word, refuses=made_of(new), detail="no such chat template")
+    gateway.word = replace(gateway.word, refuses=digest(new), detail="no such chat template")
     bench.controller.upgrade(new)
     await bench.until(lambda: bench.status.rollout.state == "rolling back")
     assert bench.status.rollout.detail == "gateway-0: no such chat template"
@@ -205,7 +210,7 @@ async def test_a_gateway_that_cant_take_the_specification_turns_it_back(start: S
     bench.later(10 * GATE)
     await bench.settle()
     assert bench.status.rollout.state == "rolling back"
-    gateway.word = replace(gateway.word, serves=made_of(bench.spec))
+    gateway.word = replace(gateway.word, serves=digest(bench.spec))
     await through(bench, "rolled back")
 
 

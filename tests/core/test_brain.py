@@ -258,6 +258,24 @@ class TestLoss:
             )
         assert kinds(commands) == ["End"]
 
+    def test_a_stream_moves_from_workers_that_drain_as_often_as_it_has_to(self) -> None:
+        brain = brain_with(*(worker(f"s{n}", Role.SERVE) for n in range(7)))
+        commands = brain.step(m.Arrived("r", "m", 4, resumable=True), 1.0)
+        retries = brain._sessions._retries.left
+        for move in range(6):
+            decode, now = started(commands, m.StartDecode), 1.0 + move / 10
+            if move % 2:  # one that it was sent to began to drain meanwhile
+                commands = brain.step(m.Refused(decode.wire_id, m.Refusal.DRAINING, ""), now)
+                continue
+            brain.step(m.FirstToken(decode.wire_id, 0, 0), now)
+            brain.step(m.WorkerDraining(decode.worker_id), now)
+            commands = brain.step(m.WorkerDown(decode.worker_id, "ended", (m.Sent("r", 1 + move),)), now)
+            brain.check()
+        (end,) = brain.step(m.DecodeEnded(started(commands, m.StartDecode).wire_id, 9), 2.0)
+        assert isinstance(end, m.End)
+        assert (end.report.outcome, end.report.attempts) == ("finished", 1)
+        assert brain._sessions._retries.left == retries
+
     def test_decode_lost_in_mid_stream_is_a_typed_error_where_it_cant_go_on(self) -> None:
         brain = brain_with(worker("s0", Role.SERVE), worker("s1", Role.SERVE))
         decode = started(brain.step(m.Arrived("r", "m", 4), 1.0), m.StartDecode)
@@ -354,3 +372,13 @@ def test_impossible_signal_tells_its_story() -> None:
     session.advance(Signal.PLACED_TOGETHER, 1.0)
     with pytest.raises(InvalidTransition, match=r"no way from decoding by 'prefill done'.*waiting \(placed together\)"):
         session.advance(Signal.PREFILL_DONE, 2.0)
+
+
+class TestModelRouted:
+    def test_a_model_is_routed_as_it_was_said_last(self) -> None:
+        brain = brain_with(*APART)
+        apart = m.ModelRouted("m", "least_load", (), PrefillPlace.APART)
+        in_place = m.ModelRouted("m", "prefix_and_load", (m.Parameter("prefix", 2.0),), PrefillPlace.IN_PLACE)
+        for number, (routed, kind) in enumerate(((apart, "StartPrefill"), (in_place, "StartDecode"))):
+            assert brain.step(routed, 1.0) == []
+            assert kinds(brain.step(m.Arrived(f"r{number}", "m", 4), 1.0)) == [kind]

@@ -340,7 +340,47 @@ def test_a_lost_reservation_is_chosen_again_and_prefill_kept(pair: Fleet) -> Non
 def test_a_release_goes_through_the_least_loaded_decode_worker(pair: Fleet) -> None:
     join(pair, "d2", Role.DECODE)
     fill(pair, "d", 1)
-    assert release_through("m", pair, Random(0)) == "d2"
+    assert release_through("m", "p", pair, Random(0)) == "d2"
     for name in ("d", "d2"):
         pair.drain(name)
-    assert release_through("m", pair, Random(0)) is None
+    assert release_through("m", "p", pair, Random(0)) is None
+
+
+# ---- engines of two versions
+
+
+FORMATS = st.lists(st.sampled_from(["one", "two"]), min_size=1, max_size=20)
+
+
+@settings(max_examples=200)
+@given(FORMATS, FORMATS, st.sampled_from([20, LONG]), st.sampled_from(list(PrefillPlace)), st.integers(0, 9))
+def test_what_cant_hand_kv_over_is_never_paired(
+    prefill: list[str], decode: list[str], tokens: int, place: PrefillPlace, seed: int
+) -> None:
+    fleet = Fleet()
+    for role, formats in ((Role.PREFILL, prefill), (Role.DECODE, decode)):
+        for number, kv_format in enumerate(formats):
+            join(fleet, f"{role}-{number}", role, kv_format=kv_format)
+            fill(fleet, f"{role}-{number}", (seed + number) % 3)
+
+    def format_of(worker_id: str) -> str:
+        view = fleet.get(worker_id)
+        assert view is not None
+        assert view.info.facts is not None
+        return view.info.facts.kv_format
+
+    decision = decided(fleet, session(tokens), seed=seed, prefill=place)
+    if decision.prefill is not None:
+        assert format_of(decision.prefill) == format_of(decision.decode)
+    elif place is PrefillPlace.APART:
+        assert decision.rule is Rule.NO_PARTNER
+        assert format_of(decision.decode) not in prefill
+    source = f"{Role.PREFILL}-{seed % len(prefill)}"
+    asked = session(tokens, prefill_worker=source)
+    other = Router(RoutingSpec(prefill=place)).hand_over(asked, fleet, Random(seed), NOW)
+    if isinstance(other, Decision):
+        assert format_of(other.decode) == format_of(source)
+    else:
+        assert format_of(source) not in decode
+    through = release_through("m", source, fleet, Random(seed))
+    assert through is None or format_of(through) == format_of(source)

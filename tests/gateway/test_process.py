@@ -9,7 +9,7 @@ import pytest
 from orchestrator.core.errors import SegueError
 from orchestrator.core.spec import Endpoint, GatewaySpec, Role
 from orchestrator.core.types import GatewayAssignment, WorkerState
-from orchestrator.gateway import gateway
+from orchestrator.gateway import served
 from orchestrator.gateway.process import GatewayProcess
 from tests.gateway.support import FREE, FakeController, cluster, model
 from tests.workers.support import mock_worker
@@ -43,7 +43,7 @@ async def test_model_that_is_not_there() -> None:
 async def test_front_end_that_can_not_be_built_ends_the_gateway_with_its_reason(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(gateway, "FRONT_SECONDS", 0.05)
+    monkeypatch.setattr(served, "FRONT_SECONDS", 0.05)
     spec = cluster(model("m", "tiny:llama", Role.SERVE, chat_template="/no/such/template.jinja"))
     async with mock_worker(Role.SERVE, "m", worker_id="m-serve-0") as worker, FakeController(spec) as controller:
         controller.add("m", Role.SERVE, "m-serve-0", worker.address)

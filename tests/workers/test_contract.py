@@ -65,6 +65,11 @@ async def test_welcome_says_what_the_engine_is(pair: Pair) -> None:
         assert "generate" in facts.tasks
 
 
+async def test_the_two_halves_say_that_they_can_hand_kv_over(pair: Pair) -> None:
+    async with gateway(pair.prefill) as first, gateway(pair.decode) as second:
+        assert first.welcome.facts.kv_format == second.welcome.facts.kv_format != ""
+
+
 async def test_greedy_tokens_are_the_same_on_every_worker(pair: Pair) -> None:
     prompt = fresh_prompt(70)
     async with gateway(pair.prefill) as first, gateway(pair.decode) as second:
