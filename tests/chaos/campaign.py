@@ -133,9 +133,7 @@ class Campaign:
         wanted = tuple(self.first[:1]) or self._kinds
         whole = sum(len(there[sort]) for sort in (DECODE, PREFILL, GATEWAY)) == self._ground.size - 1
         fault = choose(there, busy, self._rng, wanted, whole=whole)
-        if fault is not None and self.first:
-            del self.first[0]
-        return fault
+        return fault if fault is not None and self._ground.owns(fault.pid) else None
 
     def _spare_nodes(self) -> dict[str, int]:
         """Those that may go: not the head."""
@@ -151,6 +149,8 @@ class Campaign:
         except ProcessLookupError:
             return
         self.struck.append(struck)
+        if self.first:
+            del self.first[0]
         if fault.kind.signal is SIGSTOP:
             task = asyncio.create_task(self._go_on(struck))
             self._stopped.add(task)

@@ -70,6 +70,10 @@ class Ground:
         """All that belong to its Ray."""
         return [each for each in psutil.process_iter() if _is_marked(each, self.mark)]
 
+    def owns(self, pid: int) -> bool:
+        """A status may be older than a process's end, and its number somebody else's by now."""
+        return any(each.pid == pid for each in self.processes())
+
     def raylets(self) -> list[psutil.Process]:
         """Oldest, and so the head's, first."""
         found = [each for each in self.processes() if _name(each) == "raylet"]

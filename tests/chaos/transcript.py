@@ -10,7 +10,7 @@ from zlib import crc32
 
 from workers.mock_sequence import Vocabulary
 
-LONG_GAP = 0.25  # seconds between two tokens that are worth keeping
+LONG_GAP = 0.1  # seconds between two tokens that are worth keeping
 DONE = "done"
 CANCELLED = "cancelled"
 HUNG = "hung"
