@@ -1,5 +1,6 @@
 # make serve    set everything up and serve $(CONFIG)
 # make test     set everything up and run what CI runs
+# make fuzz     100,000 bad requests against a gateway, its workers' ports and a controller's; ARGS=--help tells more
 # make compile  native modules of what decides, which is then about twice as fast; make clean removes them
 # make chaos    the long form of tests/chaos: REQUESTS=10000 under faults all along, SEED=1, then what came of it as a table
 # make soak     a steady load for SECONDS=600; memory, descriptors, threads, tasks and blocks have to be flat: PLOT=soak.html
@@ -20,7 +21,7 @@ SETUP := $(PYTHON) scripts/setup.py --torch-index "$(TORCH_INDEX)"
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev serve test chaos soak lint format proto compile clean
+.PHONY: help setup setup-dev serve test chaos soak fuzz lint format proto compile clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -42,6 +43,9 @@ chaos: setup-dev
 
 soak: setup-dev
 	@$(BIN)/python -m tests.chaos.soak --seconds $(SECONDS) --seed $(SEED) --plot $(PLOT) $(ARGS)
+
+fuzz: setup-dev
+	@$(BIN)/python -m tests.fuzz $(ARGS)
 
 lint: setup-dev
 	@$(BIN)/ruff check --quiet .

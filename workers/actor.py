@@ -24,6 +24,7 @@ from orchestrator.core.spec import Backend
 from orchestrator.core.terms import Terms
 from orchestrator.core.types import ActorSnapshot, Load, WorkerAssignment, WorkerState
 from orchestrator.proto import worker_pb2_grpc
+from orchestrator.proto.reading import ReadsRequests
 from orchestrator.telemetry import logs, tracing
 from orchestrator.telemetry.output import write_output_to
 from workers import environment, inventory
@@ -147,7 +148,7 @@ class WorkerActor:
         self._session = session.WorkerSession(
             assigned.worker_id, assigned.epoch, assigned.role, assigned.model, self._engine
         )
-        self._server = grpc.aio.server(options=session.SERVER_OPTIONS)
+        self._server = grpc.aio.server(options=session.SERVER_OPTIONS, interceptors=[ReadsRequests()])
         worker_pb2_grpc.add_WorkerServicer_to_server(self._session, self._server)
         port = self._server.add_insecure_port(f"{host}:0")
         await self._server.start()

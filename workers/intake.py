@@ -21,6 +21,9 @@ _TRANSFER_TYPES: Mapping[str, type] = {
 }
 
 
+_ENGINES_OWN = ("data_parallel_rank", "client_index", "current_wave", "resumable", "abort_immediately")
+
+
 def fault_of(wire_id: str, request: wire.Request, facts: EngineFacts, vocabulary: int) -> str | None:
     """What is wrong with a request, in words without any of its content; None if nothing is."""
     if request.request_id != wire_id:
@@ -28,8 +31,10 @@ def fault_of(wire_id: str, request: wire.Request, facts: EngineFacts, vocabulary
     return (
         _task_fault(request, facts)
         or _prompt_fault(request, facts, vocabulary)
-        or _sent_fault(request, facts, vocabulary)
         or transfer_fault_of(request)
+        or wire.params_fault(request, vocabulary)
+        or _sent_fault(request, facts, vocabulary)
+        or _engines_own(request)
     )
 
 
@@ -54,6 +59,15 @@ def _task_fault(request: wire.Request, facts: EngineFacts) -> str | None:
         return "neither sampling nor pooling parameters"
     task = request.pooling_params.task
     return None if task in facts.tasks else f"this engine has no task {task}"
+
+
+def _engines_own(request: wire.Request) -> str | None:
+    """Fields that only an engine's own process sets."""
+    named = [
+        name for name in ("data_parallel_rank", "client_index", "current_wave", "resumable") if getattr(request, name)
+    ]
+    named += ["abort_immediately"] * request.abort_immediately
+    return f"{', '.join(named)} is not a gateway's to set" if named else None
 
 
 def _prompt_fault(request: wire.Request, facts: EngineFacts, vocabulary: int) -> str | None:

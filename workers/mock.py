@@ -16,6 +16,7 @@ from uuid import uuid4
 
 from orchestrator.core.errors import SegueError, WorkerLost
 from orchestrator.core.types import EngineFacts, Load
+from workers import mock_logprobs
 from workers.inventory import LOOPBACK
 from workers.mock_blocks import BlockPool, Holding
 from workers.mock_sequence import Sequence, Vocabulary
@@ -210,6 +211,7 @@ class MockEngine:
             finish_reason=finish,
             stop_reason=stop,
             **sequence.first_report(),
+            **mock_logprobs.of_token(sequence.request, token),
         )
         if finish is not None:
             del self._running[sequence.wire_id]
@@ -272,7 +274,8 @@ class MockEngine:
             self._transfers += Transfers(1, size, self._clock.monotonic() - began)
             sequence.external_cached = sequence.prompt_tokens - sequence.local_cached
             sequence.computed = sequence.prompt_tokens - 1
-        del self._collecting[sequence.wire_id]
+        if self._collecting.pop(sequence.wire_id, None) is None:
+            return  # aborted just as it ended
         sequence.collecting = None
         self._schedule(sequence)
         self._wake.set()

@@ -10,6 +10,7 @@ from typing import Any
 from zlib import crc32
 
 from orchestrator.core.types import SENT_TOKENS
+from workers import mock_logprobs
 from workers.mock_blocks import Holding, Kinship
 from workers.wire import Event, EventType, Finish, Prefill, Request, transfer_params
 
@@ -106,4 +107,4 @@ class Sequence:
         stats.set(self.prompt_tokens, self.local_cached, self.external_cached)
         scheduled = self.scheduled_at if self.scheduled_at is not None else self.queued_at
         events = [Event(EventType.QUEUED, self.queued_at), Event(EventType.SCHEDULED, scheduled)]
-        return {"prefill_stats": stats, "events": events}
+        return {"prefill_stats": stats, "events": events, **mock_logprobs.of_prompt(self.request)}

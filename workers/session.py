@@ -20,6 +20,7 @@ from orchestrator.core.mirror import Backlog, CacheEvent, CacheMirror, CacheNews
 from orchestrator.core.spec import Role
 from orchestrator.core.types import Load
 from orchestrator.proto import worker_pb2, worker_pb2_grpc
+from orchestrator.proto.reading import Unreadable
 from orchestrator.proto.worker_pb2 import GatewayFrame, Hello, Rejected, Step, Submit, Welcome, WorkerFrame
 from orchestrator.telemetry.logs import events
 from workers import wire
@@ -153,6 +154,8 @@ class WorkerSession(worker_pb2_grpc.WorkerServicer):
                 await self._release(link, frame.release)
             else:
                 raise ProtocolError(f"unexpected frame: {kind or 'empty'}", where=link.gateway_id)
+        if isinstance(frame, Unreadable):
+            raise ProtocolError("a frame that can't be read", where=link.gateway_id)
 
     async def _write(self, context: _Context, link: Link) -> None:
         while True:
@@ -284,9 +287,11 @@ def _ending(link: Link, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
             await work
         except SegueError as error:
             link.end(error)
+        except (grpc.aio.UsageError, grpc.aio.AbortError):
+            link.end(None)  # the call is over, before this direction heard of it
         except Exception as error:
             _log.error("session_broke", error, gateway=link.gateway_id)
-            link.end(ProtocolError(f"the session broke: {type(error).__name__}", where=link.gateway_id))
+            link.end(SegueError(f"the session broke: {type(error).__name__}", where=link.gateway_id))
         else:
             link.end(None)
 

@@ -5,7 +5,7 @@ A message is a list of bytes: the msgpack itself, then the buffers of large tens
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import msgspec
@@ -21,6 +21,7 @@ from vllm.v1.engine import (
 )
 from vllm.v1.kv_cache_interface import KVCacheSpecKind
 from vllm.v1.metrics.stats import PrefillStats
+from vllm.v1.outputs import LogprobsLists, LogprobsTensors
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
 from orchestrator.core.blocks import extra_term
@@ -31,6 +32,8 @@ Request = EngineCoreRequest
 Output = EngineCoreOutput
 Finish = FinishReason
 Prefill = PrefillStats
+Logprobs = LogprobsLists
+PromptLogprobs = LogprobsTensors
 Event = EngineCoreEvent
 EventType = EngineCoreEventType
 
@@ -45,6 +48,14 @@ _ATTENDS_TO_ALL = {
     KVCacheSpecKind.SINK_FULL_ATTENTION.value,
 }
 _REPORT_MODE = "kv_cache_report_mode"
+_TOKEN_FIELDS = (
+    "stop_token_ids",
+    "_all_stop_token_ids",
+    "allowed_token_ids",
+    "logit_bias",
+    "logprob_token_ids",
+    "trace_decode_token_ids",
+)
 
 
 def encode_request(request: Request) -> list[bytes]:
@@ -168,6 +179,37 @@ def _decode(decoder: MsgpackDecoder, parts: Sequence[bytes], kind: type) -> Any:
         return decoder.decode([bytearray(part) for part in parts])  # tensors are views: they need memory of their own
     except (msgspec.DecodeError, msgspec.ValidationError, NotImplementedError) as error:
         raise ProtocolError(f"not an {kind.__name__}: {error}") from error
-    except (TypeError, ValueError, AttributeError, IndexError, AssertionError, RuntimeError) as error:
+    except Exception as error:
         # vLLM's tensor hooks trust their input; what they trip over is the sender's fault all the same.
         raise ProtocolError(f"not an {kind.__name__}: {type(error).__name__}") from error
+
+
+def params_fault(request: Request, vocabulary: int) -> str | None:
+    """What is wrong with a request's sampling parameters, in words without any of its content; None if nothing is.
+
+    vLLM checks them where they are made, which for what comes over the wire is nowhere.
+    """
+    params = request.sampling_params
+    if params is None:
+        return None
+    try:
+        params._verify_args()
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:
+        named = getattr(error, "parameter", None)
+        return f"vLLM refuses its {named or 'sampling parameters'}"
+    if params.max_tokens is None:
+        return "it has no max_tokens"
+    logprobs = (params.logprobs, params.prompt_logprobs)
+    if any(count is not None and count > vocabulary for count in logprobs):
+        return f"more log-probabilities than the vocabulary of {vocabulary} has"
+    return next((f"a token outside the vocabulary in its {name}" for name in _unknown(params, vocabulary)), None)
+
+
+def _unknown(params: SamplingParams, vocabulary: int) -> Iterator[str]:
+    """The fields that name tokens which are not there."""
+    for name in _TOKEN_FIELDS:
+        tokens = getattr(params, name, None)
+        if tokens is not None and any(not 0 <= token < vocabulary for token in tokens):
+            yield name
+    if any(not 0 <= token < vocabulary for word in params._bad_words_token_ids or () for token in word):
+        yield "bad_words"

@@ -19,6 +19,7 @@ from orchestrator.core.planning.hosts import Topology
 from orchestrator.core.rollout import PoolKey
 from orchestrator.core.spec import ClusterSpec, Endpoint, Role
 from orchestrator.proto import cluster_pb2, cluster_pb2_grpc, fleet_pb2, fleet_pb2_grpc
+from orchestrator.proto.reading import ReadsRequests
 
 _FLEET_INTERVAL = 0.02  # seconds; a burst of changes becomes one snapshot
 _STATUS_INTERVAL_MS = 500
@@ -129,7 +130,7 @@ class FleetServer:
 
     def __init__(self, listen: Endpoint, bulletin: Bulletin, spec_json: str, look: Look, upgrade: Upgrade) -> None:
         self._listen = listen
-        self._server = grpc.aio.server(options=_OPTIONS)
+        self._server = grpc.aio.server(options=_OPTIONS, interceptors=[ReadsRequests()])
         self._fleet = _Fleet(bulletin, spec_json, look, upgrade)
         fleet_pb2_grpc.add_FleetServicer_to_server(self._fleet, self._server)
         cluster_pb2_grpc.add_ClusterServicer_to_server(_Cluster(bulletin), self._server)

@@ -148,7 +148,7 @@ class StaleEpoch(SegueError):
 class ProtocolError(SegueError):
     """A peer sent a frame that the protocol does not allow."""
 
-    code, http_status, grpc_code = "protocol", 500, "INTERNAL"
+    code, http_status, grpc_code = "protocol", 500, "INVALID_ARGUMENT"
 
 
 class ClusterUnreachable(SegueError):

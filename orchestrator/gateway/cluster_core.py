@@ -22,8 +22,10 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.core_client import EngineCoreClient
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
-from orchestrator.core.errors import SegueError
+from orchestrator.core.errors import ProtocolError, SegueError
 from orchestrator.gateway.context import CURRENT
+from orchestrator.gateway.unfit import guard
+from orchestrator.telemetry import logs
 
 __all__ = [
     "ClusterCore",
@@ -44,6 +46,8 @@ __all__ = [
     "refuse_internal_names",
     "replacing_engine_core",
 ]
+
+log = logs.events("gateway.seam")
 
 _encoder = MsgpackEncoder()
 _decoder = MsgpackDecoder(EngineCoreOutputs)
@@ -122,6 +126,16 @@ class ClusterCore(EngineCoreClient):
         queue.put(_as_vllm_error(error))
         for sibling in aborted:
             self._sink.cancel(sibling, complete=False)
+
+    def attach(self, llm: AsyncLLM) -> None:
+        """Belongs to this front end from here on."""
+        self.llm = llm
+        guard(llm.output_processor, self._unfit)
+
+    def _unfit(self, request_id: str, error: Exception) -> None:
+        log.warning("output_unfit", error, request=request_id)
+        self._sink.cancel(request_id, complete=False)
+        self.fail(request_id, ProtocolError("a worker's output could not be read", where=self.model))
 
     async def get_supported_tasks_async(self) -> tuple[Any, ...]:
         return self.tasks

@@ -11,10 +11,12 @@ from types import SimpleNamespace
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi.dependencies.utils import solve_dependencies
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.app import build_app
 from vllm.entrypoints.launchers.cli_args import make_arg_parser
+from vllm.exceptions import VLLMClientError, VLLMValidationError
 from vllm.pooling_params import PoolingParams
 from vllm.sampling_params import SamplingParams
 from vllm.usage.usage_lib import UsageContext
@@ -48,7 +50,12 @@ class _FrontEnd(AsyncLLM):
         self, request_id: str, prompt: Any, params: SamplingParams | PoolingParams, *args: Any, **kwargs: Any
     ) -> Any:
         refuse_internal_names(params)
-        return await super().add_request(request_id, prompt, params, *args, **kwargs)
+        try:
+            return await super().add_request(request_id, prompt, params, *args, **kwargs)
+        except VLLMClientError:
+            raise
+        except (ValueError, TypeError) as error:  # of its checks; not all of them say that the client is meant
+            raise VLLMValidationError(str(error)) from error
 
 
 class Front:
@@ -115,7 +122,7 @@ def build(
     config = args.create_engine_config(UsageContext.OPENAI_API_SERVER)
     with replacing_engine_core(core):
         llm = _FrontEnd.from_vllm_config(config, usage_context=UsageContext.OPENAI_API_SERVER, disable_log_stats=True)
-    core.llm = llm
+    core.attach(llm)
     return Front(spec, llm, core, ready)
 
 
@@ -151,3 +158,13 @@ def _server_args(name: str, llm: AsyncLLM, frontend: Mapping[str, Any]) -> argpa
     for key, value in {"enable_prompt_tokens_details": True, **frontend, **fixed}.items():
         setattr(args, key, value)
     return args
+
+
+def in_reading(error: BaseException) -> bool:
+    """Whether it was raised while a request's body was made into vLLM's own type, whose checks trip over some."""
+    frame = error.__traceback__
+    while frame is not None:
+        if frame.tb_frame.f_code is solve_dependencies.__code__:
+            return True
+        frame = frame.tb_next
+    return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Mapping, MutableMapping
 from typing import Any, Protocol
@@ -9,9 +10,9 @@ from typing import Any, Protocol
 from opentelemetry.trace import Span, SpanKind
 
 from orchestrator.core.errors import InvalidRequest, ModelNotFound, NotReady, RouteNotFound, SegueError, Unsupported
-from orchestrator.gateway import caller, http_body, http_errors, http_exchange
+from orchestrator.gateway import caller, http_body, http_errors, http_exchange, openapi
 from orchestrator.gateway.context import CURRENT, RequestContext
-from orchestrator.gateway.frontend import Front
+from orchestrator.gateway.frontend import Front, in_reading
 from orchestrator.gateway.http_body import Receive
 from orchestrator.gateway.http_errors import MethodNotAllowed
 from orchestrator.gateway.http_exchange import Answer, Exchange, Send
@@ -46,6 +47,7 @@ class HttpEdge:
     def __init__(self, gateway: HttpView, max_body_bytes: int) -> None:
         self._gateway = gateway
         self._max_body_bytes = max_body_bytes
+        self._document: tuple[set[str], bytes] = set(), b""  # of which routes, and the document
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -98,6 +100,8 @@ class HttpEdge:
         if path == "/metrics":
             body, content_type = self._gateway.metrics.render()
             return 200, [(b"content-type", content_type.encode())], body
+        if path == "/openapi.json":
+            return 200, [(b"content-type", b"application/json")], await self._openapi()
         cards = [card for front in self._gateway.fronts() for card in await _cards(front)]
         if path == "/v1/models":
             return _json(200, {"object": "list", "data": cards})
@@ -106,6 +110,19 @@ class HttpEdge:
             if card["id"] == name:
                 return _json(200, card)
         raise ModelNotFound(f"no model '{name}' is served here", hint="GET /v1/models lists them")
+
+    async def _openapi(self) -> bytes:
+        """Made once for the routes that there are; it takes a second, in which others must not wait."""
+        described: set[str] = set()
+        apps = []
+        for front in self._gateway.fronts():
+            if front.app is not None and (MODEL_ROUTES.keys() & front.paths) - described:
+                described |= MODEL_ROUTES.keys() & front.paths
+                apps.append(front.app)
+        if not self._document[1] or self._document[0] != described:
+            made = await asyncio.to_thread(lambda: openapi.encoded([app.openapi() for app in apps]))
+            self._document = described, made
+        return self._document[1]
 
     # ---- the model's
 
@@ -168,10 +185,16 @@ async def _in_application(front: Front, scope: MutableMapping[str, Any], exchang
     except RecursionError:
         raise InvalidRequest("the body is nested too deeply") from None
     except Exception as error:
-        if exchange.context.error is None:
+        if exchange.context.error is not None:
+            await exchange.fail(exchange.context.error)
+        elif in_reading(error):
+            what = f"the body has something in a place where it can't be ({type(error).__name__})"
+            raise InvalidRequest(what, hint="compare it with /openapi.json") from error
+        else:
             log.error("http_failed", error, request_id=exchange.context.request_id)
             raise _inside() from error
-        await exchange.fail(exchange.context.error)
+    else:
+        await exchange.finish()
 
 
 def _inside() -> SegueError:

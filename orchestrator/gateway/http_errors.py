@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from http import HTTPStatus
 from typing import Any
 
 from orchestrator.core.errors import (
@@ -53,11 +54,7 @@ def is_anthropic(path: str) -> bool:
 def render(error: SegueError, path: str) -> tuple[int, Headers, bytes]:
     """Status, headers and body of an error of ours."""
     status = error.http_status
-    if is_anthropic(path):
-        body = _anthropic(status, str(error))
-    else:
-        kind = _OPENAI_TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
-        body = {"error": {"message": str(error), "type": kind, "param": None, "code": error.code}}
+    body = _anthropic(status, str(error)) if is_anthropic(path) else _openai(status, str(error), error.code)
     headers: Headers = [(b"content-type", b"application/json")]
     if error.retry_after is not None:
         headers.append((b"retry-after", str(max(1, math.ceil(error.retry_after))).encode()))
@@ -74,19 +71,33 @@ def event(error: SegueError, path: str) -> bytes:
     return b"event: error\ndata: " + body + b"\n\n"
 
 
-def as_anthropic(status: int, body: bytes) -> bytes:
-    """vLLM's error body as Anthropic's; vLLM answers what it can't validate in OpenAI's shape, and names own types."""
+def translated(status: int, body: bytes, path: str) -> bytes:
+    """A refusal of vLLM's application as this path's clients expect it: vLLM's words, our shape and code.
+
+    What it can't validate vLLM answers in OpenAI's shape under any path, with the status for a code; what it can't even
+    read FastAPI answers in a shape of its own.
+    """
     try:
-        error = json.loads(body)["error"]
-        message = error["message"]
-    except (ValueError, KeyError, TypeError):
-        return body
-    return json.dumps(_anthropic(status, str(message))).encode()
+        answer = json.loads(body)
+    except (ValueError, RecursionError):
+        answer = None
+    said: Any = answer.get("error", answer.get("detail")) if isinstance(answer, dict) else None
+    said = {"message": said} if isinstance(said, str) else said if isinstance(said, dict) else {}
+    message = str(said.get("message") or HTTPStatus(status).phrase)
+    if is_anthropic(path):
+        return json.dumps(_anthropic(status, message)).encode()
+    param = said.get("param")
+    return json.dumps(_openai(status, message, code_of(status), None if param is None else str(param))).encode()
 
 
 def code_of(status: int) -> str:
     """The code that stands for a refusal of vLLM's own, of which only the status is known."""
     return _CODES.get(status, InvalidRequest.code if status < 500 else SegueError.code)
+
+
+def _openai(status: int, message: str, code: str, param: str | None = None) -> dict[str, Any]:
+    kind = _OPENAI_TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
 def _anthropic(status: int, message: str) -> dict[str, Any]:

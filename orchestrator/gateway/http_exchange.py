@@ -15,6 +15,7 @@ Send = Callable[[Message], Awaitable[None]]
 
 _ID = re.compile(r"[ -~]{1,128}")
 _ID_HEADER = b"x-request-id"
+_OF_BODY = (b"content-length", b"content-type", b"transfer-encoding")
 
 
 def request_id(headers: Sequence[tuple[bytes, bytes]]) -> tuple[str, list[tuple[bytes, bytes]]]:
@@ -76,6 +77,7 @@ class Exchange:
         self._start: Message | None = None
         self._held: list[bytes] = []
         self._over = False  # all was said, whatever vLLM has yet to say
+        self._broke: tuple[Message, Message] | None = None
         self.client_left = False
 
     async def receive(self) -> Message:
@@ -103,18 +105,27 @@ class Exchange:
             await self.fail(self.context.error)
             return
         self._held.append(message.get("body", b""))
-        translated = failed and http_errors.is_anthropic(self._path)
-        waits = translated or (streams and not self.context.placed and not self._held[-1].startswith(b":"))
+        waits = failed or (streams and not self.context.placed and not self._held[-1].startswith(b":"))
         if waits and message.get("more_body", False):
             return
         body, self._start = b"".join(self._held), None
-        if translated:
-            body = http_errors.as_anthropic(start["status"], body)
-            kept = [(name, value) for name, value in start.get("headers", []) if name.lower() != b"content-length"]
-            start["headers"] = [*kept, (b"content-length", str(len(body)).encode())]
+        if start["status"] == 500 and not (self._broke or self._over):
+            # vLLM's application says so before it says why: the error that follows may know better.
+            self._broke, self._over, self._held = (start, {**message, "body": body}), True, []
+            return
+        if failed:
+            body = http_errors.translated(start["status"], body, self._path)
+            kept = [(name, value) for name, value in start.get("headers", []) if name.lower() not in _OF_BODY]
+            own = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+            start["headers"] = [*kept, *own]
         self._add_headers(start)
         await self.answer.send(start)
         await self.answer.send({**message, "body": body})
+
+    async def finish(self) -> None:
+        """The application has ended without an error of its own."""
+        if self._broke is not None and not self.answer.status:
+            await self._first(*self._broke)
 
     async def fail(self, error: SegueError) -> None:
         """Says how the request failed, in place of all that vLLM would still say."""

@@ -22,7 +22,8 @@ from orchestrator.telemetry.redact import Words
 PROTOCOL_VERSION = 1
 LOOK_SECONDS = 0.25
 RECONNECT_SECONDS = (0.2, 0.5, 1.0, 2.0)
-_OPTIONS = (("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1))
+_FRAME_BYTES = 256 << 20  # as workers have it: far above what an engine's step says
+_OPTIONS = (("grpc.max_receive_message_length", _FRAME_BYTES), ("grpc.max_send_message_length", _FRAME_BYTES))
 
 _Outbox = asyncio.Queue[pb.GatewayFrame | None]  # None ends it
 

@@ -204,14 +204,16 @@ class Serving:
 
     def __init__(self, assignment: GatewayAssignment, spec: ClusterSpec) -> None:
         from orchestrator.gateway.gateway import Gateway  # imports vLLM
-        from orchestrator.gateway.rpc import server_options
+        from orchestrator.gateway.rpc import reads_requests, server_options
 
         self._spec = spec
         self.drain_timeout = spec.controller.drain_timeout
         self.gateway = Gateway(assignment.gateway_id, spec, record=assignment.record, epoch=assignment.epoch)
         several = spec.gateway.processes > 1 and assignment.log_dir
         self.turn = Turn(self.gateway, Path(assignment.log_dir) / LOCK_NAME if several else None)
-        self._grpc = grpc.aio.server(options=server_options(spec.gateway.max_body_bytes))
+        self._grpc = grpc.aio.server(
+            options=server_options(spec.gateway.max_body_bytes), interceptors=[reads_requests()]
+        )
         self._sockets: list[socket.socket] = []
         self._http: uvicorn.Server | None = None
         self._http_task: asyncio.Task[None] | None = None
@@ -227,7 +229,7 @@ class Serving:
     async def listen(self) -> None:
         """Opens both ports that it has."""
         from orchestrator.gateway.http import HttpEdge
-        from orchestrator.gateway.http_protocol import BoundedHttp
+        from orchestrator.gateway.http_protocol import BoundedHttp, bound_unread
         from orchestrator.gateway.rpc import add_services
 
         foreign.hush()
@@ -238,6 +240,7 @@ class Serving:
         self._grpc.add_insecure_port(str(Endpoint(spec.grpc.host, rpc.getsockname()[1])))
         await self._grpc.start()
         rpc.close()
+        bound_unread(http)
         http.listen(BACKLOG)
         config = uvicorn.Config(
             HttpEdge(self.gateway, spec.max_body_bytes),

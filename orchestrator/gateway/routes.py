@@ -24,6 +24,7 @@ OWN_ROUTES: Mapping[str, str] = {
     "/health": "GET",
     "/ready": "GET",
     "/metrics": "GET",
+    "/openapi.json": "GET",
     "/v1/models": "GET",
 }
 MODEL_PREFIX = "/v1/models/"

@@ -5,11 +5,15 @@ from __future__ import annotations
 import grpc.aio
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
+from grpc_status import rpc_status
 
+from orchestrator.core.errors import InvalidRequest
 from orchestrator.gateway.ports import GatewayView
 from orchestrator.gateway.rpc_cluster import ClusterService, HealthService
+from orchestrator.gateway.rpc_errors import Context, as_status
 from orchestrator.gateway.rpc_inference import InferenceService
 from orchestrator.proto import cluster_pb2, cluster_pb2_grpc, inference_pb2, inference_pb2_grpc
+from orchestrator.proto.reading import ReadsRequests
 
 _SEND_LIMIT = 256 << 20  # all log-probabilities of a long prompt are large, and asked for
 _MIN_PING_MILLIS = 10_000
@@ -27,6 +31,16 @@ def server_options(max_body_bytes: int) -> list[tuple[str, int]]:
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.keepalive_timeout_ms", 10_000),
     ]
+
+
+def reads_requests() -> ReadsRequests:
+    """An interceptor for ``grpc.aio.server``: what can't be read is answered as any other bad request."""
+    status = rpc_status.to_status(as_status(InvalidRequest("the message is not what the method takes")))
+
+    async def refuse(context: Context) -> None:
+        await context.abort(status.code, status.details or "", status.trailing_metadata or ())
+
+    return ReadsRequests(refuse)
 
 
 def add_services(server: grpc.aio.Server, gateway: GatewayView) -> None:

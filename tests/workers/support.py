@@ -19,6 +19,7 @@ from vllm.sampling_params import SamplingParams
 from orchestrator.core.errors import WorkerLost
 from orchestrator.core.spec import Role
 from orchestrator.proto import worker_pb2_grpc
+from orchestrator.proto.reading import ReadsRequests
 from orchestrator.proto.worker_pb2 import Abort, GatewayFrame, Hello, Release, Step, Submit, Welcome
 from workers import wire
 from workers.mock import MockEngine
@@ -68,7 +69,7 @@ async def mock_worker(
     core = MockEngine({"step_seconds": 0.001, **engine}, clock)
     await core.start(lambda stage: None)
     session = WorkerSession(worker_id or f"{model}/{role}/0", epoch, Role(role), model, core)
-    server = grpc.aio.server(options=SERVER_OPTIONS)
+    server = grpc.aio.server(options=SERVER_OPTIONS, interceptors=[ReadsRequests()])
     worker_pb2_grpc.add_WorkerServicer_to_server(session, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
