@@ -187,16 +187,12 @@ def _decode(decoder: MsgpackDecoder, parts: Sequence[bytes], kind: type) -> Any:
 def params_fault(request: Request, vocabulary: int) -> str | None:
     """What is wrong with a request's sampling parameters, in words without any of its content; None if nothing is.
 
-    vLLM checks them where they are made, which for what comes over the wire is nowhere.
+    What vLLM checks without knowing a model is checked while a request is decoded; the rest its front end checks, where
+    a request that came over the wire has not been.
     """
     params = request.sampling_params
     if params is None:
         return None
-    try:
-        params._verify_args()
-    except (ValueError, TypeError, AttributeError, OverflowError) as error:
-        named = getattr(error, "parameter", None)
-        return f"vLLM refuses its {named or 'sampling parameters'}"
     if params.max_tokens is None:
         return "it has no max_tokens"
     logprobs = (params.logprobs, params.prompt_logprobs)

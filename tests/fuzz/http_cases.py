@@ -93,7 +93,7 @@ BASES: dict[str, list[dict[str, Any]]] = {
 
 @dataclass(frozen=True)
 class Request:
-    """A request as a client library would send it. ``pieces``: sizes of a chunked body's chunks; 0 if it has a length."""
+    """A request as a client library would send it. ``pieces``: sizes of a chunked body's chunks; 0 without chunks."""
 
     path: str
     body: bytes = field(repr=False)

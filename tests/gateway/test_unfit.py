@@ -44,7 +44,7 @@ async def test_a_front_end_outlives_them(stack: Stack) -> None:
         await anext(lines)
         (request_id,) = front.llm.output_processor.request_states
         output = SimpleNamespace(request_id=request_id, finished=False)  # nothing of what vLLM reads of it
-        front.core._steps.put_nowait(SimpleNamespace(outputs=[output], timestamp=0.0, weight_version=None))
+        front.core.push([output])  # type: ignore[list-item]
         said = [line async for line in lines]
     assert "event: error" in said or any('"error"' in line for line in said)
     assert not front.llm.errored
