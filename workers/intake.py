@@ -63,10 +63,7 @@ def _task_fault(request: wire.Request, facts: EngineFacts) -> str | None:
 
 def _engines_own(request: wire.Request) -> str | None:
     """Fields that only an engine's own process sets."""
-    named = [
-        name for name in ("data_parallel_rank", "client_index", "current_wave", "resumable") if getattr(request, name)
-    ]
-    named += ["abort_immediately"] * request.abort_immediately
+    named = [name for name in _ENGINES_OWN if getattr(request, name)]
     return f"{', '.join(named)} is not a gateway's to set" if named else None
 
 
