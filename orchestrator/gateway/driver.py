@@ -16,7 +16,7 @@ from orchestrator.gateway.context import CURRENT, RequestContext
 from orchestrator.gateway.feed import Feed
 from orchestrator.gateway.flight import Flight, Flights
 from orchestrator.gateway.hashing import blocks_of
-from orchestrator.gateway.link import Link
+from orchestrator.gateway.link import REQUEST_BYTES, Link
 from orchestrator.gateway.outputs import Outputs
 from orchestrator.gateway.resuming import is_resumable, prefilled, restores, resumed
 from orchestrator.gateway.telling import tell
@@ -280,7 +280,12 @@ class Driver:
         self, flight: Flight, wire_id: str, worker_id: str, request: cc.EngineCoreRequest, trace: Mapping[str, str]
     ) -> None:
         self._flights.sent(flight, wire_id)
-        self._links[worker_id].submit(wire_id, cc.encode_request(request), trace)
+        parts = cc.encode_request(request)
+        if sum(map(len, parts)) > REQUEST_BYTES:
+            what = f"it takes more than {REQUEST_BYTES >> 20} MiB once its images, audio or embeddings are unpacked"
+            self._feed.put(m.Refused(wire_id, m.Refusal.INVALID, what))
+            return
+        self._links[worker_id].submit(wire_id, parts, trace)
 
     def _release(self, prefill_wire_id: str, worker_id: str) -> None:
         transfer = self._flights.take_transfer(prefill_wire_id)

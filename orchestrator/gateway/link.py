@@ -23,6 +23,7 @@ PROTOCOL_VERSION = 1
 LOOK_SECONDS = 0.25
 RECONNECT_SECONDS = (0.2, 0.5, 1.0, 2.0)
 _FRAME_BYTES = 256 << 20  # as workers have it: far above what an engine's step says
+REQUEST_BYTES = _FRAME_BYTES - (1 << 20)  # a larger frame would end the session, with all that runs over it
 _OPTIONS = (("grpc.max_receive_message_length", _FRAME_BYTES), ("grpc.max_send_message_length", _FRAME_BYTES))
 
 _Outbox = asyncio.Queue[pb.GatewayFrame | None]  # None ends it
