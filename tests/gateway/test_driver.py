@@ -198,3 +198,14 @@ async def test_a_defect_does_not_stop_the_clock(world: World, monkeypatch: pytes
 
 def _raise(*_: Any) -> None:
     raise RuntimeError("a defect")
+
+
+async def test_a_request_too_large_for_a_frame_costs_itself_and_not_the_session(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver_module, "REQUEST_BYTES", 400)
+    world.ask("large", range(2000))
+    world.ask("small", range(16))
+    assert [error.http_status for error in world.core.failed.values()] == [400]
+    assert set(world.core.failed) == {"large"}
+    assert len(world.links["p"].submitted) == 1
