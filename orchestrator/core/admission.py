@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from orchestrator.core.errors import ClusterFull, Overloaded, SegueError
 from orchestrator.core.fair_queue import FairQueue, Ticket, Waiting
@@ -88,6 +88,20 @@ class Admission:
             self._queues[waiting.ticket.model].remove(waiting)
         self._add(ticket, returned=False)
         return [self._turned(waiting.ticket, TurnReason.DISPLACED) for waiting in room]
+
+    def turned_at_the_door(self, ticket: Ticket, now: float, most_wait: float) -> SegueError | None:
+        """Why a request would be turned away that asks for no more than ``ticket``; None where it may not be.
+
+        It is counted as one that was, of the size of those that wait.
+        """
+        self._pace(ticket.model).look(now)
+        reason = self._holdings.over_its_own(ticket)
+        if reason is None and self.wait_of(ticket) > most_wait:
+            reason = TurnReason.WAIT
+        if reason is None:
+            return None
+        usual = self._tokens.get(ticket.model, 0) // max(1, self.waiting(ticket.model))
+        return self._turned(replace(ticket, tokens=max(ticket.tokens, usual)), reason).error
 
     def rejoin(self, ticket: Ticket) -> None:
         """Queues a request that was admitted before and has to be placed again."""

@@ -106,6 +106,9 @@ class Brain:
                 self._drains(event.worker_id, now, out)
             case m.WorkerDown():
                 self._worker_down(event, now, out)
+            case m.Knocked():
+                if error := self._sessions.knocked(event, now):
+                    out.append(m.TurnedAway(event.request_id, error))
             case m.ModelRouted():
                 parameters = {each.name: each.value for each in event.parameters}
                 self._sessions.routed(event.model, RoutingSpec(event.policy, parameters, event.prefill))

@@ -171,11 +171,24 @@ class ModelRouted:
 
 
 @dataclass(frozen=True, slots=True)
+class Knocked:
+    """A client is at the door, and its request is not read yet: answered by TurnedAway where there is no use in that.
+
+    ``deadline`` as in ``Arrived``.
+    """
+
+    request_id: str
+    model: str
+    tenant: str = ""
+    deadline: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time passed: deadlines are looked at."""
 
 
-Seldom = WorkerUp | WorkerDraining | WorkerDown | Refused | Cancelled | ModelRouted | Tick
+Seldom = WorkerUp | WorkerDraining | WorkerDown | Refused | Cancelled | ModelRouted | Knocked | Tick
 Event = LoadReported | CacheChanged | Arrived | PrefillEnded | FirstToken | DecodeEnded | Seldom
 
 
@@ -228,6 +241,14 @@ class End:
 
 
 @dataclass(frozen=True, slots=True)
+class TurnedAway:
+    """Whoever knocked would be refused, however little it asked for."""
+
+    request_id: str
+    error: SegueError
+
+
+@dataclass(frozen=True, slots=True)
 class Alert:
     """Something is wrong that no single request shows; told once, and once more when it is ``over``."""
 
@@ -248,4 +269,4 @@ class Sick:
     over: bool = False
 
 
-Command = StartPrefill | StartDecode | Abort | Release | Forget | End | Alert | Sick
+Command = StartPrefill | StartDecode | Abort | Release | Forget | End | TurnedAway | Alert | Sick

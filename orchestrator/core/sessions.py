@@ -96,12 +96,22 @@ class Sessions:
                 out.append(self._halves.begin(session, decision, now))
                 return
             session.waited = decision
-        patience = self._patience.get(session.model, self._patient)
-        wait = patience.seconds(None if session.deadline is None else session.deadline - now)
+        wait = self._most_wait(session.model, session.deadline, now)
         session.place_by = now + wait
         self._look_again_at(session.place_by, session)
         for turned in self._admission.join(_ticket(session), now, wait):
             self.fail(self._open[turned.request_id], "rejected", turned.error, now, out)
+
+    def knocked(self, event: m.Knocked, now: float) -> SegueError | None:
+        """Why it is no use to read the request of a client that knocked; None where it may be."""
+        if not self._admission.waiting(event.model):
+            return None
+        least = Ticket(event.request_id, event.model, event.tenant, 0, 1, now)
+        return self._admission.turned_at_the_door(least, now, self._most_wait(event.model, event.deadline, now))
+
+    def _most_wait(self, model: str, deadline: float | None, now: float) -> float:
+        patience = self._patience.get(model, self._patient)
+        return patience.seconds(None if deadline is None else deadline - now)
 
     def first_token(self, session: Session, now: float) -> None:
         """A request that was sent to a worker has its first token."""

@@ -55,6 +55,7 @@ class Driver:
         self._block_sizes: dict[str, int] = {}
         self._restores: dict[str, bool] = {}
         self._flights = Flights()
+        self._turned_away: SegueError | None = None  # whoever knocked just now
         self._outputs = Outputs(self._flights, self._feed, metrics)
         self.on_change: Callable[[], None] = lambda: None
         self.on_worker: Callable[[WorkerInfo], None] = lambda _: None
@@ -74,6 +75,14 @@ class Driver:
 
     def routed(self, event: m.ModelRouted) -> None:
         self._feed.put(event)
+
+    def knock(self, model: str, context: RequestContext) -> None:
+        """Raises Overloaded or ClusterFull where it is no use to read a client's request."""
+        if self._brain.admission.waiting(model):
+            self._feed.put(m.Knocked(context.request_id, model, context.tenant, context.deadline))
+            error, self._turned_away = self._turned_away, None
+            if error is not None:
+                raise error
 
     def load(self, worker_id: str) -> Load | None:
         """The newest account of a worker; None without an open session."""
@@ -244,6 +253,8 @@ class Driver:
                 self._release(prefill_wire_id, worker_id)
             case m.Forget(prefill_wire_id):
                 self._flights.take_transfer(prefill_wire_id)
+            case m.TurnedAway():
+                self._turned_away = command.error
             case m.Alert() | m.Sick():
                 tell(command, self._metrics.brain)
             case m.End():

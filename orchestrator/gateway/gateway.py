@@ -14,6 +14,7 @@ from orchestrator.core.brain import Brain
 from orchestrator.core.errors import NotReady
 from orchestrator.core.spec import ClusterSpec, ModelSpec, Role
 from orchestrator.core.types import WorkerInfo, WorkerState
+from orchestrator.gateway.context import RequestContext
 from orchestrator.gateway.driver import Driver
 from orchestrator.gateway.frontend import Front
 from orchestrator.gateway.link import Link
@@ -138,6 +139,9 @@ class Gateway:
         if self.draining:
             raise NotReady("this gateway is draining", hint="connect again: another takes over", retry_after=1.0)
         return self._served.front(model)
+
+    def knock(self, model: str, context: RequestContext) -> None:
+        self.driver.knock(model, context)
 
     def fronts(self) -> list[Front]:
         return self._served.fronts()

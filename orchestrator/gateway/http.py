@@ -16,7 +16,7 @@ from orchestrator.gateway.frontend import Front, in_reading
 from orchestrator.gateway.http_body import Receive
 from orchestrator.gateway.http_errors import MethodNotAllowed
 from orchestrator.gateway.http_exchange import Answer, Exchange, Send
-from orchestrator.gateway.routes import MODEL_PREFIX, MODEL_ROUTES, OWN_ROUTES
+from orchestrator.gateway.routes import MODEL_PREFIX, MODEL_ROUTES, OWN_ROUTES, WITHOUT_WORKERS
 from orchestrator.telemetry import logs, tracing
 from orchestrator.telemetry.metrics import GatewayMetrics
 
@@ -35,6 +35,10 @@ class HttpView(Protocol):
         ...
 
     def fronts(self) -> list[Front]: ...
+
+    def knock(self, model: str, context: RequestContext) -> None:
+        """As in ``ports.GatewayView``."""
+        ...
 
     def not_ready(self) -> list[str]:
         """What is missing before every pool serves, in words; empty if nothing."""
@@ -65,12 +69,16 @@ class HttpEdge:
             log.error("http_failed", error)
             await self._refuse(_inside(), scope["path"], receive, answer)
 
-    async def _refuse(self, error: SegueError, path: str, receive: Receive, answer: Answer) -> None:
+    async def _refuse(
+        self, error: SegueError, path: str, receive: Receive, answer: Answer, request_id: str = ""
+    ) -> None:
         """Tells the client, if it has not been told anything yet; the server closes what was begun and not ended."""
         if answer.status:
             return
         self._gateway.metrics.refused("http", error.code)
         status, headers, body = http_errors.render(error, path)
+        if request_id:
+            headers.append((http_exchange.ID_HEADER, request_id.encode()))
         closes = (b"connection", b"close") in headers
         await _respond(answer.send, status, headers, body, more=closes)
         if closes:
@@ -143,6 +151,12 @@ class HttpEdge:
         headers = http_exchange.headers(scope["headers"])
         caller.fill(context, headers, caller.named(fields.users), caller.named(fields.sessions))
         context.deadline = caller.deadline(headers)
+        if scope["path"] not in WITHOUT_WORKERS:
+            try:
+                self._gateway.knock(front.name, context)
+            except SegueError as error:
+                await self._refuse(error, scope["path"], receive, answer, request_id)
+                return
         await self._run(
             front, scope, headers, Exchange(scope["path"], context, http_body.replay(body, receive), answer)
         )

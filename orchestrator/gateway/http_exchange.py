@@ -14,16 +14,16 @@ from orchestrator.gateway.http_body import Message, Receive
 Send = Callable[[Message], Awaitable[None]]
 
 _ID = re.compile(r"[ -~]{1,128}")
-_ID_HEADER = b"x-request-id"
+ID_HEADER = b"x-request-id"
 _OF_BODY = (b"content-length", b"content-type", b"transfer-encoding")
 
 
 def request_id(headers: Sequence[tuple[bytes, bytes]]) -> tuple[str, list[tuple[bytes, bytes]]]:
     """The client's id for its request or, if it is none that can be shown, one of ours; and the headers that agree."""
-    given = next((value.decode("latin-1") for name, value in headers if name == _ID_HEADER), "")
+    given = next((value.decode("latin-1") for name, value in headers if name == ID_HEADER), "")
     if _ID.fullmatch(given):
         return given, list(headers)
-    return uuid.uuid4().hex, [(name, value) for name, value in headers if name != _ID_HEADER]
+    return uuid.uuid4().hex, [(name, value) for name, value in headers if name != ID_HEADER]
 
 
 def headers(pairs: Sequence[tuple[bytes, bytes]]) -> dict[str, str]:
@@ -149,7 +149,7 @@ class Exchange:
 
     def _add_headers(self, start: Message) -> None:
         """The request's id and, where it has ended before its answer begins, where its halves ran."""
-        extra = [(_ID_HEADER, self.context.request_id.encode())]
+        extra = [(ID_HEADER, self.context.request_id.encode())]
         if self.context.reports:
             report = self.context.reports[-1]
             if report.decode_worker:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from orchestrator.gateway.context import RequestContext
 from orchestrator.proto import cluster_pb2
 from orchestrator.record.stories import Found
 from orchestrator.telemetry.metrics import GatewayMetrics
@@ -55,6 +56,14 @@ class GatewayView(Protocol):
             ModelNotFound: no such model.
             InvalidRequest: "" where several are served.
             NotReady: known, but its front end is not up yet.
+        """
+        ...
+
+    def knock(self, model: str, context: RequestContext) -> None:
+        """Before the work of reading a request begins; the context says who asks, and until when.
+
+        Raises:
+            Overloaded, ClusterFull: it would be turned away, whatever it asks for.
         """
         ...
 

@@ -19,6 +19,9 @@ MODEL_ROUTES: Mapping[str, str] = {
     "/detokenize": "POST",
 }
 
+# Of these, those that no worker is needed for.
+WITHOUT_WORKERS = frozenset(("/v1/messages/count_tokens", "/tokenize", "/detokenize"))
+
 # Answered by the gateway itself.
 OWN_ROUTES: Mapping[str, str] = {
     "/health": "GET",

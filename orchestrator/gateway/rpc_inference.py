@@ -46,6 +46,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
             if not _ID.fullmatch(request_id):
                 raise BadField("up to 128 characters without white space", where="request_id")
             front = self._gateway.front(request.model)
+            self._gateway.knock(front.name, current)
             deltas = Deltas(request_id)
             async with aclosing(await self._start(front, request, request_id)) as outputs:
                 async for output in outputs:
@@ -59,7 +60,9 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         request_id = _new_id()
         async with _call(self._gateway, context, "Embed", request.model, request_id) as current:
             _caller(current, context, request)
-            return await embed(self._gateway.front(request.model), request, request_id)
+            front = self._gateway.front(request.model)
+            self._gateway.knock(front.name, current)
+            return await embed(front, request, request_id)
         raise AssertionError("answered aborts the call")  # for the type checker
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:  # noqa: N802

@@ -44,6 +44,8 @@ class Carrier:
             self.alerts += not command.over
         elif isinstance(command, m.Sick):
             self._desk.took_out += not command.over
+        elif isinstance(command, m.TurnedAway):
+            raise AssertionError("nobody knocks: simulated requests are read at once")
         else:
             assert_never(command)
 

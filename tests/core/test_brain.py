@@ -10,7 +10,7 @@ import pytest
 from orchestrator.core import messages as m
 from orchestrator.core.brain import Brain
 from orchestrator.core.defects import InvalidTransition
-from orchestrator.core.errors import ClusterFull, DeadlineExceeded, NotReady, WorkerLost
+from orchestrator.core.errors import ClusterFull, DeadlineExceeded, NotReady, Overloaded, WorkerLost
 from orchestrator.core.session import Session, Signal
 from orchestrator.core.spec import GatewaySpec, ModelSpec, PrefillPlace, Role, RoutingSpec
 from orchestrator.core.types import Load, WorkerInfo
@@ -323,6 +323,33 @@ class TestLoss:
         (end,) = brain.step(m.Tick(), 8.1)
         assert isinstance(end, m.End)
         assert isinstance(end.error, ClusterFull)
+
+    @pytest.mark.parametrize("tokens", [1, 400])
+    def test_who_knocks_is_turned_away_exactly_where_it_would_be_however_little_it_asks_for(self, tokens: int) -> None:
+        """At 10 tokens a second two requests of 5 fill a second of patience."""
+        turned = 0
+        for waiting in (1, 2, 3, 100):
+            brain = brain_with(worker("s0", Role.SERVE), queue_seconds=1.0)
+            brain.admission._pace("m")._rate = 10.0
+            brain.step(m.LoadReported("s0", Load(waiting=1000)), 1.0)
+            for i in range(waiting):
+                brain.step(m.Arrived(f"r{i}", "m", 5), 1.0)
+            told = brain.step(m.Knocked("k", "m"), 1.0)
+            ends = brain.step(m.Arrived("k", "m", tokens), 1.0)
+            assert not told or kinds(ends) == ["End"], "turned away at the door, and yet it would have been let in"
+            if tokens == 1:
+                assert len(told) == len(ends)
+            if told:
+                assert isinstance(told[0].error, ClusterFull | Overloaded)
+                assert told[0].error.retry_after
+            turned += bool(told)
+            brain.check()
+        assert 0 < turned < 4
+
+    def test_nobody_is_turned_away_at_the_door_while_nobody_waits(self) -> None:
+        brain = brain_with(worker("s0", Role.SERVE))
+        assert brain.step(m.Knocked("k", "m"), 1.0) == []
+        assert brain_with().step(m.Knocked("k", "m"), 1.0) == []
 
     def test_invalid_refusal_is_not_tried_again(self) -> None:
         brain = brain_with(worker("s0", Role.SERVE))

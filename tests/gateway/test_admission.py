@@ -24,6 +24,10 @@ def told(response: httpx.Response, path: str) -> dict[str, Any]:
     return dict(body["error"])
 
 
+async def _never(*_: object) -> None:
+    raise AssertionError("the front end was asked")
+
+
 class TestRefusals:
     @pytest.mark.parametrize("streams", [False, True])
     @pytest.mark.parametrize("path", ROUTES)
@@ -65,6 +69,23 @@ class TestRefusals:
             assert "your tenant" in error["message"]
             assert error["type"] == "rate_limit_error"
             await crowd.joins("other", "gold")
+        assert {each.status_code for each in await crowd.all()} == {200}
+
+    @pytest.mark.parametrize("path", ROUTES)
+    async def test_who_would_be_turned_away_anyway_costs_no_reading_of_its_request(
+        self, narrow: Stack, path: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async with occupied(narrow):
+            crowd = Crowd(narrow)
+            await crowd.joins("first", "small")
+            front = narrow.gateway.front("m")
+            monkeypatch.setattr(front, "app", _never)
+            response = await narrow.http.post(path, json=ROUTES[path], headers={"x-segue-tenant": "small"})
+            monkeypatch.undo()
+            assert response.status_code == 429
+            assert "your tenant" in told(response, path)["message"]
+            counted = await narrow.http.post("/tokenize", json={"model": "m", "prompt": "Hello there"})
+            assert counted.status_code == 200
         assert {each.status_code for each in await crowd.all()} == {200}
 
     @pytest.mark.parametrize("streams", [False, True])

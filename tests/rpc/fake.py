@@ -15,7 +15,7 @@ from vllm.logprobs import Logprob
 from vllm.outputs import CompletionOutput, PoolingOutput, PoolingRequestOutput, RequestOutput
 from vllm.sampling_params import SamplingParams
 
-from orchestrator.core.errors import ModelNotFound
+from orchestrator.core.errors import ModelNotFound, SegueError
 from orchestrator.core.types import RequestReport
 from orchestrator.gateway import rpc
 from orchestrator.gateway.context import CURRENT, RequestContext
@@ -180,12 +180,17 @@ class FakeGateway:
         self.draining = False
         self.metrics = GatewayMetrics("gw-0")
         self.looks = 0
+        self.refusal: SegueError | None = None  # of whoever knocks
         self._change = asyncio.Event()
 
     def front(self, model: str) -> FakeFront:
         if model in ("", self.the_front.name):
             return self.the_front
         raise ModelNotFound(f"no model '{model}' is served here", hint="models here: m")
+
+    def knock(self, model: str, context: RequestContext) -> None:
+        if self.refusal is not None:
+            raise self.refusal
 
     def fronts(self) -> list[FakeFront]:
         return [self.the_front]

@@ -52,6 +52,14 @@ def logged() -> Iterator[io.StringIO]:
     root.handlers[:] = before[2]
 
 
+async def test_who_would_be_turned_away_is_told_before_the_prompt_is_read(edge: Edge) -> None:
+    edge.gateway.refusal = Overloaded("too many wait", retry_after=3.0)
+    error = await failure(edge)
+    assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert details(error)["RetryInfo"].retry_delay.seconds == 3
+    assert not edge.gateway.the_front.renderer.asked
+
+
 async def test_an_unknown_model_is_not_found_and_says_which_there_are(edge: Edge) -> None:
     error = await failure(edge, pb.GenerateRequest(model="nope", text="x"))
     info: Any = details(error)["ErrorInfo"]
