@@ -15,7 +15,7 @@ from orchestrator.core.slots import Kind, Slot
 from orchestrator.core.spec import Device
 from tests.kube.cases import CASES
 from tests.kube.conftest import CHART, Object, of
-from tests.kube.looking import pods, selects
+from tests.kube.looking import containers, pods, selects
 from tests.kube.tools import ROOT
 
 every_case = pytest.mark.parametrize("case", CASES)
@@ -108,6 +108,25 @@ def test_gpus_and_pods_are_what_the_workers_will_ask_of_ray(chart, case, tmp_pat
             assert per_pod % pool.tensor_parallel == 0, "a stage is never cut between pods"
             assert asked.strategy != "STRICT_PACK" or group["numOfHosts"] == 1
         assert float(group["rayStartParams"]["num-cpus"]) >= sum(b["CPU"] for b in asked.bundles) / group["numOfHosts"]
+
+
+UNITS = {"m": 1e-3, "Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30}
+
+
+def quantity(value: object) -> float:
+    number, unit = re.fullmatch(r"([0-9.]+)([A-Za-z]*)", str(value)).groups()
+    return float(number) * UNITS.get(unit, 1.0)
+
+
+@every_case
+def test_no_container_requests_more_than_its_limit(chart, case):
+    """Kubernetes refuses such pods, which only KubeRay's operator gets to hear. Memory always has a limit."""
+    for name, _, spec in pods(chart.objects(case)):
+        for each in containers(spec):
+            asked, most = each["resources"]["requests"], each["resources"]["limits"]
+            assert "memory" in most, (name, each["name"])
+            over = {key for key in asked.keys() & most if quantity(asked[key]) > quantity(most[key])}
+            assert not over, (name, each["name"], asked, most)
 
 
 def test_a_pool_has_its_own_place(chart):

@@ -58,6 +58,18 @@ CONTRADICTIONS = {
         {"accelerator": "gpu", **block(serve={"device": "gpu", "tensor_parallel": 8})},
         "workers.resources.requests.cpu: 4 cores for 8 GPUs",
     ),
+    "a request over its limit": (
+        LOCAL | {"workers": {"resources": {"requests": {"memory": "1Ti"}, "limits": {"memory": "900Gi"}}}},
+        "workers.resources.requests.memory: 1Ti is over limits.memory, 900Gi",
+    ),
+    "a pool's limit under its request": (
+        block(serve={}) | {"workers": {"pools": {"m": {"serve": {"resources": {"limits": {"cpu": "1500m"}}}}}}},
+        "workers.pools.m.serve.resources.requests.cpu: 4 is over limits.cpu, 1500m",
+    ),
+    "a gateway's limit under its request": (
+        LOCAL | {"gateway": {"resources": {"limits": {"memory": 2147483648}}}},
+        "gateway.resources.requests.memory: 3Gi is over limits.memory",
+    ),
     "a pool that is not there": (LOCAL | {"workers": {"pools": {"gpt": {"serve": {}}}}}, "workers.pools.gpt.serve"),
     "bounds of gateways": (
         LOCAL | {"gateway": {"autoscaling": {"enabled": True, "minReplicas": 5, "maxReplicas": 2}}},

@@ -120,3 +120,35 @@ preStop:
   exec:
     command: [sleep, {{ add $ending.linger $ending.drain | quote }}]
 {{- end -}}
+
+{{/*
+A container's resources: {"resources", "where": their key}. Memory is limited to what is requested, unless a limit is set:
+Kubernetes refuses pods that request more than their limit, and says so in the operator's events only.
+*/}}
+{{- define "segue.resources" -}}
+{{- $resources := deepCopy (default dict .resources) -}}
+{{- $requests := default dict $resources.requests -}}
+{{- $limits := default dict $resources.limits -}}
+{{- if and $requests.memory (not (hasKey $limits "memory")) -}}
+{{- $limits = merge (dict "memory" $requests.memory) $limits -}}
+{{- end -}}
+{{- range $name, $asked := $requests -}}
+{{- if hasKey $limits $name -}}
+{{- $most := get $limits $name -}}
+{{- if gt (include "segue.quantity" (toString $asked) | float64) (include "segue.quantity" (toString $most) | float64) -}}
+{{- fail (printf "%s.requests.%s: %v is over limits.%s, %v" $.where $name $asked $name $most) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- if $limits -}}
+{{- $_ := set $resources "limits" $limits -}}
+{{- end -}}
+{{- toYaml $resources -}}
+{{- end -}}
+
+{{/* A Kubernetes quantity as a number. */}}
+{{- define "segue.quantity" -}}
+{{- $units := dict "m" 0.001 "k" 1e3 "M" 1e6 "G" 1e9 "T" 1e12 "P" 1e15 "Ki" 1024 "Mi" 1048576 "Gi" 1073741824 "Ti" 1099511627776 "Pi" 1125899906842624 -}}
+{{- $unit := regexFind "[A-Za-z]+$" . -}}
+{{- mulf (trimSuffix $unit . | float64) (get $units $unit | default 1 | float64) -}}
+{{- end -}}

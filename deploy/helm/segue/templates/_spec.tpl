@@ -73,7 +73,9 @@ The worker groups that the configuration's pools come to, as a YAML list of
 {{- $own := dig $model.name $role dict $root.Values.workers.pools -}}
 {{- $_ := set $known (printf "%s/%s" $model.name $role) true -}}
 {{- $settings := mergeOverwrite (deepCopy (omit $root.Values.workers "pools")) (deepCopy $own) -}}
-{{- include "segue.cores.enough" (dict "settings" $settings "gpus" $cut.gpus "where" (ternary (printf "workers.pools.%s.%s" $model.name $role) "workers" (hasKey $own "resources"))) -}}
+{{- $where := ternary (printf "workers.pools.%s.%s" $model.name $role) "workers" (hasKey $own "resources") -}}
+{{- include "segue.cores.enough" (dict "settings" $settings "gpus" $cut.gpus "where" $where) -}}
+{{- $_ := set $settings "resources" (include "segue.resources" (dict "resources" $settings.resources "where" (printf "%s.resources" $where)) | fromYaml) -}}
 {{- $groups = append $groups (merge (dict "name" (printf "%s-%s" (include "segue.dns" $model.name) $role) "model" $model.name "source" $model.source "role" $role "settings" $settings) $cut) -}}
 {{- end -}}
 {{- end -}}
