@@ -32,6 +32,8 @@ from workers.ports import EngineStep, Progress, Transfers
 from workers.transfer import connector_settings, kv_format, transfers_of
 
 _TASKS_SECONDS = 60.0
+_LOOK_SECONDS = 1.0  # at its processes
+_STOPPED_LOOKS = 5  # after which one that is stopped counts as lost; looks, as this process may have been stopped too
 _SHUTDOWN_SECONDS = 3.0  # then it is killed: it has been drained, and nothing of it is worth a longer wait
 _EVENT_DELAY = 0.01  # how long KV events wait for a step to travel with
 
@@ -49,6 +51,7 @@ class VllmEngine:
         self._facts: EngineFacts | None = None
         self._feed: kv_events.KvEventFeed | None = None
         self._reader: asyncio.Task[None] | None = None
+        self._watcher: asyncio.Task[None] | None = None
         self._load = Load()
         self._pending_events: list[CacheEvent] = []
         self._flush: asyncio.TimerHandle | None = None
@@ -88,10 +91,12 @@ class VllmEngine:
             # NIXL pins the process that moves KV, which on a CPU also computes, to one core.
             for pid in self._family():
                 inventory.widen_affinity(pid)
-        self._memory = inventory.shared_memory(self._family())
+        family = self._family()
+        self._memory = inventory.shared_memory(family)
         if self._feed is not None:
             await self._feed.start()
         self._reader = asyncio.create_task(self._read(self._client))
+        self._watcher = asyncio.create_task(self._watch(family))
 
     async def submit(self, request: wire.Request) -> None:
         wire.tell_once(request)
@@ -124,9 +129,10 @@ class VllmEngine:
     async def shutdown(self) -> None:
         self._closing = True
         await self._nudger.stop()
-        if self._reader is not None:
-            self._reader.cancel()
-            await asyncio.gather(self._reader, return_exceptions=True)
+        tasks = [task for task in (self._reader, self._watcher) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         if self._feed is not None:
             await self._feed.stop()
         memory = self._memory | inventory.shared_memory(self._family())
@@ -200,6 +206,16 @@ class VllmEngine:
                 inventory.remove_files(self._memory)
             what = f"the engine died: {type(error).__name__}"
             self._steps.put_nowait(WorkerLost(what, where=self._assignment.worker_id))
+
+    async def _watch(self, family: Sequence[int]) -> None:
+        """Nobody hears of a process that is stopped: its sockets stay open, and its requests would wait for ever."""
+        looks = 0
+        while looks < _STOPPED_LOOKS:
+            await asyncio.sleep(_LOOK_SECONDS)
+            stopped = inventory.stopped(family)
+            looks = looks + 1 if stopped else 0
+        what = f"a process of the engine is stopped (SIGSTOP): {stopped[0]}"
+        self._steps.put_nowait(WorkerLost(what, where=self._assignment.worker_id))
 
     def _take(self, outputs: EngineCoreOutputs) -> None:
         transfers, load = Transfers(), self._load

@@ -89,6 +89,16 @@ def started(pid: int) -> int | None:
     return None if fields[0] in "ZX" else int(fields[19])
 
 
+def stopped(pids: Iterable[int]) -> list[int]:
+    """Those of the processes that a signal has stopped (SIGSTOP): they hold all that they have, and do nothing."""
+    found = []
+    for pid in pids:
+        with suppress(FileNotFoundError, ProcessLookupError):
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T":
+                found.append(pid)
+    return found
+
+
 def descendants(pid: int) -> list[int]:
     """All live processes below ``pid``, parents first."""
     children: dict[int, list[int]] = {}

@@ -63,10 +63,14 @@ def until(condition: Any, seconds: float) -> None:
         time.sleep(0.5)
 
 
-def test_dead_prefill_engine_is_replaced_and_nobody_notices(cluster: RealCluster) -> None:
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_dead_or_stopped_prefill_engine_is_replaced_and_nobody_notices(
+    cluster: RealCluster, how: signal.Signals
+) -> None:
     before = cluster.workers(APART)["prefill"]
-    os.kill(before["pids"]["engine"], signal.SIGKILL)
-    until(lambda: cluster.workers(APART)["prefill"]["state"] != "ready", 10)
+    os.kill(before["pids"]["engine"], how)
+    assert answers(cluster)  # also where its prompt was given to what is stopped
+    until(lambda: cluster.workers(APART)["prefill"]["state"] != "ready", 20)
     assert answers(cluster)  # the prompt is computed in place meanwhile
     until(lambda: cluster.workers(APART)["prefill"]["state"] == "ready", 120)
     after = cluster.workers(APART)["prefill"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -34,6 +35,16 @@ def test_a_process_is_known_by_when_it_started() -> None:
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
         assert inventory.started(child.pid) is None  # not reaped yet, and gone all the same
         assert child.pid not in inventory.descendants(os.getpid())
+
+
+def test_a_stopped_process_is_told_from_one_that_waits_or_is_gone() -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        assert inventory.stopped([child.pid, os.getpid()]) == []
+        child.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, child.pid, os.WSTOPPED | os.WNOWAIT)
+        assert inventory.stopped([child.pid, os.getpid()]) == [child.pid]
+        child.kill()
+    assert inventory.stopped([child.pid]) == []
 
 
 def test_an_engines_shared_memory_is_known_by_its_name() -> None:
