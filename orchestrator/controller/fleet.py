@@ -121,6 +121,12 @@ class _Cluster(cluster_pb2_grpc.ClusterServicer):
         async for status in self._bulletin.follow(interval):
             yield status
 
+    async def Explain(  # noqa: N802
+        self, request: cluster_pb2.ExplainRequest, context: Context
+    ) -> cluster_pb2.ExplainResponse:
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "requests go by gateways: ask one of them")
+        raise AssertionError("abort returned")  # for the type checker
+
 
 class FleetServer:
     """Serves a bulletin and what ``look`` sees, and hands on what is to be upgraded to.

@@ -67,7 +67,7 @@ class HttpEdge:
             await self._refuse(error, scope["path"], receive, answer)
         except Exception as error:
             log.error("http_failed", error)
-            await self._refuse(_inside(), scope["path"], receive, answer)
+            await self._refuse(http_errors.inside(), scope["path"], receive, answer)
 
     async def _refuse(
         self, error: SegueError, path: str, receive: Receive, answer: Answer, request_id: str = ""
@@ -206,13 +206,9 @@ async def _in_application(front: Front, scope: MutableMapping[str, Any], exchang
             raise InvalidRequest(what, hint="compare it with /openapi.json") from error
         else:
             log.error("http_failed", error, request_id=exchange.context.request_id)
-            raise _inside() from error
+            raise http_errors.inside() from error
     else:
         await exchange.finish()
-
-
-def _inside() -> SegueError:
-    return SegueError("the request failed inside the gateway", hint="its log has the trace")
 
 
 async def _cards(front: Front) -> list[dict[str, Any]]:

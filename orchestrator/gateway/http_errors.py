@@ -30,6 +30,9 @@ _CODES = {
 }
 
 
+_STREAM_ERROR = b'data: {"error"'  # as vLLM's streams have them, in OpenAI's APIs
+
+
 class MethodNotAllowed(SegueError):  # noqa: N818
     """The route exists, for other methods."""
 
@@ -88,6 +91,23 @@ def translated(status: int, body: bytes, path: str) -> bytes:
         return json.dumps(_anthropic(status, message)).encode()
     param = said.get("param")
     return json.dumps(_openai(status, message, code_of(status), None if param is None else str(param))).encode()
+
+
+def of_stream(piece: bytes) -> SegueError | None:
+    """The error that a piece of a stream of vLLM's is, in its own shape; None for any other piece."""
+    if not piece.startswith(_STREAM_ERROR):
+        return None
+    try:
+        said = json.loads(piece.split(b"\n", 1)[0].removeprefix(b"data: "))["error"]
+        status, message = int(said["code"]), str(said["message"])
+    except (ValueError, KeyError, TypeError):
+        status, message = 500, ""
+    return InvalidRequest(message) if 400 <= status < 500 else inside()
+
+
+def inside() -> SegueError:
+    """What a client is told of a defect."""
+    return SegueError("the request failed inside the gateway", hint="its log has the trace")
 
 
 def code_of(status: int) -> str:

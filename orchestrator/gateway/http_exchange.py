@@ -93,18 +93,20 @@ class Exchange:
             self._start = message
         elif self._start is not None:
             await self._first(self._start, message)
-        elif self.context.error is not None and self.answer.streams:
-            await self.fail(self.context.error)
+        elif self.answer.streams and (error := self.context.error or http_errors.of_stream(message.get("body", b""))):
+            await self.fail(error)
         else:
             await self.answer.send(message)
 
     async def _first(self, start: Message, message: Message) -> None:
         """A piece of an answer whose start is still held."""
         failed, streams = start["status"] >= 400, _is_stream(start)
-        if self.context.error is not None and (failed or streams):
-            await self.fail(self.context.error)
+        piece = message.get("body", b"")
+        error = self.context.error or (http_errors.of_stream(piece) if streams else None)
+        if error is not None and (failed or streams):
+            await self.fail(error)
             return
-        self._held.append(message.get("body", b""))
+        self._held.append(piece)
         waits = failed or (streams and not self.context.placed and not self._held[-1].startswith(b":"))
         if waits and message.get("more_body", False):
             return

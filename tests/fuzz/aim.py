@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ class Aim:
 
     def __init__(self, log: Path) -> None:
         self._log = log
+        self.held = ExitStack()  # what clients keep open, until the target ends
         self._output = log.open("w")
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.fuzz.target"],
@@ -66,6 +67,7 @@ class Aim:
         return self.ask("quiet", seconds=seconds)
 
     def end(self) -> None:
+        self.held.close()
         if self.alive():
             assert self._process.stdin is not None
             self._process.stdin.close()
@@ -74,7 +76,9 @@ class Aim:
             except subprocess.TimeoutExpired:
                 self._process.kill()
         self._process.wait()
-        self._output.close()
+        for pipe in (self._process.stdin, self._process.stdout, self._output):
+            if pipe is not None:
+                pipe.close()
 
     def _read(self, seconds: float) -> dict[str, Any]:
         assert self._process.stdout is not None

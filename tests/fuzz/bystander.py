@@ -13,6 +13,7 @@ import select
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass
 
 TOKENS = 90
@@ -34,16 +35,15 @@ class Seen:
 
 def events(address: str) -> Iterator[tuple[float, str]]:
     """When each piece of a stream came, and its text."""
-    connection = http.client.HTTPConnection(address, timeout=30)
-    connection.request("POST", "/v1/completions", _BODY, {"content-type": "application/json"})
-    response = connection.getresponse()
-    assert response.status == 200, (response.status, response.read()[:300])
-    while line := response.readline():
-        if line.startswith(b"data: {"):
-            yield time.monotonic(), json.loads(line[6:])["choices"][0]["text"]
-        elif line.startswith(b"event: error"):
-            raise AssertionError(response.readline()[:300])
-    connection.close()
+    with closing(http.client.HTTPConnection(address, timeout=30)) as connection:
+        connection.request("POST", "/v1/completions", _BODY, {"content-type": "application/json"})
+        with connection.getresponse() as response:
+            assert response.status == 200, (response.status, response.read()[:300])
+            while line := response.readline():
+                if line.startswith(b"data: {"):
+                    yield time.monotonic(), json.loads(line[6:])["choices"][0]["text"]
+                elif line.startswith(b"event: error"):
+                    raise AssertionError(response.readline()[:300])
 
 
 def main() -> None:

@@ -249,6 +249,11 @@ class Client:
     def __init__(self, aim: Aim) -> None:
         self._aim = aim
         self._connection: http.client.HTTPConnection | None = None
+        aim.held.callback(self._close)
+
+    def _close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
 
     def send(self, request: Request) -> tuple[int, str, bytes]:
         """Status, content type and whole body."""

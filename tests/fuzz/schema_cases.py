@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+from contextlib import closing
 from typing import Any
 
 import requests
@@ -19,9 +20,9 @@ CASE_SECONDS = 8.0
 
 def document(aim: Aim) -> dict[str, Any]:
     """As the gateway serves it; the first to ask waits until it is made."""
-    connection = http.client.HTTPConnection(aim.http, timeout=60)
-    connection.request("GET", "/openapi.json")
-    return dict(json.loads(connection.getresponse().read()))
+    with closing(http.client.HTTPConnection(aim.http, timeout=60)) as connection:
+        connection.request("GET", "/openapi.json")
+        return dict(json.loads(connection.getresponse().read()))
 
 
 def names(of: dict[str, Any]) -> list[str]:
@@ -54,7 +55,7 @@ class Schema:
 
     def __init__(self, aim: Aim) -> None:
         self._url = f"http://{aim.http}"
-        self._session = requests.Session()
+        self._session = aim.held.enter_context(requests.Session())
 
     def run(self, case: Any) -> str:
         """Sends a case and judges the answer."""

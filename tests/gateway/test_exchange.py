@@ -11,6 +11,7 @@ from orchestrator.core.errors import ClusterFull, WorkerLost
 from orchestrator.core.types import RequestReport
 from orchestrator.gateway.context import RequestContext
 from orchestrator.gateway.http_body import Message
+from orchestrator.gateway.http_errors import inside
 from orchestrator.gateway.http_exchange import Answer, Exchange
 
 FULL = ClusterFull("all is full", retry_after=6.2)
@@ -85,6 +86,42 @@ async def test_a_refusal_takes_the_place_of_a_stream_that_has_not_begun(client: 
     assert len(client.headers) == len(client.received[0]["headers"])
     assert json.loads(client.body)["error"]["code"] == "cluster_full"
     assert len(client.received) == 2
+
+
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        (
+            500,
+            {
+                "message": str(inside()),
+                "type": "server_error",
+                "code": "internal",
+            },
+        ),
+        (400, {"message": "list index out of range", "type": "invalid_request_error", "code": "invalid_request"}),
+    ],
+)
+async def test_an_error_in_a_stream_has_our_shape_and_ends_it(client: Client, code: int, told: dict[str, str]) -> None:
+    client.context.placed = True
+    await client.start()
+    await client.piece(b"data: a\n\n")
+    error = {"message": "list index out of range", "type": "InternalServerError", "param": None, "code": code}
+    await client.piece(b"data: " + json.dumps({"error": error}).encode() + b"\n\n")
+    await client.piece(b"data: [DONE]\n\n", more=False)
+    first, event, data = client.body.decode().split("\n\n")[0:1] + client.body.decode().split("\n\n")[1].split("\n")
+    assert (first, event) == ("data: a", "event: error")
+    assert json.loads(data.removeprefix("data: "))["error"] == {**told, "param": None}
+    assert client.body.decode().count("data: ") == 2
+    assert client.ended
+
+
+async def test_a_stream_that_begins_with_an_error_is_a_plain_answer(client: Client) -> None:
+    client.context.placed = True
+    await client.start()
+    await client.piece(b'data: {"error": {"message": "x", "type": "InternalServerError", "code": 500}}\n\n')
+    assert (client.status, client.ended) == (500, True)
+    assert json.loads(client.body)["error"]["code"] == "internal"
 
 
 async def test_whoever_asked_for_signs_of_life_gets_them_while_waiting(client: Client) -> None:
