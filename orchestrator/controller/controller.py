@@ -34,7 +34,8 @@ class Controller:
 
     ``clock`` is monotonic seconds. All of it runs on one event loop and waits for nothing but time and its own events.
     ``previous``: the specification that an upgrade under way would go back to. ``turned`` is called whenever ``spec``
-    is another one, or an upgrade has ended. A specification that leaves a count to the planner is a ConfigError.
+    is another one, or an upgrade has ended. ``began_ms``: as in ``Memory``. A
+    specification that leaves a count to the planner is a ConfigError.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Controller:
         bounds: Bounds | None = None,
         patience: Patience | None = None,
         previous: ClusterSpec | None = None,
+        began_ms: int = 0,
         turned: Callable[[], None] = lambda: None,
     ) -> None:
         closed(assigner.spec)
@@ -65,6 +67,7 @@ class Controller:
         self._cluster = cluster
         self._term = 0
         self._outdated: StaleEpoch | None = None
+        self._began_ms = began_ms
         self._kept: Memory | None = None
         self._strangers_at: float | None = None
         self._memory = self._to_remember()
@@ -122,7 +125,7 @@ class Controller:
 
     def _to_remember(self) -> Memory:
         previous = dumps(self.previous) if self.previous is not None else ""
-        return Memory(dumps(self.spec), previous, listen=self._assigner.fleet_address)
+        return Memory(dumps(self.spec), previous, listen=self._assigner.fleet_address, began_ms=self._began_ms)
 
     def look(self) -> None:
         """Has the loop look now rather than at its next tick."""

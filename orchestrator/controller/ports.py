@@ -22,12 +22,14 @@ class Memory:
 
     ``spec_json``: the closed ClusterSpec that runs (``config.dumps``); ``previous_json``: the one before, if there was
     one. ``epoch``: of the last plan that changed something. ``listen``: where its fleet watch was, host:port.
+    ``began_ms``: when the cluster began, in Unix milliseconds.
     """
 
     spec_json: str
     previous_json: str = ""
     epoch: int = 0
     listen: str = ""
+    began_ms: int = 0
 
 
 class ActorLost(SegueError):  # noqa: N818 - a condition, as in core.errors

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -53,7 +54,7 @@ class ControllerActor:
         self._cluster = cluster
         self._node_host = node_host
         self._address = ""
-        self._term = 0
+        self._term = self._began_ms = 0
         self._bulletin = Bulletin(cluster_status(spec, Observed(0, (), {})))
         self._server: FleetServer | None = None
         self._controller: Controller | None = None
@@ -89,7 +90,8 @@ class ControllerActor:
 
     async def _begin_anew(self) -> None:
         await self._cluster.forget()  # of one of that name whose end nobody saw
-        await self._begin(self._spec, await self._cluster.claim(), Memory(dumps(self._spec)))
+        memory = Memory(dumps(self._spec), began_ms=int(time.time() * 1000))
+        await self._begin(self._spec, await self._cluster.claim(), memory)
 
     async def _resume(self) -> None:
         pause = adoption.pause(await self._cluster.ages())
@@ -107,7 +109,7 @@ class ControllerActor:
         await self._begin(loads(memory.spec_json), term, memory)
 
     async def _begin(self, spec: ClusterSpec, term: int, memory: Memory) -> None:
-        self._spec, self._term = spec, term
+        self._spec, self._term, self._began_ms = spec, term, memory.began_ms
         listen = spec.controller.listen
         if memory.listen:
             listen = replace(listen, port=int(memory.listen.rpartition(":")[2]))
@@ -117,7 +119,9 @@ class ControllerActor:
         address = str(Endpoint(host, port))
         assigner = Assigner(spec, self._log_dir, effective_engine_args, address)
         previous = loads(memory.previous_json) if memory.previous_json else None
-        self._controller = Controller(assigner, self._cluster, self._publish, previous=previous, turned=self._turned)
+        self._controller = Controller(
+            assigner, self._cluster, self._publish, previous=previous, began_ms=memory.began_ms, turned=self._turned
+        )
         self._address = address
         # Gateways keep to what they hear, so they hear nothing before all that serves is in the table.
         await self._controller.take_over(term, memory.epoch)
@@ -144,6 +148,7 @@ class ControllerActor:
             pid=os.getpid(),
             address=self._address,
             term=self._term,
+            began_ms=self._began_ms,
             rollout=self._controller.rollout if self._controller is not None else None,
             expected=self._controller.expected if self._controller is not None else None,
         )

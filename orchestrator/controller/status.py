@@ -17,10 +17,13 @@ def cluster_status(
     pid: int = 0,
     address: str = "",
     term: int = 0,
+    began_ms: int = 0,
     rollout: Progress | None = None,
     expected: ClusterSpec | None = None,
 ) -> pb.ClusterStatus:
-    """``pid``, ``address`` and ``term`` are the controller's own; ``expected``: what has to be there, if that is less.
+    """``pid``, ``address`` and ``term`` are the controller's own, ``began_ms`` its cluster's.
+
+    ``expected``: what has to be there, if that is less.
 
     Workers that the specification lacks are told as long as they are there: gateways need them until they are gone.
     """
@@ -35,7 +38,7 @@ def cluster_status(
         name=spec.name,
         models=[_model(name, models.get(name), told) for name in names],
         gateways=[_gateway(report) for report in told if report.slot.kind is Kind.GATEWAY],
-        controller=pb.ControllerStatus(pid=pid, epoch=observed.epoch, address=address, term=term),
+        controller=pb.ControllerStatus(pid=pid, epoch=observed.epoch, address=address, term=term, began_ms=began_ms),
         rollout=_rollout(rollout) if rollout is not None and rollout.phase else None,
     )
 

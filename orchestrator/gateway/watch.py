@@ -1,6 +1,7 @@
 """The fleet as the controller tells it. The controller may go away: the last news stands until it is back.
 
-What a controller says that was replaced (``ControllerStatus.term``) is out of date, and stands for nothing.
+What a controller says that was replaced (``ControllerStatus.term``) is out of date, and stands for nothing. A gateway
+outside of Ray may outlive its cluster: terms are those of one that began at one time (``began_ms``).
 """
 
 from __future__ import annotations
@@ -33,19 +34,20 @@ async def watch_fleet(controller: str, watcher_id: str, take: Callable[[fleet_pb
         controller: host:port of the fleet watch.
         watcher_id: who watches, for the controller's log.
     """
-    lost, term = False, 0
+    lost, newest = False, (0, 0)
     async with grpc.aio.insecure_channel(controller, options=_OPTIONS) as channel:
         stub = fleet_pb2_grpc.FleetStub(channel)
         while True:
             try:
                 async for snapshot in stub.Watch(fleet_pb2.FleetWatchRequest(watcher_id=watcher_id)):
-                    spoken = snapshot.status.controller.term
-                    if spoken < term:
-                        log.warning("controller outdated: not listened to", term=spoken, newest=term)
+                    control = snapshot.status.controller
+                    spoken = control.began_ms, control.term
+                    if spoken < newest:
+                        log.warning("controller outdated: not listened to", term=control.term, newest=newest[1])
                         break
-                    term = spoken
+                    newest = spoken
                     if lost:
-                        log.info("controller back", term=term)
+                        log.info("controller back", term=control.term)
                         lost = False
                     take(snapshot)
             except grpc.aio.AioRpcError as error:

@@ -35,6 +35,7 @@ QUICK = Bounds(
 )
 _OBJECT_STORE = 80 << 20  # bytes; the least that Ray takes is a little less
 HASTY = Patience(plan_lasts=0.01, settle=0.02, pinned=0.1, look_again=0.03)
+BEGAN_MS = 1_700_000_000_000
 PREFILL, DECODE, GATEWAY = "m-prefill-0", "m-decode-0", "gateway-0"
 
 
@@ -64,7 +65,7 @@ class Bench:
         self._news = asyncio.Event()
         assigner = Assigner(spec, "/nowhere", no_engine_args, "127.0.0.1:9100")
         self.controller = Controller(
-            assigner, cluster, self._publish, clock=lambda: self.now, bounds=bounds, patience=HASTY
+            assigner, cluster, self._publish, clock=lambda: self.now, bounds=bounds, patience=HASTY, began_ms=BEGAN_MS
         )
         self.running = asyncio.create_task(self._run())
         self.crashed = False

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from orchestrator.core.errors import StaleEpoch, WorkerStartFailed
 from orchestrator.core.types import WorkerState
-from tests.controller.conftest import DECODE, GATEWAY, PREFILL, QUICK, WAIT, Bench, spec_of
+from tests.controller.conftest import BEGAN_MS, DECODE, GATEWAY, PREFILL, QUICK, WAIT, Bench, spec_of
 from tests.controller.fake_cluster import FakeActor, FakeCluster
 
 Start = Callable[..., Bench]
@@ -77,6 +77,21 @@ async def test_what_a_slot_is_filled_with_after_a_takeover_has_a_number_never_us
     await then.ready()
     assert then.worker(DECODE).epoch > used
     assert then.worker(PREFILL).epoch == first.worker(PREFILL).epoch
+
+
+async def test_when_the_cluster_began_is_left_to_the_next_one_by_an_upgrade_too(start: Start) -> None:
+    """Gateways outside tell a cluster's controllers from those of the next of its name by that."""
+    cluster = FakeCluster()
+    first = start(cluster=cluster)
+    await first.ready()
+    first.controller.upgrade(spec_of(replicas=2))
+    await first.until(lambda: first.state("m-decode-1") is WorkerState.READY)
+    await first.crash()
+    left = await cluster.recall()
+    assert left is not None
+    assert left.began_ms == BEGAN_MS
+    then = start(spec_of(replicas=2), cluster.another())
+    await then.ready()
 
 
 async def test_one_that_is_lost_after_a_takeover_is_replaced_and_counted(start: Start) -> None:

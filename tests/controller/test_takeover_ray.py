@@ -53,6 +53,7 @@ async def test_a_killed_controller_is_restarted_at_its_address_and_takes_over_al
     assert after.ready
     assert after.controller.address == before.controller.address
     assert after.controller.term > before.controller.term
+    assert after.controller.began_ms == before.controller.began_ms > 0
     assert after.controller.epoch >= before.controller.epoch
     assert [*after.gateways] == [*before.gateways]
     assert [worker.actor_pid for worker in workers(after)] == [worker.actor_pid for worker in workers(before)]

@@ -16,36 +16,50 @@ WAIT = 20.0  # seconds
 
 
 class Controllers(fleet_pb2_grpc.FleetServicer):
-    """Each connection reaches the next of these: the terms that its snapshots have; then it ends."""
+    """Each connection reaches the next of these: each snapshot's beginning of the cluster and term; then it ends."""
 
-    def __init__(self, *spoken: list[int]) -> None:
+    def __init__(self, *spoken: list[tuple[int, int]]) -> None:
         self.left = list(spoken)
 
     async def Watch(  # noqa: N802
         self, request: fleet_pb2.FleetWatchRequest, context: Any
     ) -> AsyncIterator[fleet_pb2.FleetSnapshot]:
-        for term in self.left.pop(0) if self.left else []:
-            control = cluster_pb2.ControllerStatus(term=term)
+        for began_ms, term in self.left.pop(0) if self.left else []:
+            control = cluster_pb2.ControllerStatus(began_ms=began_ms, term=term)
             yield fleet_pb2.FleetSnapshot(status=cluster_pb2.ClusterStatus(controller=control))
 
 
-async def test_a_controller_that_was_replaced_is_not_listened_to(monkeypatch: pytest.MonkeyPatch) -> None:
+async def heard(monkeypatch: pytest.MonkeyPatch, controllers: Controllers, last: tuple[int, int]) -> list[object]:
+    """What a gateway takes in, up to that."""
     monkeypatch.setattr(watch, "RETRY_SECONDS", 0.01)
     server = grpc.aio.server()
-    controllers = Controllers([1, 1], [2], [1, 1, 1], [1], [2, 3])
     fleet_pb2_grpc.add_FleetServicer_to_server(controllers, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    taken: list[int] = []
-    watching = asyncio.create_task(
-        watch.watch_fleet(f"127.0.0.1:{port}", "test", lambda seen: taken.append(seen.status.controller.term))
-    )
+    taken: list[object] = []
+
+    def take(seen: fleet_pb2.FleetSnapshot) -> None:
+        taken.append((seen.status.controller.began_ms, seen.status.controller.term))
+
+    watching = asyncio.create_task(watch.watch_fleet(f"127.0.0.1:{port}", "test", take))
     try:
         async with asyncio.timeout(WAIT):
-            while 3 not in taken:  # noqa: ASYNC110 - it comes by a plain call
+            while last not in taken:  # noqa: ASYNC110 - it comes by a plain call
                 await asyncio.sleep(0.01)
     finally:
         watching.cancel()
         await asyncio.wait({watching})
         await server.stop(None)
-    assert taken == [1, 1, 2, 2, 3]
+    return taken
+
+
+async def test_a_controller_that_was_replaced_is_not_listened_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    spoken = [1, 1], [2], [1, 1, 1], [1], [2, 3]
+    controllers = Controllers(*([(5, term) for term in terms] for terms in spoken))
+    assert await heard(monkeypatch, controllers, (5, 3)) == [(5, 1), (5, 1), (5, 2), (5, 2), (5, 3)]
+
+
+async def test_a_cluster_that_was_taken_down_and_begun_anew_is_listened_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gateway outside of Ray outlives it; the terms of the next one begin at 1, whatever they had come to."""
+    controllers = Controllers([(5, 1)], [(5, 2)], [(9, 1)], [(5, 2), (5, 3)], [(9, 2)])
+    assert await heard(monkeypatch, controllers, (9, 2)) == [(5, 1), (5, 2), (9, 1), (9, 2)]
