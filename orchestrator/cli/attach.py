@@ -92,6 +92,11 @@ def joined(address: str) -> Iterator[RayThatIsThere]:
         ground.stop()
 
 
+def of_a_ray(address: str, name: str | None) -> bool:
+    """Whether an address is a Ray's where it may be a gateway's, which has no name and is never ``auto``."""
+    return bool(name) or address == HERE
+
+
 def controller_on(address: str, name: str | None) -> str:
     """host:port of the controller of a cluster on that Ray: of that name, or of the only one.
 

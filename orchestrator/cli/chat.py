@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> Exit:
 
 def _address(address: str | None, name: str | None) -> str:
     if address:
-        return attach.gateway_on(address, name)[1] if name else address
+        return attach.gateway_on(address, name)[1] if attach.of_a_ray(address, name) else address
     _, record = run_folder.find(name)
     if not record.grpc:
         hint = "segue status --watch shows when it is ready"

@@ -6,6 +6,7 @@ import argparse
 import os
 import signal
 import time
+from collections.abc import Callable
 
 from orchestrator.cli import attach, guard, rpc, run_folder, terminal
 from orchestrator.cli.exits import Exit
@@ -47,9 +48,23 @@ def _from_ray(address: str, name: str | None, progress: Progress) -> Exit:
         raise ConfigError("it has to be known which cluster", where="--address", hint="add --name NAME")
     with attach.joined(address) as ground, progress.live():
         progress.running(f"cluster {name}", "finishing running requests")
-        ground.stop_controller(name, ControllerSpec().drain_timeout)
+        ground.stop_controller(name, drain_seconds(ground.controller, name, progress))
         progress.done(f"cluster {name}", "stopped")
     return Exit.OK
+
+
+def drain_seconds(controller: Callable[[str], str], name: str, progress: Progress) -> float:
+    """By the configuration of the cluster that runs; where its controller can't be asked the default, and that is said.
+
+    ``controller`` finds its address.
+    """
+    seconds = ControllerSpec().drain_timeout
+    try:
+        address = controller(name)
+        return rpc.topology(address)[1].controller.drain_timeout if address else seconds
+    except (ClusterUnreachable, DeadlineExceeded) as error:
+        progress.say(f"segue: running requests get {seconds:g} s, as the controller does not say how long: {error}")
+        return seconds
 
 
 def _clean(folder: RunFolder, progress: Progress) -> None:

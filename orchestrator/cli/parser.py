@@ -20,7 +20,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for add in (_up, _upgrade, _gateway, _plan, _down, _status, _chat, _batch, _config, _logs, _explain, _replay, _sim):
+    for add in (_up, _status, _chat, _logs, _upgrade, _down, _config, _plan, _sim, _batch, _gateway, _explain, _replay):
         add(commands)
     return parser
 
@@ -45,7 +45,7 @@ def _command(commands: _Commands[argparse.ArgumentParser], name: str, text: str)
 
 def _on_ray(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", help="the cluster's name; not needed while one runs on this machine")
-    address = "a gateway's gRPC address; with --name a Ray's (HOST:PORT, or auto) on which the cluster is"
+    address = "a gateway's gRPC address; or a Ray's on which the cluster is: auto, or with --name HOST:PORT"
     parser.add_argument("--address", metavar="ADDRESS", type=_said, help=address)
 
 
@@ -58,7 +58,7 @@ def _which_cluster(parser: argparse.ArgumentParser, *, remote: bool = False) -> 
 
 
 def _up(commands: _Commands[argparse.ArgumentParser]) -> None:
-    parser = _command(commands, "up", "start a cluster on this machine and stay until Ctrl-C")
+    parser = _command(commands, "up", "start a cluster, here or on a Ray that is there, and stay until Ctrl-C")
     parser.add_argument("config", metavar="CONFIG", help="the cluster's YAML file")
     parser.add_argument("--detach", action="store_true", help="return once it is ready and leave it running")
     there = "of a Ray that is there (HOST:PORT, or auto), to come onto it; without it: a Ray of its own"
@@ -117,10 +117,13 @@ _PLAN_ON = (
 
 
 def _down(commands: _Commands[argparse.ArgumentParser]) -> None:
-    parser = _command(commands, "down", "drain and stop a cluster that `segue up` started on this machine")
+    parser = _command(commands, "down", "drain and stop a cluster")
     parser.add_argument("--name", help="the cluster's name; not needed while one runs on this machine")
     parser.add_argument(
-        "--address", metavar="ADDRESS", type=_said, help="of the Ray that it is on, if its `segue up` is gone"
+        "--address",
+        metavar="ADDRESS",
+        type=_said,
+        help="of the Ray that it is on, if its `segue up` is gone",
     )
 
 

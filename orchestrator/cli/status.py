@@ -38,8 +38,10 @@ class Target:
     """Where to ask: the gateway first, whose numbers are one engine step old, then the controller."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        there = attach.controller_on(args.address, args.name) if args.address and args.name else args.address
-        self._address: str | None = there
+        there: str | None = args.address
+        if there and attach.of_a_ray(there, args.name):
+            there = attach.controller_on(there, args.name)
+        self._address = there
         self._name: str | None = args.name
         self.record: RunRecord | None = None
         self.addresses()

@@ -26,6 +26,17 @@ def test_a_ray_that_does_not_answer_is_told_soon_whoever_named_it(monkeypatch: p
     assert time.monotonic() - before < SECONDS
 
 
+@pytest.mark.parametrize("command", [["status"], ["chat", "hello"]])
+def test_auto_is_a_ray_also_where_a_gateway_could_be_named(
+    command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The only cluster there needs no name."""
+    [port] = free_ports(1)
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
+    assert main([*command, "--address", "auto"]) == Exit.NOT_READY
+    assert "auto: Ray can't be joined: " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("address", ["local", "ray://127.0.0.1:10001"])
 def test_an_address_by_which_ray_would_start_one_or_be_a_client_is_refused(address: str) -> None:
     with pytest.raises(ClusterUnreachable, match="it has to be HOST:PORT, or auto"):
