@@ -113,8 +113,11 @@ def test_a_release_is_installed_changed_set_back_tested_and_removed(cluster):
 
     said = cluster.upgrade(gateways(LOCAL, replicas=3) | {"cache": {"mode": "pvc"}}, "--wait", "--timeout", "30s")
     assert said.returncode == 0, said.stderr
-    words = said.stdout.partition("-- segue ")[2].splitlines()[0].split()
-    assert build_parser().parse_args(words).name == "local", "the notes say how a changed configuration is carried out"
+    lines = [line.partition("-- segue ")[2].split() for line in said.stdout.splitlines() if "-- segue " in line]
+    changed, anew = (build_parser().parse_args(words) for words in lines)
+    assert (changed.module, changed.config) == ("upgrade", "/etc/segue/cluster.yaml")
+    assert (anew.module, anew.name) == ("down", "local")
+    assert mounted(cluster.get("RayCluster", RAY), "ray-head") >= {"/etc/segue"}, "where the notes have both run"
     assert cluster.get("Deployment", GATEWAY)["spec"]["replicas"] == 3
     assert cluster.get("RayCluster", RAY)["metadata"]["generation"] == 1, "Ray's pods have nothing to do with it"
 
@@ -128,6 +131,12 @@ def test_a_release_is_installed_changed_set_back_tested_and_removed(cluster):
     cluster.done("uninstall", "r", "--wait", "--timeout", "30s")
     left = {("PersistentVolumeClaim", "r-segue-cache"), ("Pod", "r-segue-ask")}
     assert cluster.everything() == left, "what was downloaded stays, and the last test's pod"
+
+
+def mounted(ray: Object, name: str) -> set[str]:
+    (container,) = ray["spec"]["headGroupSpec"]["template"]["spec"]["containers"]
+    assert container["name"] == name
+    return {mount["mountPath"] for mount in container["volumeMounts"]}
 
 
 def test_what_is_switched_off_goes(cluster):
