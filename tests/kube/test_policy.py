@@ -51,6 +51,15 @@ def test_containers_can_write_where_they_have_to(chart, case):
             assert name == "r-segue-ask" or name == "llm-ask" or "/cache" in mounts
 
 
+def test_rays_autoscaler_can_write_there_as_well(chart):
+    """KubeRay puts it into the head's pod, and gives it /tmp/ray alone."""
+    cluster = of(chart.objects("autoscaled"), "RayCluster")["spec"]
+    options, pod = cluster["autoscalerOptions"], cluster["headGroupSpec"]["template"]["spec"]
+    assert options["securityContext"]["readOnlyRootFilesystem"] is True
+    assert {mount["mountPath"] for mount in options["volumeMounts"]} == {"/home/segue", "/tmp"}  # noqa: S108
+    assert {mount["name"] for mount in options["volumeMounts"]} <= {volume["name"] for volume in pod["volumes"]}
+
+
 @every_case
 def test_no_secret_stands_in_plain_text(chart, case):
     for each in chart.objects(case):
