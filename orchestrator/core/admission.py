@@ -113,6 +113,10 @@ class Admission:
         pace = self._pace(ticket.model)
         return pace.seconds(self._holdings.until_turn(ticket, self._tokens.get(ticket.model, 0)))
 
+    def nobody_takes(self, model: str) -> None:
+        """No worker of a model takes requests: until one does, nobody knows how long they will wait."""
+        self._pace(model).forget()
+
     def retry_after(self, model: str) -> float:
         """Seconds until as much of a model's is admitted as waits now, and was turned away lately."""
         return self._pace(model).retry_after(self._tokens.get(model, 0))
@@ -129,10 +133,10 @@ class Admission:
         head = queue.head() if queue else None
         return head.ticket if head else None
 
-    def admitted(self, request_id: str) -> None:
+    def admitted(self, request_id: str, now: float) -> None:
         """It was placed: it leaves, and its tenant is charged."""
         waiting = self._waiting[request_id]
-        self._pace(waiting.ticket.model).admitted(waiting.ticket.tokens)
+        self._pace(waiting.ticket.model).admitted(waiting.ticket.tokens, now)
         self._queues[waiting.ticket.model].served(waiting)
         self._left(waiting)
 

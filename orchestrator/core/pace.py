@@ -5,7 +5,8 @@ from __future__ import annotations
 LEAST_RETRY_SECONDS = 1.0
 MOST_RETRY_SECONDS = 60.0
 UNKNOWN_RETRY_SECONDS = 5.0  # before anything is known of the pace
-_LEAST_SECONDS = 1.0  # shortest time over which the pace is measured
+_LEAST_SECONDS = 1.0  # shortest time over which the pace is measured,
+_MOST_SECONDS = 30.0  # and the longest in which nobody was let in: long requests end many at once, and then none
 _MEMORY_SECONDS = 10.0
 
 
@@ -15,11 +16,13 @@ class Pace:
     def __init__(self) -> None:
         self._since: float | None = None  # None while nobody waits
         self._tokens = 0
-        self._rate: float | None = None
+        self._rate: float | None = None  # 0 where nobody has been let in yet
         self._turned = 0.0  # tokens turned away since then,
         self._turning = 0.0  # and before, of a second
 
-    def admitted(self, tokens: int) -> None:
+    def admitted(self, tokens: int, now: float) -> None:
+        if not self._rate and not self._tokens:
+            self._since = now  # what ends first began before anybody waited
         self._tokens += tokens
 
     def turned(self, tokens: int) -> None:
@@ -30,16 +33,20 @@ class Pace:
         """Nobody waits any more."""
         self._since = None
 
+    def forget(self) -> None:
+        """Nobody takes requests: how fast they were let in before says nothing of afterwards."""
+        self._since = self._rate = None
+
     def look(self, now: float) -> None:
         """Somebody waits."""
         if self._since is None:
             self._since, self._tokens = now, 0
             return
         seconds = now - self._since
-        if seconds >= _LEAST_SECONDS:
+        if seconds >= _LEAST_SECONDS and (self._tokens or not self._rate or seconds >= _MOST_SECONDS):
             newest = self._tokens / seconds
             share = seconds / (seconds + _MEMORY_SECONDS)
-            self._rate = newest if self._rate is None else self._rate + share * (newest - self._rate)
+            self._rate = self._rate + share * (newest - self._rate) if self._rate else newest
             self._turning, self._turned = self._turned / seconds, 0.0
             self._since, self._tokens = now, 0
 

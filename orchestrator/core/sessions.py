@@ -96,7 +96,7 @@ class Sessions:
                 out.append(self._halves.begin(session, decision, now))
                 return
             session.waited = decision
-        wait = self._most_wait(session.model, session.deadline, now)
+        wait = self._most_wait(session.model, session.deadline, now, session.waited)
         session.place_by = now + wait
         self._look_again_at(session.place_by, session)
         for turned in self._admission.join(_ticket(session), now, wait):
@@ -109,8 +109,9 @@ class Sessions:
         least = Ticket(event.request_id, event.model, event.tenant, 0, 1, now)
         return self._admission.turned_at_the_door(least, now, self._most_wait(event.model, event.deadline, now))
 
-    def _most_wait(self, model: str, deadline: float | None, now: float) -> float:
-        patience = self._patience.get(model, self._patient)
+    def _most_wait(self, model: str, deadline: float | None, now: float, waited: Wait | None = None) -> float:
+        nobody = self._kept_by(model, waited) is Wait.NO_WORKER
+        patience = self._patient if nobody else self._patience.get(model, self._patient)
         return patience.seconds(None if deadline is None else deadline - now)
 
     def first_token(self, session: Session, now: float) -> None:
@@ -146,10 +147,12 @@ class Sessions:
             decision = self.router(model).decide(session, self._fleet, self._rng, now)
             if isinstance(decision, Wait):
                 session.waited = decision
+                if decision is Wait.NO_WORKER:
+                    self._admission.nobody_takes(model)
                 return
             if self._health.wanted:
                 decision = self._health.trial(session, decision, now)
-            self._admission.admitted(session.request_id)
+            self._admission.admitted(session.request_id, now)
             out.append(self._halves.begin(session, decision, now))
 
     def lost(
@@ -240,20 +243,29 @@ class Sessions:
 
     def _given_up(self, session: Session, now: float, out: list[m.Command]) -> None:
         if session.began is None:
-            self.fail(session, "rejected", self._nobody(session), now, out)
+            until = session.arrived_at + self._queue_seconds
+            if now < until and self._kept_by(session.model, session.waited) is Wait.NO_WORKER:  # no target can be kept: workers are to come
+                session.place_by = until
+                self._look_again_at(until, session)
+                return
+            self.fail(session, "rejected", self._nobody(session, now), now, out)
             return
         why = f"{session.lost_because}; nobody could go on with it within {self._queue_seconds:g} s"
         self.fail(session, "failed", _lost(session, why), now, out)
 
-    def _nobody(self, session: Session) -> SegueError:
-        """Why nobody took a request for as long as it may wait: what kept whoever's turn it was."""
-        where = f"request {session.request_id}"
-        first = self._admission.next(session.model)
-        why = self._open[first.request_id].waited if first else session.waited
+    def _kept_by(self, model: str, waited: Wait | None) -> Wait | None:
+        """What keeps whoever's turn it is; where nobody is in line, what kept the request that asks (``waited``)."""
+        first = self._admission.next(model)
+        return self._open[first.request_id].waited if first else waited
+
+    def _nobody(self, session: Session, now: float) -> SegueError:
+        """Nobody took a request for as long as it may wait."""
+        where, why = f"request {session.request_id}", self._kept_by(session.model, session.waited)
+        seconds = min(self._queue_seconds, now - session.arrived_at)
         if why is Wait.NO_WORKER and not session.turned_away:
-            what = f"no worker of {session.model} took requests within {self._queue_seconds:g} s"
+            what = f"no worker of {session.model} took requests within {seconds:.3g} s"
             return NotReady(what, where=where, hint=HINT, retry_after=UNKNOWN_RETRY_SECONDS)
-        what = f"the workers of {session.model} were full for {self._queue_seconds:g} s"
+        what = f"the workers of {session.model} were full for {seconds:.3g} s"
         return ClusterFull(what, where=where, hint=HINT, retry_after=self._admission.retry_after(session.model))
 
     def router(self, model: str) -> Router:

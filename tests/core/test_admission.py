@@ -27,11 +27,11 @@ def admission(requests: int = 1000, tokens: int = 10**9, **tenants: TenantSpec) 
     return Admission(AdmissionSpec(requests, tokens, tenants=tenants))
 
 
-def serve(admission: Admission, model: str = "m") -> str | None:
+def serve(admission: Admission, model: str = "m", now: float = 0.0) -> str | None:
     head = admission.next(model)
     if head is None:
         return None
-    admission.admitted(head.request_id)
+    admission.admitted(head.request_id, now)
     return head.request_id
 
 
@@ -123,7 +123,7 @@ class TestTurns:
         flood(queue, "slow", 3)
         flood(queue, "t", 3)
         for name in ("slow0", "slow1"):  # the second long before its turn
-            queue.admitted(name)
+            queue.admitted(name, 0.0)
             queue.check()
         queue.join(ticket("n0", "new"), 0.0)
         assert serve_all(queue) == ["t0", "n0", "t1", "t2", "slow2"]
@@ -285,6 +285,50 @@ class TestRetryAfter:
         assert self.after(queue, 10_000.5) == busy
 
 
+class TestLikelyWait:
+    """Nobody is refused for a wait that is not likely."""
+
+    @staticmethod
+    def waits(queue: Admission, now: float) -> float:
+        queue.join(ticket(f"asks at {now}"), now)
+        queue.drop(f"asks at {now}")
+        return queue.wait_of(ticket("next"))
+
+    def test_while_nobody_has_been_let_in_nothing_is_known(self) -> None:
+        queue = admission()
+        flood(queue, "t", 100)
+        assert self.waits(queue, 120.0) == 0.0
+
+    def test_the_time_before_the_first_one_is_let_in_is_no_part_of_the_pace(self) -> None:
+        queue = admission()
+        flood(queue, "t", 40)
+        for number in range(10):  # two a second, at last
+            serve(queue, now=60.0 + number / 2)
+            self.waits(queue, 60.0 + number / 2)
+        assert queue.wait_of(ticket("next")) == pytest.approx(15.5, rel=0.5)
+
+    def test_long_requests_that_end_together_leave_the_pace_what_it_is(self) -> None:
+        queue = admission()
+        flood(queue, "t", 60)
+        waits = []
+        for second in range(60, 160):
+            for _ in range(10 if second % 10 == 0 else 0):
+                served = serve(queue, now=float(second))
+                queue.join(ticket(f"{served}'", "t"), float(second))
+            waits.append(self.waits(queue, second + 0.5))
+        assert max(waits) < 2 * 61
+
+    def test_what_was_seen_before_nobody_took_requests_says_nothing(self) -> None:
+        queue = admission()
+        flood(queue, "t", 50)
+        for number in range(20):
+            serve(queue, now=50.0 + number)
+            self.waits(queue, 50.5 + number)
+        assert queue.wait_of(ticket("next")) > 10.0
+        queue.nobody_takes("m")
+        assert self.waits(queue, 100.0) == 0.0
+
+
 @given(
     st.lists(st.integers(1, 1000), min_size=1, max_size=60),
     st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 1000)), max_size=60),
@@ -373,7 +417,7 @@ class Machine(RuleBasedStateMachine):
             return
         entry = self.queued.pop(head.request_id)
         assert entry[1] == min(rank for other, rank in mine if other.tenant == head.tenant)
-        self.admission.admitted(head.request_id)
+        self.admission.admitted(head.request_id, 0.0)
         self.away.append(head)
         if entry[1][0]:
             self.account(model, head.tenant, head.tokens)

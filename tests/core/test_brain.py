@@ -12,7 +12,7 @@ from orchestrator.core.brain import Brain
 from orchestrator.core.defects import InvalidTransition
 from orchestrator.core.errors import ClusterFull, DeadlineExceeded, NotReady, Overloaded, WorkerLost
 from orchestrator.core.session import Session, Signal
-from orchestrator.core.spec import GatewaySpec, ModelSpec, PrefillPlace, Role, RoutingSpec
+from orchestrator.core.spec import GatewaySpec, ModelSpec, PrefillPlace, Role, RoutingSpec, SloSpec
 from orchestrator.core.types import Load, WorkerInfo
 from tests.core.support import worker
 
@@ -23,8 +23,9 @@ def brain_with(
     *workers: WorkerInfo,
     queue_seconds: float = 30.0,
     routing: RoutingSpec = LEAST_LOAD_APART,
+    slo: SloSpec | None = None,
 ) -> Brain:
-    models = [ModelSpec(name, "tiny:llama", {}, routing=routing) for name in ("m", "n")]
+    models = [ModelSpec(name, "tiny:llama", {}, routing=routing, slo=slo) for name in ("m", "n")]
     brain = Brain(Random(0), GatewaySpec(queue_seconds=queue_seconds), models)
     for info in workers:
         assert brain.step(m.WorkerUp(info), 0.0) == []
@@ -81,6 +82,31 @@ class TestOneRequest:
         assert isinstance(end, m.End)
         assert isinstance(end.error, NotReady)
         assert end.report.outcome == "rejected"
+
+    def test_while_there_is_no_worker_no_target_cuts_the_wait_short(self) -> None:
+        brain = brain_with(queue_seconds=30.0, slo=SloSpec(ttft_ms=2000.0))
+        brain.step(m.Arrived("a", "m", 40), 1.0)
+        brain.step(m.Arrived("b", "m", 40), 1.5)
+        assert brain.step(m.Tick(), 30.9) == []
+        first, second = brain.step(m.Tick(), 31.0) + brain.step(m.Tick(), 31.5)
+        assert (type(first.error), type(second.error)) == (NotReady, NotReady)
+
+    def test_who_waits_when_the_last_worker_is_lost_waits_for_its_successor(self) -> None:
+        brain = brain_with(worker("s0", Role.SERVE), slo=SloSpec(ttft_ms=2000.0))
+        brain.step(m.LoadReported("s0", Load(waiting=1000)), 1.0)
+        assert brain.step(m.Arrived("r", "m", 40), 1.0) == []
+        brain.step(m.WorkerDown("s0", "it died"), 1.5)
+        assert brain.step(m.Tick(), 1.6) + brain.step(m.Tick(), 3.5) == []
+        assert kinds(brain.step(m.WorkerUp(worker("s0", Role.SERVE)), 20.0)) == ["StartDecode"]
+
+    def test_who_is_told_that_workers_were_full_is_told_for_how_long(self) -> None:
+        brain = brain_with(worker("s0", Role.SERVE), slo=SloSpec(ttft_ms=2000.0))
+        for at in (1.0, 3.0):
+            brain.step(m.LoadReported("s0", Load(waiting=1000)), at)
+            brain.step(m.Arrived(f"r{at}", "m", 40), at)
+        (end,) = brain.step(m.Tick(), 3.0)
+        assert isinstance(end.error, ClusterFull)
+        assert "were full for 2 s" in end.error.what
 
     def test_deadline_ends_it_wherever_it_is(self) -> None:
         brain = brain_with(*APART)
