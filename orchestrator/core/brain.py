@@ -267,6 +267,8 @@ class Brain:
         session = self._sessions.get(event.request_id)
         if session is None:
             return
+        if event.complete:  # as with a stop string, which engines don't look for
+            self.health.decoded(session, event.output_tokens, now, out)
         self._halves.stop(session, now, out)
         session.advance(Signal.ENDED_EARLY, now)
         outcome = "finished" if event.complete else "cancelled"

@@ -24,7 +24,7 @@ from __future__ import annotations
 from typing import Final
 
 from orchestrator.core import messages as m
-from orchestrator.core.candidates import listens, takes
+from orchestrator.core.candidates import listens, pairs, takes
 from orchestrator.core.decision import Decision
 from orchestrator.core.evidence import (
     LEAST_SEEN,
@@ -258,9 +258,12 @@ class Health:
         for (model, role), group in self._groups.items():
             if model != session.model or not group.out or (role is Role.PREFILL and decision.prefill is None):
                 continue
+            partner = self._fleet.get(decision.decode if role is Role.PREFILL else decision.prefill or "")
             for record in group.members.values():
                 view = record.view
                 if record.state is not State.TRIAL or record.trial or view is None:
+                    continue
+                if partner is not None and not pairs(view, partner):
                     continue
                 if listens(view, session.adapter, now) and takes(view, session.prompt_tokens, now):
                     record.trial = session.request_id

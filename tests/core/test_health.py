@@ -12,7 +12,7 @@ from orchestrator.core import messages as m
 from orchestrator.core.brain import Brain
 from orchestrator.core.decision import Rule
 from orchestrator.core.evidence import State
-from orchestrator.core.spec import GatewaySpec, HealthSpec, ModelSpec, PoolSpec, Role, RoutingSpec
+from orchestrator.core.spec import GatewaySpec, HealthSpec, ModelSpec, PoolSpec, PrefillPlace, Role, RoutingSpec
 from orchestrator.core.types import Load
 from tests.core.support import worker
 
@@ -98,6 +98,11 @@ class Rig:
         del self.at[wire]
         self.tell(m.DecodeEnded(wire, tokens))
 
+    def stop(self, wire: str) -> None:
+        self.tell(m.FirstToken(wire, 0, 0))
+        del self.at[wire]
+        self.tell(m.Cancelled(wire.partition("~")[0], 20, complete=True))
+
     def state(self, name: str) -> State:
         return self.brain.health.of(name)
 
@@ -163,6 +168,40 @@ def test_a_trial_that_is_cancelled_shows_nothing_and_another_follows() -> None:
     assert rig.state("w1") is State.TRIAL
     rig.finish(rig.send_to("w1"))
     assert rig.out() == []
+
+
+def test_a_trial_that_ends_with_a_stop_string_went_well() -> None:
+    rig = Rig(4)
+    make_fail(rig, "w1")
+    rig.pass_time(8.0)
+    rig.stop(rig.send_to("w1"))
+    assert rig.out() == []
+
+
+def test_requests_that_end_with_a_stop_string_speak_for_a_worker() -> None:
+    rig = Rig(4)
+    for _ in range(6):
+        for _ in range(30):
+            rig.stop(rig.send_to("w1"))
+        rig.fail(rig.send_to("w1"))
+    assert rig.out() == []
+
+
+def test_no_trial_pairs_workers_that_cant_hand_kv_over() -> None:
+    routing = RoutingSpec("least_load", prefill=PrefillPlace.APART)
+    brain = Brain(Random(0), GatewaySpec(), (ModelSpec("m", "x", {}, routing=routing),))
+    for name, role, kv in (("p", Role.PREFILL, "b"), ("d0", Role.DECODE, "a"), ("d1", Role.DECODE, "b")):
+        brain.step(m.WorkerUp(worker(name, role, kv_format=kv, **ALIKE)), 0.0)
+    for _ in range(5):
+        brain.health.failed("d0", 0.0, [])
+    for tick in range(80):
+        for name in ("p", "d0", "d1"):
+            brain.step(m.LoadReported(name, Load(kv_blocks_total=100_000), own=0), tick * TICK)
+        brain.step(m.Tick(), tick * TICK)
+    assert brain.health.of("d0") is State.TRIAL
+    (start,) = brain.step(m.Arrived("r", "m", 100), 80 * TICK)
+    assert isinstance(start, m.StartPrefill)
+    assert (start.decision.prefill, start.decision.decode) == ("p", "d1")
 
 
 def test_requests_that_are_refused_as_wrong_or_given_up_by_their_clients_speak_against_nobody() -> None:
