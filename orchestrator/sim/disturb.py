@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.core.errors import ConfigError
 from orchestrator.sim.faults import Fault, Kind
-from orchestrator.sim.network import RECONNECT_SECONDS, SILENCE_SECONDS, Link
+from orchestrator.sim.network import RECONNECT_SECONDS, Link
 from orchestrator.sim.worker import Worker
 
 if TYPE_CHECKING:
@@ -126,8 +126,9 @@ class Disturber:
         link = worker.links[fault.gateway]
         link.gateway.held(link)
         self._run.network.hold(link, fault.seconds)
-        if fault.seconds > SILENCE_SECONDS:
-            self._run.clock.after(SILENCE_SECONDS, self._silent, (link, link.session))
+        silence = self._run.silence_seconds
+        if fault.seconds > silence:
+            self._run.clock.after(silence, self._silent, (link, link.session))
 
     def _silent(self, what: tuple[Link, int]) -> None:
         link, session = what

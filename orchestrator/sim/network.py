@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from orchestrator.sim.half import Half
     from orchestrator.sim.worker import Frame, Worker
 
-SILENCE_SECONDS = 15.0  # a stream on which nothing came for so long is given up
 RECONNECT_SECONDS = 0.2
 
 NOTHING: Final[dict[Half, int]] = {}  # nothing is put into it

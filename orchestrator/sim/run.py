@@ -86,6 +86,7 @@ class Run:
         self._options = options
         self._offers = offers
         self._flights: list[Flight] = []
+        self.silence_seconds = spec.gateway.silence_seconds  # after which a gateway gives a stream up
         seed, share = options.seed, fault_forms.share
         weather = Weather(
             options.delay,

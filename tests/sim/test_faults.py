@@ -88,6 +88,15 @@ def test_a_short_partition_delays_and_a_long_one_makes_streams_go_on_elsewhere()
     assert not short.measure.pauses
 
 
+@pytest.mark.parametrize(("silence", "noticed"), [({}, True), ({"silence_seconds": 15.0}, False)])
+def test_a_silence_is_noticed_after_as_long_as_a_live_gateway_takes(silence: dict[str, float], noticed: bool) -> None:
+    spec = cluster("serve", **silence)
+    asked = requests(spec, "generate:poisson,rate=20,prompt=300,output=150", requests=100)
+    result = play(spec, asked, disturbed="partition:0-0@2+8")
+    assert result.measure.outcomes["finished"] == 100
+    assert bool(result.measure.pauses) is noticed
+
+
 @pytest.mark.parametrize("roles", [("serve",), ("prefill", "decode")])
 def test_streams_whose_worker_dies_go_on_and_get_each_token_once(roles: tuple[str, ...]) -> None:
     spec = cluster(*roles)
