@@ -244,7 +244,8 @@ class Sessions:
     def _given_up(self, session: Session, now: float, out: list[m.Command]) -> None:
         if session.began is None:
             until = session.arrived_at + self._queue_seconds
-            if now < until and self._kept_by(session.model, session.waited) is Wait.NO_WORKER:  # no target can be kept: workers are to come
+            nobody = self._kept_by(session.model, session.waited) is Wait.NO_WORKER
+            if nobody and now < until:  # its target can't be kept anyway
                 session.place_by = until
                 self._look_again_at(until, session)
                 return

@@ -100,6 +100,7 @@ class AnyOrder(RuleBasedStateMachine):
         worker_id = f"w{n}"
         if worker_id in self.up and polite:
             self.down(worker_id)
+        self.moved_from(worker_id)
         self.up[worker_id] = model
         self.draining.discard(worker_id)
         self.heard[worker_id] = self.now
@@ -110,7 +111,13 @@ class AnyOrder(RuleBasedStateMachine):
     def worker_down(self, worker_id: str) -> None:
         self.down(worker_id)
 
+    def moved_from(self, worker_id: str) -> None:
+        """What leaves a worker that drains costs no attempt."""
+        if worker_id in self.draining:
+            self.turned_away |= {c.request_id for c in self.wire_of.values() if c.worker_id == worker_id}
+
     def down(self, worker_id: str) -> None:
+        self.moved_from(worker_id)
         self.up.pop(worker_id, None)
         there = {c.request_id for c in self.wire_of.values() if c.worker_id == worker_id}
         sent = tuple(m.Sent(each, self.sent[each]) for each in sorted(there) if self.sent[each])
@@ -221,7 +228,7 @@ class AnyOrder(RuleBasedStateMachine):
         wire_id = self._pick(data, (m.StartPrefill, m.StartDecode))
         if wire_id and wire_id not in self.tokens and self.wire_of[wire_id].worker_id in self.up:
             command = self.wire_of.pop(wire_id)
-            if refusal is m.Refusal.BUSY:
+            if refusal is not m.Refusal.INVALID:
                 self.turned_away.add(command.request_id)  # these may be placed any number of times, within their wait
             self.feed(m.Refused(wire_id, refusal, "no"))
 
