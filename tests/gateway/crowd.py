@@ -66,9 +66,9 @@ def placements(stack: Stack) -> Iterator[list[str]]:
     placed: list[str] = []
     admitted = queue(stack).admitted
 
-    def note(request_id: str) -> None:
+    def note(request_id: str, now: float) -> None:
         placed.append(request_id)
-        admitted(request_id)
+        admitted(request_id, now)
 
     queue(stack).admitted = note
     try:
