@@ -214,9 +214,11 @@ class Owner:
         """Takes down what is up, whatever state it is in; returns whether all went as it should."""
         if self._stays:
             return self._leave()
-        self._folder.update(phase="stopping", ends_by=time.time() + self._spec.controller.drain_timeout)
+        record = self._folder.read()  # `segue upgrade` may have written another time into it
+        seconds = record.drain_seconds if record else self._spec.controller.drain_timeout
+        self._folder.update(phase="stopping", ends_by=time.time() + seconds)
         self._footprint.sample()
-        drained = self._drain() if self._controller_asked else True
+        drained = self._drain(seconds) if self._controller_asked else True
         self._progress.running("processes", "ending")
         if self._joined:
             self._ground.stop()
@@ -233,10 +235,10 @@ class Owner:
         self._progress.say(f"segue: cluster {self._spec.name} goes on; {self._way_out()} stops it")
         return True
 
-    def _drain(self) -> bool:
+    def _drain(self, drain_seconds: float) -> bool:
         hint = "" if self._background else " (Ctrl-C again to hurry)"
         self._progress.running("drain", f"finishing running requests{hint}")
-        for seconds in (self._spec.controller.drain_timeout, 0.0):
+        for seconds in (drain_seconds, 0.0):
             try:
                 with self._interrupts.raising():
                     self._ground.stop_controller(self._spec.name, seconds)

@@ -209,6 +209,19 @@ def test_a_second_interrupt_hurries_the_drain(
     assert owner.exit_code() == 0
 
 
+def test_the_drain_is_as_long_as_an_upgrade_has_made_it(
+    up: Callable[[Path], Owner], config: Callable[..., Path], cluster: FakeCluster
+) -> None:
+    cluster.tell(status(grpc_address=cluster.address))
+    owner = up(config(drain=5))
+    owner.wait_for("Stop it: Ctrl-C")
+    folder, _ = run_folder.find(None)
+    folder.update(drain_seconds=7.0)  # as `segue upgrade` does
+    owner.process.send_signal(signal.SIGINT)
+    assert owner.exit_code() == 0
+    assert "draining test for 7 s" in owner.shown
+
+
 def test_a_worker_that_fails_twice_ends_it_with_its_last_lines(
     up: Callable[[Path], Owner], config: Callable[..., Path], cluster: FakeCluster
 ) -> None:
