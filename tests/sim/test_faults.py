@@ -110,6 +110,7 @@ def test_streams_whose_worker_dies_go_on_and_get_each_token_once(roles: tuple[st
     assert measure.prompt_tokens == sum(offer.prompt_tokens for offer in asked)
 
 
+@pytest.mark.source
 def test_a_stream_that_goes_on_from_another_token_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     start = Carrier._start
 
