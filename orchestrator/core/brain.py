@@ -209,6 +209,7 @@ class Brain:
         session.transferred_tokens = event.transferred_tokens
         self._halves.arrived(session, now)
         self._sessions.first_token(session, now)
+        self.health.began(session, now)
         if not session.prefill_worker:
             self._computed(session, session.decode_claim, event.cached_tokens, now, out)
         elif view := self.fleet.get(session.decode_worker):

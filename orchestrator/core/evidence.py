@@ -165,12 +165,11 @@ def sick(record: Record, spec: HealthSpec) -> tuple[Evidence, str] | None:
     return None
 
 
-def per_token(record: Record, view: WorkerView, seconds: float) -> None:
-    """A request has ended whose tokens took so long each."""
-    if record.view is view and seconds > 0.0:
-        off = math.log(seconds / view.cost.peers.step.at(max(1, view.running)))
+def per_token(record: Record, due: float, tokens: int) -> None:
+    """A request has ended that got ``tokens`` after its first one, in a time in which ``due`` were."""
+    if due > 0.0:
         record.told += 1
-        record.tempo += (off - record.tempo) * max(TOLD_GAIN, 1.0 / record.told)
+        record.tempo += (math.log(due / tokens) - record.tempo) * max(TOLD_GAIN, 1.0 / record.told)
 
 
 def slow(record: Record, view: WorkerView, spec: HealthSpec, now: float) -> str | None:

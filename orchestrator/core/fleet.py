@@ -62,6 +62,7 @@ class WorkerView:
     # What happened last, kept until enough is known to learn from it (see ``learning``).
     stepped_at: float = 0.0  # the end of the newest step
     stepped_running: int = 0  # sequences that decoded in it
+    due: float = 0.0  # tokens of a sequence that was there all along, had it been as quick as its peers; up to heard_at
     batch_tokens: int = 0  # of prompts that ended in the newest step, not learned from yet
     batch_began: float = 0.0
     batch_ended: float = 0.0
@@ -78,6 +79,10 @@ class WorkerView:
         if seconds > 0.0:
             self.busy += seconds / (BUSY_MEMORY + seconds) * ((1.0 if self.depth else 0.0) - self.busy)
             self.busy_at = now
+
+    def due_by(self, now: float) -> float:
+        """``due``, counted on with the sequences that it last said to have."""
+        return self.due + (now - self.heard_at) / self.cost.peers.step.at(max(1, self.running))
 
     @property
     def kv_usage(self) -> float:
@@ -229,6 +234,7 @@ class Fleet:
             view.count_busy(now)
             if not view.depth:
                 view.cost.idle(now - view.heard_at)
+            view.due = view.due_by(now)
             view.running, view.waiting = load.running, load.waiting
             view.kv_blocks_used, view.kv_blocks_total = load.kv_blocks_used, load.kv_blocks_total
             view.heard_at = now

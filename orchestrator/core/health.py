@@ -127,6 +127,12 @@ class Health:
             record.row = 0
             record.group.good += 1.0
 
+    def began(self, session: Session, now: float) -> None:
+        """A request has got its first token."""
+        record = self._records.get(session.decode_worker)
+        if record is not None and record.view is not None:
+            session.due_before = record.view.due_by(now)
+
     def decoded(self, session: Session, output_tokens: int, now: float, out: list[m.Command]) -> None:
         """A request has got all its tokens."""
         self.worked(session.decode_worker)
@@ -134,7 +140,7 @@ class Health:
         if output_tokens >= LEAST_TOKENS and began is not None and session.began is None:
             record = self._records.get(session.decode_worker)
             if record is not None and record.view is not None:
-                per_token(record, record.view, (now - began) / (output_tokens - 1))
+                per_token(record, record.view.due_by(now) - session.due_before, output_tokens - 1)
         if session.request_id in self.tried:
             self._finished(session, output_tokens, now, out)
 

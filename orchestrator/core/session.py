@@ -141,6 +141,7 @@ class Session:
     placed_at: float | None = None
     prefilled_at: float | None = None
     first_token_at: float | None = None
+    due_before: float = 0.0  # ``WorkerView.due`` where it decodes, when it had its first token
     newest: Turn | None = None  # of its history
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from random import Random
 
 import pytest
@@ -298,6 +299,32 @@ def test_long_generations_never_take_a_worker_out(lengths: list[int], at: int) -
             rig.finish(rig.send_to(name), length if place == at else 9, 0.02)
         rig.pass_time(1.0)
     assert rig.out() == []
+
+
+def test_a_worker_that_had_many_at_once_is_not_slow_because_its_last_ones_end_alone() -> None:
+    rig = Rig(4)
+    step = rig.brain.fleet.get("w0").cost.peers.step
+    step.fixed, step.slope = 0.01, 0.01
+    for _ in range(20):
+        for name in rig.names[1:]:
+            rig.finish(rig.send_to(name), 20, 0.02)
+        rig.pass_time(TICK)
+    lengths: dict[str, int] = {}
+    for number in range(1, 25):
+        wire = rig.send_to("w0")
+        rig.tell(m.FirstToken(wire, 0, 0))
+        lengths[wire] = 10 * number
+    rig.tell(m.LoadReported("w0", Load(24, kv_blocks_total=100_000), own=24))
+    for token in range(1, max(lengths.values()) + 1):
+        rig.now += step.at(len(lengths))
+        for wire in [wire for wire, length in lengths.items() if length == token]:
+            del lengths[wire], rig.at[wire]
+            rig.tell(m.DecodeEnded(wire, token + 1))
+        rig.tell(m.LoadReported("w0", Load(len(lengths), kv_blocks_total=100_000), own=len(lengths)))
+        if token % 5 == 0:
+            rig.tell(m.Tick())
+    assert not rig.sick
+    assert math.exp(rig.brain.health._records["w0"].tempo) == pytest.approx(1.0, rel=0.1)
 
 
 def test_a_worker_that_is_little_known_is_not_judged_as_slow() -> None:
