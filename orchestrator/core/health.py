@@ -56,7 +56,7 @@ class Health:
         self._records: dict[str, Record] = {}
         self._groups: dict[tuple[str, Role], Group] = {}
         self._round: list[Record] = []
-        self._next = 0
+        self._part = 0
         self.tried: dict[str, Record] = {}  # by request
         self.wanted = 0  # workers on trial that have no request
 
@@ -163,18 +163,21 @@ class Health:
 
     def tick(self, now: float, out: list[m.Command]) -> None:
         """A tenth of the workers are looked at; each is about once a second."""
-        if self._next >= len(self._round):
+        if self._part == 0:
             self._begin_round(out)
-        part = -(-len(self._round) // PARTS)
-        for record in self._round[self._next : self._next + part]:
+        size = -(-len(self._round) // PARTS)
+        first = size * self._part
+        for record in self._round[first : first + size]:
             record.faded()
             if (view := record.view) is not None:
                 self._look(record, view, now, out)
-        self._next += part
+        self._part = (self._part + 1) % PARTS
 
     def _begin_round(self, out: list[m.Command]) -> None:
         self._round.clear()
-        self._next = 0
+        for record in self._records.values():
+            if record.view is None:
+                record.faded()
         for group in self._groups.values():
             self._round += group.members.values()
             group.begin_round()

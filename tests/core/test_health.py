@@ -258,6 +258,39 @@ def test_a_worker_whose_session_breaks_again_and_again_is_out_when_it_comes_back
     assert "broke 3 times" in rig.sick[-1].why
 
 
+def test_a_network_that_is_down_takes_nobody_out() -> None:
+    rig = Rig(4)
+    for _ in range(4):
+        for name in rig.names:
+            rig.tell(m.WorkerDown(name, "the stream broke"))
+        rig.pass_time(1.0)
+        for name in rig.names:
+            rig.up(name)
+    assert rig.out() == []
+
+
+def test_failures_are_remembered_for_as_long_in_a_small_pool() -> None:
+    rig = Rig(2)
+    for pause in (0.0, 0.0, 5.0, 0.0, 0.0):
+        rig.pass_time(pause)
+        assert rig.out() == []
+        rig.finish(rig.send_to("w0"))
+        rig.fail(rig.send_to("w0"))
+    assert rig.out() == ["w0"]
+
+
+def test_a_request_that_was_lost_is_no_trial() -> None:
+    rig = Rig(4)
+    make_fail(rig, "w1")
+    wire = rig.send()
+    rig.pass_time(8.0)
+    assert rig.state("w1") is State.TRIAL
+    del rig.at[wire]
+    rig.tell(m.DecodeEnded(wire, 0, failed=True, detail="an error"))
+    assert [at for other, at in rig.at.items() if other.partition("~")[0] == wire.partition("~")[0]] != ["w1"]
+    assert rig.at[rig.send()] == "w1"
+
+
 def test_a_worker_that_leaves_as_it_was_told_to_is_no_sign_of_anything() -> None:
     rig = Rig(4)
     for _ in range(6):
@@ -281,6 +314,8 @@ def test_a_worker_whose_tokens_take_several_times_as_long_is_out_until_a_trial_s
     assert rig.out() == ["w0"]
     assert "5.0 times as long" in rig.sick[-1].why
     rig.pass_time(8.0)
+    rig.finish(rig.send_to("w0"), 3, 0.02)
+    assert rig.state("w0") is State.TRIAL  # so few tokens show nothing
     rig.finish(rig.send_to("w0"), 20, 0.1)
     assert rig.state("w0") is State.OUT
     rig.pass_time(12.0)
