@@ -103,7 +103,7 @@ def test_the_rendered_configuration_answers_a_prompt(chart, tmp_path, monkeypatc
     text = f"""
 cluster: {{name: from-the-chart}}
 gateway: {{http: "127.0.0.1:{http}", grpc: "127.0.0.1:{grpc}"}}
-controller: {{listen: "127.0.0.1:{controller}", drain_timeout: 5}}
+controller: {{listen: "127.0.0.1:{controller}", drain_timeout: 5, rollout: {{health_seconds: 1}}}}
 models:
   - name: tiny
     source: "tiny:llama"
@@ -143,6 +143,14 @@ models:
                 said = segue(*asked, seconds=60)
                 assert said.returncode == 0, said.stderr
                 assert said.stdout.strip()
+                # As a changed ConfigMap comes into the pod, and as helm's notes have it carried out.
+                file.write_text(file.read_text(encoding="utf-8").replace("0.01", "0.02"), encoding="utf-8")
+                changed = segue("upgrade", str(file), "--address", address, seconds=START_SECONDS)
+                assert changed.returncode == 0, changed.stdout + changed.stderr
+                assert "engine.step_seconds: 0.01 -> 0.02" in changed.stdout
             assert "from-the-chart" in log.read_text(encoding="utf-8")
+            with running(up, tmp_path / "again.log"):
+                again = tmp_path / "again.log"
+                wait_until(lambda: "found running" in again.read_text(encoding="utf-8"), "the sidecar", START_SECONDS)
         finally:
             segue("down", "--address", address, "--name", "from-the-chart", seconds=90)
