@@ -64,15 +64,15 @@ class _Ray:
         return ray_hosts.topology(name)
 
     def require_name(self, name: str) -> None:
-        from orchestrator.controller import ray_cluster
+        from orchestrator.controller import ray_controller
 
-        ray_cluster.require_name(name)
+        ray_controller.require_name(name)
 
     def controller(self, name: str) -> str:
         """host:port of the controller of a cluster that runs here; empty if none of that name does."""
-        from orchestrator.controller import ray_cluster
+        from orchestrator.controller import ray_controller
 
-        return ray_cluster.controller_address(name)
+        return ray_controller.controller_address(name)
 
     def is_gone(self, name: str) -> bool:
         try:
@@ -83,19 +83,19 @@ class _Ray:
 
     def clusters(self) -> list[str]:
         """The names of all that run here."""
-        from orchestrator.controller import ray_cluster
+        from orchestrator.controller import ray_controller
 
-        return ray_cluster.clusters()
+        return ray_controller.clusters()
 
     def start_controller(self, spec: ClusterSpec, log_dir: str) -> str:
-        from orchestrator.controller import ray_cluster
+        from orchestrator.controller import ray_controller
 
-        return ray_cluster.start_controller(spec, log_dir)
+        return ray_controller.start_controller(spec, log_dir)
 
     def stop_controller(self, name: str, drain_seconds: float) -> None:
-        from orchestrator.controller import ray_cluster
+        from orchestrator.controller import ray_controller
 
-        ray_cluster.stop_controller(name, drain_seconds)
+        ray_controller.stop_controller(name, drain_seconds)
 
     def stop(self) -> None:
         import ray

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import operator
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ from orchestrator.cli.plan import kept
 from orchestrator.cli.plan_view import as_tables, changes
 from orchestrator.cli.progress import Progress
 from orchestrator.cli.run_folder import RunFolder
-from orchestrator.controller.course import outdated_pools, taken_over
+from orchestrator.controller.course import Phase, outdated_pools, taken_over
 from orchestrator.core.errors import ClusterUnreachable, DeadlineExceeded, DoesNotFit
 from orchestrator.core.planning.differences import Difference, differences
 from orchestrator.core.planning.hosts import Topology
@@ -29,6 +32,7 @@ from orchestrator.planning.live import inventory_of
 
 STEP = "upgrade"
 _RECONNECT_SECONDS = 1.0
+_SILENCE_SECONDS = 120.0  # one that Ray restarts is back in seconds, or in some tens where it breaks again and again
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +64,10 @@ def run(args: argparse.Namespace) -> Exit:
         return Exit.OK
     rpc.upgrade(controller, intent.spec, makes_room=args.allow_unavailable, full=intent.full)
     progress = Progress(terminal.err() if args.json else terminal.out())
+    find = (lambda: controller) if args.address else partial(_controller, name)
     try:
         with progress.live():
-            code = _followed(controller, progress)
+            code = _followed(find, intent.spec, progress)
     except KeyboardInterrupt:
         progress.say("segue: it goes on; `segue status` shows how far it is")
         return Exit.INTERRUPTED
@@ -76,8 +81,9 @@ def as_started(running: ClusterSpec, spec: ClusterSpec) -> ClusterSpec:
     """With what the options of ``segue up`` made of the one that runs, which no file says."""
     if running.gateway.processes == 0:
         spec = replace(spec, gateway=replace(spec.gateway, processes=0))
-    opened = attach.on_the_network(spec)
-    return opened if _ways_in(opened) == _ways_in(running) else spec
+    ways = _ways_in(running)
+    alike = (spec, attach.on_the_network(spec))  # the one that differs in less, so that no more than that is refused
+    return min(alike, key=lambda each: sum(map(operator.ne, _ways_in(each), ways)))
 
 
 def _ways_in(spec: ClusterSpec) -> tuple[object, ...]:
@@ -158,28 +164,44 @@ def _show(intent: Intent, *, as_json: bool) -> None:
         console.print(f"no room for a spare of {each}: a replica is missing instead", soft_wrap=True)
 
 
-def _followed(controller: str, progress: Progress) -> Exit:
-    """Until it has come to an end, however often the controller is away meanwhile."""
+def _followed(find: Callable[[], str], spec: ClusterSpec, progress: Progress) -> Exit:
+    """Until it has come to an end, however often the controller is away meanwhile.
+
+    Raises ClusterUnreachable once ``find`` does, or where it stays away.
+    """
+    heard = time.monotonic()
     while True:
+        controller = find()
         try:
             for status in rpc.watch(controller):
+                heard = time.monotonic()
                 follow.show(status, progress)
-                code = _told(status.rollout, progress)
-                if code is not None:
-                    return code
-        except (ClusterUnreachable, DeadlineExceeded):
+                if not _under_way(status.rollout, progress):
+                    return _outcome(controller, spec, status.rollout, progress)
+        except DeadlineExceeded:
+            continue
+        except ClusterUnreachable as error:
+            if time.monotonic() - heard >= _SILENCE_SECONDS:
+                what = f"its controller has not answered for {_SILENCE_SECONDS:g} s"
+                hint = "the upgrade goes on once there is one; segue status shows how far it is"
+                raise ClusterUnreachable(what, where=controller, hint=hint) from error
             progress.running(STEP, "the controller does not answer")
         time.sleep(_RECONNECT_SECONDS)
 
 
-def _told(rollout: Any, progress: Progress) -> Exit | None:
-    """The exit code once it is over."""
+def _under_way(rollout: Any, progress: Progress) -> bool:
+    if rollout.state not in (Phase.ROLLING, Phase.ROLLING_BACK):
+        return False
     why = f": {rollout.detail}" if rollout.detail else ""
-    if rollout.state == "done":
-        progress.done(STEP, f"done{why}")
-        return Exit.OK
-    if rollout.state == "rolled back":
-        progress.failed(STEP, f"rolled back{why}")
-        return Exit.FAILED
     progress.running(STEP, f"{rollout.state}, {rollout.done} of {rollout.total} replicas{why}")
-    return None
+    return True
+
+
+def _outcome(controller: str, spec: ClusterSpec, rollout: Any, progress: Progress) -> Exit:
+    """Told by what runs then: a controller that took over after the end knows of no upgrade."""
+    why = f": {rollout.detail}" if rollout.detail else ""
+    if rollout.state == Phase.DONE or config.digest(rpc.topology(controller)[1]) == config.digest(spec):
+        progress.done(STEP, f"{rollout.state or Phase.DONE}{why}")
+        return Exit.OK
+    progress.failed(STEP, f"{rollout.state or Phase.ROLLED_BACK}{why}")
+    return Exit.FAILED

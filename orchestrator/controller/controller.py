@@ -33,9 +33,8 @@ class Controller:
     """Keeps the cluster as specified. ``publish`` gets each new view; it must not block.
 
     ``clock`` is monotonic seconds. All of it runs on one event loop and waits for nothing but time and its own events.
-    ``previous``: the specification that an upgrade under way would go back to. ``turned`` is called whenever ``spec``
-    is another one, or an upgrade has ended. ``began_ms``: as in ``Memory``. A
-    specification that leaves a count to the planner is a ConfigError.
+    ``memory``: what the one before left, where there was one. ``turned`` is called whenever ``spec`` is another one, or
+    an upgrade has ended. A specification that leaves a count to the planner is a ConfigError.
     """
 
     def __init__(
@@ -47,13 +46,13 @@ class Controller:
         clock: Callable[[], float] = time.monotonic,
         bounds: Bounds | None = None,
         patience: Patience | None = None,
-        previous: ClusterSpec | None = None,
-        began_ms: int = 0,
+        memory: Memory | None = None,
         turned: Callable[[], None] = lambda: None,
     ) -> None:
         closed(assigner.spec)
         self._assigner = assigner
-        self._course = Course(assigner, previous)
+        left = memory or Memory("")
+        self._course = Course.resumed(assigner, left)
         self._turned = turned
         self._limits = Limits.of(assigner.spec.controller)
         self._publish = publish
@@ -67,10 +66,11 @@ class Controller:
         self._cluster = cluster
         self._term = 0
         self._outdated: StaleEpoch | None = None
-        self._began_ms = began_ms
+        self._began_ms = left.began_ms
         self._kept: Memory | None = None
         self._strangers_at: float | None = None
         self._memory = self._to_remember()
+        self._remembered = asyncio.Event()
         self._epoch = 0
         self._histories: Mapping[str, SlotHistory] = {}
         self._drain_until: float | None = None
@@ -121,11 +121,23 @@ class Controller:
 
     def _turn(self) -> None:
         self._memory = self._to_remember()
+        self._remembered.clear()
         self._turned()
 
     def _to_remember(self) -> Memory:
-        previous = dumps(self.previous) if self.previous is not None else ""
-        return Memory(dumps(self.spec), previous, listen=self._assigner.fleet_address, began_ms=self._began_ms)
+        course, previous = self._course, dumps(self.previous) if self.previous is not None else ""
+        return Memory(
+            dumps(self.spec),
+            previous,
+            listen=self._assigner.fleet_address,
+            began_ms=self._began_ms,
+            makes_room=course.goal.makes_room,
+            back=course.back,
+        )
+
+    async def remembered(self) -> None:
+        """Returns once whoever replaces this controller would go on with what it was asked for till now."""
+        await self._remembered.wait()
 
     def look(self) -> None:
         """Has the loop look now rather than at its next tick."""
@@ -189,18 +201,18 @@ class Controller:
         """
         if self._outdated is not None:
             raise self._outdated
-        memory = replace(self._memory, epoch=self._epoch + 1)
-        if memory == self._kept:
-            return True
-        try:
-            async with asyncio.timeout(_REMEMBERING):
-                await self._cluster.remember(memory, self._term)
-        except StaleEpoch:
-            raise
-        except Exception as error:  # Ray's store is away: workers and gateways go on as they are
-            log.warning("not_remembered", error=error, epoch=memory.epoch)
-            return False
-        self._kept = memory
+        # Again where an upgrade was asked for meanwhile.
+        while (memory := replace(self._memory, epoch=self._epoch + 1)) != self._kept:
+            try:
+                async with asyncio.timeout(_REMEMBERING):
+                    await self._cluster.remember(memory, self._term)
+            except StaleEpoch:
+                raise
+            except Exception as error:  # Ray's store is away: workers and gateways go on as they are
+                log.warning("not_remembered", error=error, epoch=memory.epoch)
+                return False
+            self._kept = memory
+        self._remembered.set()
         return True
 
     async def shutdown(self, drain_seconds: float) -> None:

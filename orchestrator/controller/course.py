@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from orchestrator.config import digest, effective_engine_args
+from orchestrator.config import digest, effective_engine_args, loads
 from orchestrator.controller.assignments import Assigner
+from orchestrator.controller.ports import Memory
 from orchestrator.core import rollout
 from orchestrator.core.errors import ConfigError, SegueError
 from orchestrator.core.planning.differences import differences
@@ -45,13 +46,15 @@ class Progress:
 class Course:
     """The specification that is aimed at (``assigner.spec``), and ``previous``, which it would go back to.
 
-    A cluster that starts on its way (``previous``) goes on with it.
+    A cluster that starts on its way (``previous``, or ``back`` with the reason) goes on with it.
     """
 
-    def __init__(self, assigner: Assigner, previous: ClusterSpec | None = None) -> None:
+    def __init__(
+        self, assigner: Assigner, previous: ClusterSpec | None = None, *, makes_room: bool = False, back: str = ""
+    ) -> None:
         self.assigner = assigner
         self.previous = previous
-        self.goal = _goal(assigner, strict=False)
+        self.goal = replace(_goal(assigner, strict=False), makes_room=makes_room)
         self._changed = frozenset[PoolKey]()
         self._trial = Trial()
         self._made_of = digest(assigner.spec)
@@ -59,6 +62,19 @@ class Course:
         self.progress = Progress()
         if previous is not None:
             self._begin(Phase.ROLLING, "")
+        elif back:
+            self._begin(Phase.ROLLING_BACK, back)
+
+    @classmethod
+    def resumed(cls, assigner: Assigner, memory: Memory) -> Course:
+        """As another controller left it."""
+        previous = loads(memory.previous_json) if memory.previous_json else None
+        return cls(assigner, previous, makes_room=memory.makes_room, back=memory.back)
+
+    @property
+    def back(self) -> str:
+        """Why it is on its way back; empty if it is not."""
+        return self.progress.detail if self.progress.phase is Phase.ROLLING_BACK else ""
 
     @property
     def spec(self) -> ClusterSpec:
@@ -80,12 +96,19 @@ class Course:
     def change(self, spec: ClusterSpec, *, makes_room: bool, full: Iterable[PoolKey] = ()) -> None:
         """Aims at another specification from now on. ``full`` are pools that have no room for a spare.
 
+        On its way back it may turn elsewhere: what it goes back to may never be well again.
+
         Raises:
             ConfigError: it can't be had while the cluster runs, or another change is under way.
         """
-        if self.progress.phase.under_way:
-            raise ConfigError(f"an upgrade is {self.progress.phase}", hint="segue status shows how far it is")
-        assigner = replace(self.assigner, spec=taken_over(self.spec, spec))
+        new = taken_over(self.spec, spec)
+        if self.progress.phase is Phase.ROLLING:
+            if self.previous is None or digest(new) != digest(self.previous):
+                hint = "segue status shows how far it is; the configuration that it comes from takes it back"
+                raise ConfigError(f"an upgrade is {self.progress.phase}", hint=hint)
+            self._turn_back(self.previous, "that was asked for")
+            return
+        assigner = replace(self.assigner, spec=new)
         goal = replace(_goal(assigner, strict=True), makes_room=makes_room)
         self.previous = self._before = self.spec
         self._aim(assigner, goal)
@@ -191,7 +214,19 @@ def taken_over(old: ClusterSpec, new: ClusterSpec) -> ClusterSpec:
             what = f"{model.name} can't become another model while it is served: {before[model.name].source} -> "
             hint = "add the other one under a name of its own, and take this one out once nobody asks for it"
             raise ConfigError(what + model.source, where=f"models: {model.name}: source", hint=hint)
+    _require_own_slots(old, new)
     return new
+
+
+def _require_own_slots(old: ClusterSpec, new: ClusterSpec) -> None:
+    """Ids leave out what file names can't hold, so that models may change places with each other."""
+    was = {slot.slot_id: slot.model for slot in slots_of(old)}
+    for slot in slots_of(new):
+        former = was.get(slot.slot_id, slot.model)
+        if former != slot.model:
+            what = f"{slot.slot_id} is a replica of {former}, and would be one of {slot.model}"
+            hint = "keep both models in their order, or give one a name with other letters"
+            raise ConfigError(what, where=f"models: {slot.model}: name", hint=hint)
 
 
 def _changed(before: Goal, after: Goal) -> frozenset[PoolKey]:

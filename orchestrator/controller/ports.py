@@ -23,6 +23,7 @@ class Memory:
     ``spec_json``: the closed ClusterSpec that runs (``config.dumps``); ``previous_json``: the one before, if there was
     one. ``epoch``: of the last plan that changed something. ``listen``: where its fleet watch was, host:port.
     ``began_ms``: when the cluster began, in Unix milliseconds.
+    ``makes_room``: as in ``Goal``. ``back``: why it is on its way back to ``spec_json``; empty if it is not.
     """
 
     spec_json: str
@@ -30,6 +31,8 @@ class Memory:
     epoch: int = 0
     listen: str = ""
     began_ms: int = 0
+    makes_room: bool = False
+    back: str = ""
 
 
 class ActorLost(SegueError):  # noqa: N818 - a condition, as in core.errors

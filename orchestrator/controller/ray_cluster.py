@@ -1,8 +1,7 @@
 """A cluster's actors and reservations in Ray, and the only place that names the worker and gateway actors' classes.
 
 Actors and placement groups are detached and named (``ports.actor_name``), in one Ray namespace: they outlive the
-controller, and another one can find them. Ray restarts none of them; that is the controller's to decide. The controller
-itself Ray does restart.
+controller, and another one can find them. Ray restarts none of them; that is the controller's to decide.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from typing import Any, TypeVar
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from ray.util import list_named_actors
 from ray.util.placement_group import (
     PlacementGroup,
@@ -29,22 +28,15 @@ from orchestrator.controller import ray_hosts, ray_memory
 from orchestrator.controller.ports import ActorLost, ActorPort, Memory, Order, belongs, name_of
 from orchestrator.controller.ray_tether import tethered
 from orchestrator.controller.resources import Footprint, footprint, why_waiting
-from orchestrator.core.errors import ClusterUnreachable, NameTaken, ProtocolError, SegueError, WorkerStartFailed
+from orchestrator.core.errors import ClusterUnreachable, ProtocolError, SegueError, WorkerStartFailed
 from orchestrator.core.planning.hosts import Topology
-from orchestrator.core.spec import ClusterSpec
 from orchestrator.core.types import ActorSnapshot, GatewayAssignment, WorkerAssignment
-from orchestrator.telemetry import logs
 
 NAMESPACE = "segue"
 T = TypeVar("T")
-log = logs.events("controller.ray")
 
-_CONTROLLER_START = 60.0  # seconds for the controller to listen
-_ANSWER = 10.0  # seconds for a running controller to answer
-_SHUTDOWN_MARGIN = 60.0  # seconds over the drain for stopping and removing
 _GONE = 20.0  # seconds until what was killed must be out of Ray's tables
 _POLL = (0.02, 1.0)  # first and longest pause between two looks at a placement group
-_AWAY = 0.5  # seconds between two looks for a controller that is restarting
 _LACKS = ("NO_RESOURCES", "INFEASIBLE")
 _FINISH = 30.0  # seconds for a call in a thread to end after its task was cancelled
 
@@ -99,7 +91,7 @@ class RayCluster:
         return _RayActor(handle, name, self._term)
 
     async def attach(self, name: str) -> ActorPort | None:
-        handle = await _in_thread(lambda: _find(name))
+        handle = await _in_thread(lambda: find(name))
         return None if handle is None else _RayActor(handle, name, self._term)
 
     async def remove(self, name: str) -> None:
@@ -161,8 +153,8 @@ class RayCluster:
             options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(self._groups[name], 0, True)
         else:
             actor = self.gateway()
-            options["scheduling_strategy"] = _here()
-        handle: ActorHandle[Any] = _detached(actor, name, options).remote(order)
+            options["scheduling_strategy"] = here()
+        handle: ActorHandle[Any] = detached(actor, name, options).remote(order)
         return handle
 
 
@@ -196,103 +188,7 @@ class _RayActor:
         try:
             return await getattr(self._handle, method).remote(*args)
         except RayError as error:
-            raise _ours(error, self._name) from None
-
-
-def start_controller(spec: ClusterSpec, log_dir: str, cluster: RayCluster | None = None) -> str:
-    """Starts the cluster's detached controller on this node; Ray must be initialised.
-
-    Returns host:port of the fleet watch, as soon as it listens: the cluster comes up behind it.
-    Raises NameTaken if a cluster of that name is there already, ConfigError if ``controller.listen`` can't be had.
-    """
-    from orchestrator.controller.service import ControllerActor
-
-    require_name(spec.name)
-    name = _controller_name(spec.name)
-    # Its constructor, which Ray runs again, has it take over what its predecessor left.
-    options = {"num_cpus": 0, "scheduling_strategy": _here(), "max_restarts": -1}
-    actor = _detached(ControllerActor, name, options)
-    node_host = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
-    try:
-        handle = actor.remote(spec, log_dir, cluster or RayCluster(spec.name), node_host)
-    except ValueError:  # Ray's word for a name that another caller took in between
-        raise _taken(spec.name) from None
-    try:
-        return str(ray.get(handle.start.remote(), timeout=_CONTROLLER_START))
-    except (RayError, GetTimeoutError) as error:
-        ray.kill(handle, no_restart=True)
-        raise _ours(error, "controller") from None
-
-
-def require_name(name: str) -> None:
-    """Raises NameTaken if there is a cluster of that name, or something that one has left."""
-    if _find(_controller_name(name)) is not None or names(name):
-        raise _taken(name)
-
-
-def _taken(name: str) -> NameTaken:
-    hint = (
-        f"'segue down --name {name}' stops it, with --address if it was started elsewhere or its owner is gone; "
-        "or choose another name"
-    )
-    return NameTaken(f"a cluster named {name!r} runs on this Ray already", where="cluster.name", hint=hint)
-
-
-def clusters() -> list[str]:
-    """The names of the clusters that have a controller here, in order."""
-    prefix = _controller_name("")
-    rows = list_named_actors(all_namespaces=True)
-    found = [row["name"] for row in rows if row["namespace"] == NAMESPACE and row["name"].startswith(prefix)]
-    return sorted(name.removeprefix(prefix) for name in found)
-
-
-def controller_address(name: str) -> str:
-    """host:port of the fleet watch of the cluster of that name; empty where there is no such cluster.
-
-    Raises ClusterUnreachable if its controller does not answer.
-    """
-    handle = _find(_controller_name(name))
-    if handle is None:
-        return ""
-    try:
-        return str(ray.get(handle.address.remote(), timeout=_ANSWER))
-    except (RayError, GetTimeoutError) as error:
-        raise ClusterUnreachable("its controller does not answer", where=f"cluster {name}") from error
-
-
-def stop_controller(name: str, drain_seconds: float) -> None:
-    """Drains and ends gateways, then workers, gives back placement groups, and ends the controller.
-
-    Works without a live controller too: then what is left is ended without draining.
-    Raises ClusterUnreachable if there is nothing of that name.
-    """
-    handle = _find(_controller_name(name))
-    if handle is None and not names(name):
-        raise ClusterUnreachable(f"no cluster named {name!r} runs here", hint="'segue up CONFIG' starts one")
-    if handle is not None:
-        try:
-            _shut_down(handle, drain_seconds)
-        except (RayError, GetTimeoutError) as error:
-            log.warning("shutdown_failed", error=_ours(error, name), cluster=name)
-    remove(_controller_name(name))  # first, or Ray could restart it and it would fill what is emptied here
-    # What a controller that died or hung left behind; of gateways first, as they need the workers.
-    for rest in sorted(names(name), key=lambda rest: "/gateway-" not in rest):
-        remove(rest)
-    ray_memory.forget(name)
-
-
-def _shut_down(handle: ActorHandle[Any], drain_seconds: float) -> None:
-    """Asks again if the controller is lost meanwhile: the one that takes over sees the rest off."""
-    deadline = time.monotonic() + drain_seconds + _SHUTDOWN_MARGIN
-    while True:
-        left = max(deadline - time.monotonic(), _POLL[0])
-        try:
-            ray.get(handle.shutdown.remote(min(drain_seconds, left)), timeout=left)
-            return
-        except ActorUnavailableError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(_AWAY)
+            raise ours(error, self._name) from None
 
 
 def names(cluster: str) -> set[str]:
@@ -304,7 +200,7 @@ def names(cluster: str) -> set[str]:
 
 def remove(name: str) -> None:
     """Kills the actor and removes the placement group of that name; returns when Ray knows neither any more."""
-    handle = _find(name)
+    handle = find(name)
     if handle is not None:
         ray.kill(handle, no_restart=True)
     deadline = time.monotonic() + _GONE
@@ -312,7 +208,7 @@ def remove(name: str) -> None:
         groups = _groups(name)
         for group in groups:
             remove_placement_group(group)
-        if _find(name) is None and not groups:
+        if find(name) is None and not groups:
             return
         if time.monotonic() > deadline:
             raise SegueError(f"still there {_GONE:g} s after it was killed", where=name)
@@ -326,7 +222,8 @@ def _group(need: Footprint, name: str) -> PlacementGroup:
     return group
 
 
-def _find(name: str) -> ActorHandle[Any] | None:
+def find(name: str) -> ActorHandle[Any] | None:
+    """Whatever actor of ours has that whole name."""
     try:
         return ray.get_actor(name, namespace=NAMESPACE)
     except ValueError:
@@ -339,20 +236,18 @@ def _groups(name: str) -> list[PlacementGroup]:
     return [PlacementGroup(ray.PlacementGroupID(bytes.fromhex(group_id))) for group_id in ids]
 
 
-def _controller_name(cluster: str) -> str:
-    return f"segue-controller-{cluster}"
-
-
-def _detached(actor: type, name: str, options: dict[str, Any]) -> Any:
+def detached(actor: type, name: str, options: dict[str, Any]) -> Any:
+    """The class as one of which Ray makes an actor of that name that outlives us; ``options`` are Ray's."""
     lasting = {"name": name, "namespace": NAMESPACE, "lifetime": "detached", "max_restarts": 0, "max_task_retries": 0}
     return ray.remote(tethered(actor)).options(**(lasting | options))
 
 
-def _here() -> NodeAffinitySchedulingStrategy:
+def here() -> NodeAffinitySchedulingStrategy:
+    """On this node or nowhere."""
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
-def _ours(error: Exception, where: str) -> SegueError:
+def ours(error: Exception, where: str) -> SegueError:
     """A Ray error as one of ours: what the actor raised, or that it is gone and what Ray knows of that."""
     if isinstance(error, RayTaskError):
         cause = error.cause

@@ -118,10 +118,7 @@ class ControllerActor:
         host = self._node_host if listen.host in _ANY_HOST else listen.host
         address = str(Endpoint(host, port))
         assigner = Assigner(spec, self._log_dir, effective_engine_args, address)
-        previous = loads(memory.previous_json) if memory.previous_json else None
-        self._controller = Controller(
-            assigner, self._cluster, self._publish, previous=previous, began_ms=memory.began_ms, turned=self._turned
-        )
+        self._controller = Controller(assigner, self._cluster, self._publish, memory=memory, turned=self._turned)
         self._address = address
         # Gateways keep to what they hear, so they hear nothing before all that serves is in the table.
         await self._controller.take_over(term, memory.epoch)
@@ -134,6 +131,7 @@ class ControllerActor:
         if self._controller is None:
             raise NotReady("the controller is starting", retry_after=1.0)
         self._controller.upgrade(spec, makes_room=makes_room, full=full)
+        await self._controller.remembered()
 
     def _turned(self) -> None:
         if self._controller is not None and self._server is not None:

@@ -152,6 +152,26 @@ def test_clusters_live_side_by_side_and_one_that_is_kept_stays_until_it_is_taken
     assert (down.returncode, is_gone(ray, kept)) == (0, True), down.stdout + down.stderr
 
 
+def test_what_the_options_of_up_opened_becomes_what_its_file_says_then(ray: RayJobs, tmp_path: Path) -> None:
+    """As the Helm chart starts it: kept, open to the network, and without gateways of its own."""
+    place = Place(tmp_path, "opened")
+    place.config.write_text(
+        place.config.read_text().replace("drain_timeout", "rollout: {health_seconds: 1}, drain_timeout")
+    )
+    words = ("up", "segue.yaml", "--attach", "--keep", "--no-gateways", "--bind", "node")
+    is_up(ray, first := ray.submit(place.folder, *words, name="opened-1"))
+    ray.stop(first)
+    place.config.write_text(place.config.read_text().replace("0.02", "0.03"))
+    upgraded = segue("upgrade", str(place.config), "--address", ray.address, seconds=START_SECONDS)
+    assert upgraded.returncode == 0, upgraded.stdout + upgraded.stderr
+    assert "upgrade: done" in upgraded.stdout
+    is_up(ray, again := ray.submit(place.folder, *words, name="opened-2"))
+    assert "found running" in ray.output(again)
+    ray.stop(again)
+    down = segue("down", "--address", ray.address, "--name", "opened", seconds=60)
+    assert (down.returncode, on_ray(ray, "opened")) == (0, 3), down.stdout + down.stderr
+
+
 def batch_half_way_and_on(ray: RayJobs, place: Place, folder: Path) -> None:
     """200 lines, stopped by Ray in their middle."""
     source, output = folder / "in.jsonl", folder / "out.jsonl"

@@ -14,13 +14,14 @@ from typing import Any
 import pytest
 import yaml
 
-from orchestrator.cli import attach, upgrade
+from orchestrator.cli import attach, terminal, upgrade
 from orchestrator.cli.exits import Exit
 from orchestrator.cli.main import main
+from orchestrator.cli.progress import Progress
 from orchestrator.cli.run_folder import RunFolder, RunRecord
 from orchestrator.config import dumps, parse
 from orchestrator.controller.fleet import Bulletin, FleetServer
-from orchestrator.core.errors import DoesNotFit
+from orchestrator.core.errors import ClusterUnreachable, DoesNotFit
 from orchestrator.core.planning.hosts import Topology
 from orchestrator.core.spec import Bind, ClusterSpec, Endpoint, Role
 from orchestrator.proto import cluster_pb2 as pb
@@ -43,11 +44,15 @@ def status(state: str, detail: str = "") -> pb.ClusterStatus:
 
 
 class Control:
-    """A controller's gRPC side. ``ends``: how an upgrade that it is asked for ends, and why."""
+    """A controller's gRPC side. ``ends``: how an upgrade that it is asked for ends, and why.
+
+    ``becomes``: what runs then is what was asked for.
+    """
 
     def __init__(self, spec: ClusterSpec) -> None:
         self.asked: list[tuple[ClusterSpec, bool]] = []
         self.ends = ("done", "")
+        self.becomes = True
         self.bulletin = Bulletin(status("rolled back", "that was before"))
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
@@ -68,6 +73,8 @@ class Control:
 
     async def _upgrade(self, spec: ClusterSpec, makes_room: bool, full: object) -> None:
         self.asked.append((spec, makes_room))
+        if self.becomes:
+            self._server.respecify(dumps(spec))
         self.bulletin.publish(status("rolling"))
         self._loop.call_later(0.1, self.bulletin.publish, status(*self.ends))
 
@@ -120,13 +127,50 @@ def test_it_shows_what_changes_asks_for_it_and_ends_with_it(
 def test_what_was_rolled_back_is_exit_1_with_the_reason(
     control: Control, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    control.ends = ("rolled back", "m-serve-spare-0 failed 2 times: no memory")
+    control.ends, control.becomes = ("rolled back", "m-serve-spare-0 failed 2 times: no memory"), False
     assert main(["upgrade", changed(tmp_path), "--allow-unavailable"]) == Exit.FAILED
     assert "upgrade: rolled back: m-serve-spare-0 failed 2 times: no memory" in capsys.readouterr().out
     assert control.asked[0][1]
     record = RunFolder.of("upgraded").read()
     assert record is not None
     assert record.config == "old.yaml"
+
+
+@pytest.mark.parametrize(("becomes", "code", "told"), [(True, Exit.OK, "done"), (False, Exit.FAILED, "rolled back")])
+def test_a_controller_that_took_over_after_the_end_knows_of_no_upgrade_and_what_runs_tells_how_it_ended(
+    control: Control, tmp_path: Path, capsys: pytest.CaptureFixture[str], becomes: bool, code: Exit, told: str
+) -> None:
+    control.ends, control.becomes = ("", ""), becomes
+    assert main(["upgrade", changed(tmp_path)]) == code
+    assert f"upgrade: {told}" in capsys.readouterr().out
+
+
+def test_going_back_to_what_was_is_no_failure_for_whoever_asked_for_that(
+    control: Control, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    control.ends = ("rolled back", "that was asked for")
+    assert main(["upgrade", changed(tmp_path)]) == Exit.OK
+    assert "upgrade: rolled back: that was asked for" in capsys.readouterr().out
+
+
+def test_it_is_not_followed_for_ever_where_nobody_is_left_to_ask(
+    control: Control, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upgrade, "_RECONNECT_SECONDS", 0.01)
+    monkeypatch.setattr(upgrade, "_SILENCE_SECONDS", 0.1)
+    spec, progress = parse(CONFIG, "test"), Progress(terminal.out())
+    with pytest.raises(ClusterUnreachable, match="has not answered for"):
+        upgrade._followed(lambda: "127.0.0.1:1", spec, progress)
+    found = iter(["127.0.0.1:1"])
+
+    def find() -> str:
+        for address in found:
+            return address
+        raise ClusterUnreachable("it was taken down")
+
+    monkeypatch.setattr(upgrade, "_SILENCE_SECONDS", 1000.0)
+    with pytest.raises(ClusterUnreachable, match="it was taken down"):
+        upgrade._followed(find, spec, progress)
 
 
 def test_a_dry_run_and_what_changes_nothing_ask_for_nothing(
@@ -157,6 +201,8 @@ def test_what_the_options_of_up_said_stays_as_it_is() -> None:
         for processes in (0, 1):
             there = replace(running, gateway=replace(running.gateway, processes=processes))
             assert upgrade.as_started(there, spec) == there
+    moved = replace(spec, gateway=replace(spec.gateway, http=Endpoint("127.0.0.1", 1)))
+    assert upgrade.as_started(attach.on_the_network(spec), moved) == attach.on_the_network(moved)
     elsewhere = replace(spec, bind=Bind.NODE)
     assert upgrade.as_started(elsewhere, spec).bind is Bind.LOOPBACK  # the file itself has changed
 

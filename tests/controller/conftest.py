@@ -13,6 +13,7 @@ import pytest
 from orchestrator.controller.assignments import Assigner
 from orchestrator.controller.controller import Controller
 from orchestrator.controller.placer import Patience
+from orchestrator.controller.ports import Memory
 from orchestrator.controller.roster import Bounds
 from orchestrator.controller.status import cluster_status
 from orchestrator.core.slots import Observed
@@ -57,7 +58,9 @@ def spec_of(*, replicas: int = 1, **controller: Any) -> ClusterSpec:
 class Bench:
     """A controller that runs, its cluster, its clock and the statuses it published."""
 
-    def __init__(self, spec: ClusterSpec, cluster: FakeCluster, bounds: Bounds = QUICK) -> None:
+    def __init__(
+        self, spec: ClusterSpec, cluster: FakeCluster, bounds: Bounds = QUICK, memory: Memory | None = None
+    ) -> None:
         self.spec = spec
         self.cluster = cluster
         self.now = 1000.0
@@ -65,7 +68,13 @@ class Bench:
         self._news = asyncio.Event()
         assigner = Assigner(spec, "/nowhere", no_engine_args, "127.0.0.1:9100")
         self.controller = Controller(
-            assigner, cluster, self._publish, clock=lambda: self.now, bounds=bounds, patience=HASTY, began_ms=BEGAN_MS
+            assigner,
+            cluster,
+            self._publish,
+            clock=lambda: self.now,
+            bounds=bounds,
+            patience=HASTY,
+            memory=memory or Memory("", began_ms=BEGAN_MS),
         )
         self.running = asyncio.create_task(self._run())
         self.crashed = False

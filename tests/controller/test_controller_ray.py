@@ -17,7 +17,8 @@ import pytest
 
 from orchestrator.config import loads
 from orchestrator.controller import ray_cluster, ray_hosts
-from orchestrator.controller.ray_cluster import RayCluster, start_controller, stop_controller
+from orchestrator.controller.ray_cluster import RayCluster
+from orchestrator.controller.ray_controller import start_controller, stop_controller
 from orchestrator.core.errors import ClusterUnreachable, ConfigError
 from orchestrator.core.spec import Backend, ClusterSpec, ControllerSpec, Device, Endpoint, ModelSpec, PoolSpec, Role
 from orchestrator.proto import cluster_pb2 as pb

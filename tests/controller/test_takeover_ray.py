@@ -16,7 +16,8 @@ import ray
 
 from orchestrator.controller import ray_cluster, ray_memory
 from orchestrator.controller.ports import Memory
-from orchestrator.controller.ray_cluster import RayCluster, stop_controller
+from orchestrator.controller.ray_cluster import RayCluster
+from orchestrator.controller.ray_controller import stop_controller
 from orchestrator.controller.service import ControllerActor
 from tests.controller.conftest import DECODE, GATEWAY, PREFILL
 from tests.controller.standin import standin_gateway, standin_worker

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from orchestrator.config import digest, dumps
+from orchestrator.config import digest, dumps, loads
 from orchestrator.controller.course import Course
 from orchestrator.core.errors import ConfigError, WorkerStartFailed
 from orchestrator.core.spec import ClusterSpec, ModelSpec, PoolSpec, Role, RolloutSpec
@@ -197,6 +198,51 @@ async def test_a_controller_that_comes_later_goes_on_with_what_it_finds(start: S
     assert course.progress.phase == "rolling"
 
 
+async def test_it_is_answered_and_acted_on_only_once_the_next_controller_would_go_on_with_it(start: Start) -> None:
+    bench = start()
+    await at_rest(bench)
+    before = bench.cluster.freeze("remember", "controller")
+    bench.cluster.actor(DECODE).die()  # so that another plan is to be remembered when the upgrade comes
+    await before.reached.wait()
+    new = changed(bench.spec, max_num_seqs=7)
+    bench.controller.upgrade(new)
+    answered = asyncio.create_task(bench.controller.remembered())
+    after = bench.cluster.freeze("remember", "controller")
+    before.open()
+    await after.reached.wait()
+    assert not answered.done()
+    assert not [name for name in await bench.cluster.names() if "spare" in name]
+    after.open()
+    await answered
+    memory = await bench.cluster.recall()
+    assert memory is not None
+    assert (memory.spec_json, memory.previous_json) == (dumps(new), dumps(bench.spec))
+    await through(bench)
+
+
+async def test_the_next_controller_goes_on_with_the_way_back_and_with_what_was_allowed(start: Start) -> None:
+    first = start(spec_of(replicas=2))
+    await at_rest(first)
+    gateway = first.cluster.actor(GATEWAY)
+    gateway.word = replace(gateway.word, serves="another")  # which is behind, so that nothing is at its end
+    first.cluster.start_errors["m-prefill-spare-0"] = WorkerStartFailed("no such argument")
+    first.controller.upgrade(changed(first.spec, max_num_seqs=-1), makes_room=True)
+    for state in ("rolling", "rolling back"):
+        await through(first, state)
+        await first.controller.remembered()
+        memory = await first.cluster.recall()
+        assert memory is not None
+        course = Course.resumed(replace(first.controller._assigner, spec=loads(memory.spec_json)), memory)
+        assert (course.progress.phase, course.goal.makes_room) == (state, True)
+    await first.crash()
+    then = start(first.spec, first.cluster.another(), memory=memory)
+    await then.until(lambda: then.statuses)
+    assert then.status.rollout.state == "rolling back"
+    assert "no such argument" in then.status.rollout.detail
+    gateway.word = replace(gateway.word, serves="")
+    await through(then, "rolled back")
+
+
 async def test_a_gateway_that_cant_take_the_specification_turns_it_back(start: Start) -> None:
     bench = start()
     await at_rest(bench)
@@ -214,12 +260,46 @@ async def test_a_gateway_that_cant_take_the_specification_turns_it_back(start: S
     await through(bench, "rolled back")
 
 
-async def test_two_upgrades_at_once_are_one_too_many(start: Start) -> None:
+async def test_two_upgrades_at_once_are_one_too_many_but_for_the_way_back(start: Start) -> None:
     bench = start()
     await at_rest(bench)
     bench.controller.upgrade(changed(bench.spec, max_num_seqs=7))
     with pytest.raises(ConfigError, match="an upgrade is rolling"):
         bench.controller.upgrade(changed(bench.spec, max_num_seqs=8))
+    await bench.until(lambda: "m-prefill-spare-0" in {slot_of(name) for name in bench.cluster.actors})
+    bench.controller.upgrade(bench.spec)
+    await through(bench, "rolled back")
+    assert bench.status.rollout.detail == "that was asked for"
+    assert set(orders(bench, "drain")) <= {"drain m-prefill-spare-0"}
+    assert {slot_of(name) for name in bench.cluster.actors} == {PREFILL, DECODE, GATEWAY}
+
+
+async def test_a_way_back_that_cant_end_is_no_dead_end(start: Start) -> None:
+    bench = start()
+    await at_rest(bench)
+    bench.cluster.start_errors = {slot_id: WorkerStartFailed("no") for slot_id in ("m-decode-spare-0", DECODE)}
+    bench.cluster.actor(DECODE).die()
+    bench.controller.upgrade(changed(bench.spec, Role.DECODE, max_num_seqs=7))
+    await through(bench, "rolling back")
+    bench.later(100 * GATE)
+    await bench.settle()
+    assert bench.status.rollout.state == "rolling back"
+    bench.cluster.start_errors.clear()
+    bench.controller.upgrade(changed(bench.spec, Role.DECODE, max_num_seqs=8))
+    await through(bench)
+    assert bench.cluster.actor(DECODE).order.engine == {"max_num_seqs": 8}  # type: ignore[union-attr]
+    assert bench.worker(PREFILL).epoch == 1
+
+
+async def test_models_whose_replicas_would_change_names_with_each_other_are_refused(start: Start) -> None:
+    pools = {Role.SERVE: PoolSpec(Role.SERVE)}
+    first, second = ModelSpec("a/b", "none", pools), ModelSpec("a-b", "other", pools)
+    bench = start(replace(spec_of(), models=(first, second)))
+    await at_rest(bench)
+    for models in ((second, first), (second,)):
+        with pytest.raises(ConfigError, match="a-b-serve-0 is a replica of a/b, and would be one of a-b"):
+            bench.controller.upgrade(replace(bench.spec, models=models))
+    bench.controller.upgrade(replace(bench.spec, models=(first,)))
     await through(bench)
 
 

@@ -237,6 +237,14 @@ class AnyOrder(RuleBasedStateMachine):
         if self.asked:
             self.feed(m.Cancelled(data.draw(st.sampled_from(sorted(self.asked))), 0, complete))
 
+    @rule(
+        model=st.sampled_from(MODELS),
+        policy=st.sampled_from(sorted(policies.POLICIES)),
+        place=st.sampled_from(list(PrefillPlace)),
+    )
+    def routed(self, model: str, policy: str, place: PrefillPlace) -> None:
+        self.feed(m.ModelRouted(model, policy, (), place))
+
     @rule(seconds=st.floats(0.0, 12.0))
     def time_passes(self, seconds: float) -> None:
         self.now += seconds

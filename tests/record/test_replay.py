@@ -18,12 +18,12 @@ from hypothesis.stateful import run_state_machine_as_test
 from orchestrator.config import dumps
 from orchestrator.core import messages as m
 from orchestrator.core.brain import Brain
-from orchestrator.core.spec import Role
+from orchestrator.core.spec import PrefillPlace, Role
 from orchestrator.record.journal import Journal
 from orchestrator.record.recorder import Recorder
 from orchestrator.record.recording import BadRecording, Header
 from tests.core.support import worker
-from tests.record.world import APART, AnyRecordedOrder, an_hour, fail, replayed
+from tests.record.world import APART, AnyRecordedOrder, Recorded, an_hour, fail, replayed
 
 HEADER = Header("0.1.0", "gw-0", 1, 5, 1_700_000_000.0, 0.0, dumps(APART))
 
@@ -59,6 +59,20 @@ def test_an_hour_replays(tmp_path: Path) -> None:
     outcome = replayed(tmp_path / "r")
     assert (outcome.difference, outcome.end, outcome.torn) == (None, "closed", False)
     assert (outcome.events, outcome.commands) == (15, len(commands))
+
+
+def test_a_model_that_is_routed_otherwise_from_then_on_is_so_in_its_replay(tmp_path: Path) -> None:
+    world = Recorded(tmp_path / "r", APART, seed=7)
+    for worker_id, role in (("p0", Role.PREFILL), ("d0", Role.DECODE)):
+        world.step(m.WorkerUp(worker(worker_id, role)), 1.0)
+    (before,) = world.step(m.Arrived("one", "m", 40), 2.0)
+    weights = (m.Parameter("prefix", 2.0),)
+    world.step(m.ModelRouted("m", "prefix_and_load", weights, PrefillPlace.IN_PLACE), 3.0)
+    (after,) = world.step(m.Arrived("two", "m", 40), 4.0)
+    world.recorder.close()
+    assert (type(before), type(after)) == (m.StartPrefill, m.StartDecode)
+    outcome = replayed(tmp_path / "r")
+    assert (outcome.difference, outcome.events) == (None, 5)
 
 
 def tampered(path: Path, change: Callable[[dict[str, Any]], None], kind: str) -> int:
