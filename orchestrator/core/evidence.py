@@ -16,6 +16,7 @@ LEAST_FAILURES: Final = 4.0
 LEAST_BREAKS: Final = 2.5  # sessions that broke lately; three in half a minute
 TIMES_PEERS: Final = 3.0  # as much as the others' failures and breaks
 LEAST_SEEN: Final = 16  # steps or prompts, before a worker's speed says anything
+AS_USUAL: Final = 1.5  # times its peers' steps: where they are below that, it was prompts that tokens waited for
 SLOW_SECONDS: Final = 3.0  # that it has to go on,
 SLOW_SEEN: Final = 8  # over so many new observations,
 SLOW_TOLD: Final = 2  # or so many requests that end
@@ -174,10 +175,9 @@ def per_token(record: Record, due: float, tokens: int) -> None:
 
 def slow(record: Record, view: WorkerView, spec: HealthSpec, now: float) -> str | None:
     """Whether its work has taken far longer than its peers' for a while, in words; to be asked at each look."""
-    own, group, times = pace(view), record.group, 0.0
-    if group.pace and own.seen >= LEAST_SEEN:
-        times = own.factor / group.pace
-    if group.tempo and record.told >= LEAST_TOLD:
+    own, group = pace(view), record.group
+    times = steps = own.factor / group.pace if group.pace and own.seen >= LEAST_SEEN else 0.0
+    if group.tempo and record.told >= LEAST_TOLD and not 0.0 < steps < AS_USUAL:
         times = max(times, math.exp(record.tempo) / group.tempo)
     seen = own.seen + SLOW_SEEN // SLOW_TOLD * record.told
     if times < spec.slow:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from orchestrator.core import messages as m
 from orchestrator.core.brain import Brain
 from orchestrator.core.decision import Rule
-from orchestrator.core.evidence import State
+from orchestrator.core.evidence import LEAST_SEEN, State
 from orchestrator.core.spec import GatewaySpec, HealthSpec, ModelSpec, PoolSpec, PrefillPlace, Role, RoutingSpec
 from orchestrator.core.types import Load
 from tests.core.support import worker
@@ -360,6 +360,19 @@ def test_a_worker_that_had_many_at_once_is_not_slow_because_its_last_ones_end_al
             rig.tell(m.Tick())
     assert not rig.sick
     assert math.exp(rig.brain.health._records["w0"].tempo) == pytest.approx(1.0, rel=0.1)
+
+
+def test_tokens_that_wait_for_long_prompts_between_their_steps_make_no_worker_slow() -> None:
+    rig = Rig(4)
+    for name in rig.names:
+        for _ in range(2 * LEAST_SEEN):
+            rig.brain.fleet.get(name).cost.saw_step(1, 0.02)
+    work_through(rig, "w0", 0.1)
+    assert not rig.sick
+    for _ in range(8 * LEAST_SEEN):
+        rig.brain.fleet.get("w0").cost.saw_step(1, 0.1)
+    work_through(rig, "w0", 0.1)
+    assert rig.out() == ["w0"], "its steps are slow too"
 
 
 def test_a_worker_that_is_little_known_is_not_judged_as_slow() -> None:
