@@ -24,8 +24,9 @@ def test_pods_keep_to_the_restricted_standard(chart, case):
         pod = spec["securityContext"]
         assert pod["runAsNonRoot"] is True, name
         assert pod["seccompProfile"]["type"] == "RuntimeDefault", name
-        for field in ("hostNetwork", "hostPID", "hostIPC", "shareProcessNamespace"):
+        for field in ("hostNetwork", "hostPID", "hostIPC"):
             assert not spec.get(field), name
+        assert spec.get("shareProcessNamespace", False) == (name == "head"), "where a driver looks for its raylet"
         for each in containers(spec):
             own = each["securityContext"]
             assert own["allowPrivilegeEscalation"] is False, each["name"]
