@@ -25,9 +25,16 @@ def digest(spec: ClusterSpec) -> str:
 
 
 def loads(text: str) -> ClusterSpec:
-    """The spec that ``dumps`` wrote. Not for text that people wrote: nothing is checked."""
-    spec: ClusterSpec = _read(ClusterSpec, json.loads(text))
+    """The spec that ``dumps`` wrote. Not for text that people wrote: types are checked, and nothing else.
+
+    Raises ValueError, TypeError or KeyError for anything that is no spec.
+    """
+    spec: ClusterSpec = _read(ClusterSpec, json.loads(text, parse_constant=_no_number))
     return spec
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number")
 
 
 def _read(hint: Any, raw: Any) -> Any:
@@ -36,16 +43,29 @@ def _read(hint: Any, raw: Any) -> Any:
         (kind,) = (one for one in get_args(hint) if one is not type(None))
         return None if raw is None else _read(kind, raw)
     if get_origin(hint) is tuple:
+        _require(raw, list)
         return tuple(_read(get_args(hint)[0], one) for one in raw)
     if get_origin(hint) is Mapping:
         key, value = get_args(hint)
+        _require(raw, dict)
         return {_read(key, name): _read(value, one) for name, one in raw.items()}
-    if not isinstance(hint, type):
+    if hint is Any or not isinstance(hint, type):
         return raw
     if dataclasses.is_dataclass(hint):
         hints = _hints(hint)
+        _require(raw, dict)
         return hint(**{name: _read(hints[name], one) for name, one in raw.items()})
-    return hint(raw) if issubclass(hint, Enum) else raw
+    if issubclass(hint, Enum):
+        return hint(raw)
+    _require(raw, hint)
+    return raw
+
+
+def _require(raw: Any, kind: type) -> None:
+    """JSON's own types only: a whole number is a float too, and true is no number."""
+    found = type(raw)
+    if found is not kind and not (kind is float and found is int):
+        raise TypeError(f"found a {found.__name__} where a {kind.__name__} belongs")
 
 
 @cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -194,3 +195,23 @@ def test_a_file_that_is_no_text(tmp_path):
     (tmp_path / "model.yaml").write_bytes(b"\xff\xfe\x00\x01")
     with pytest.raises(ConfigError, match=r"model\.yaml: the file can't be read: it is not UTF-8 text"):
         config.load(tmp_path / "model.yaml")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("name", 7),
+        ("models", {}),
+        ("models", [{"name": "m"}]),
+        ("controller", {"drain_timeout": "soon"}),
+        ("controller", {"drain_timeout": float("nan")}),
+        ("gateway", {"processes": True}),
+        ("gateway", {"nothing": 1}),
+        ("bind", "moon"),
+        ("telemetry", None),
+    ],
+)
+def test_what_is_no_spec_is_not_taken_for_one_on_its_way_to_an_actor(load, key, value):
+    told = json.loads(config.dumps(load(LOCAL)))
+    with pytest.raises((ValueError, TypeError, KeyError)):
+        config.loads(json.dumps({**told, key: value}))
