@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from members import members_named
 
 VALUES = "orchestrator.core.values"  # its dataclass is, at run time, what this makes of every dataclass
+MARK = "mypyc_attr"  # the one other decorator that a dataclass may have: mypyc's own
 OURS = ("orchestrator", "workers")
 DROPPED = {"frozen", "slots"}  # natively there are slots anyway, and nobody enforces frozen (see VALUES)
 KEPT = {"eq", "order", "repr"}
@@ -100,9 +101,11 @@ class _Module:
             if any(each.asname and each.name in ("dataclass", "field") for each in node.names):
                 self._refuse(node, "dataclass and field keep their names")
             if node.module == VALUES:
-                if [each.name for each in node.names] != ["dataclass"]:
-                    self._refuse(node, f"of {VALUES} only dataclass is known")
-                self._replace(node, "from dataclasses import dataclass")
+                names = {each.name for each in node.names}
+                if not names <= {"dataclass", MARK}:
+                    self._refuse(node, f"of {VALUES} only dataclass and {MARK} are known")
+                known = {"dataclass": "from dataclasses import dataclass", MARK: f"from {VALUES} import {MARK}"}
+                self._replace(node, "; ".join(known[name] for name in sorted(names)))
 
     def _members(self, enums: Collection[tuple[str, str]]) -> None:
         """Members of enums that functions name become constants, at the end; patterns of ``match`` can't name those."""
@@ -168,9 +171,10 @@ class _Module:
         return self.known.get(ast.unparse(node.bases[0])) if len(node.bases) == 1 else None
 
     def _decorator(self, node: ast.ClassDef, *, writes: bool) -> None:
-        if len(node.decorator_list) > 1:
-            self._refuse(node.decorator_list[0], f"{node.name} has other decorators than @dataclass")
-        decorator = node.decorator_list[0]
+        others = [each for each in node.decorator_list if ast.unparse(each).partition("(")[0] != MARK]
+        if len(others) > 1:
+            self._refuse(others[0], f"{node.name} has other decorators than @dataclass")
+        decorator = others[0]
         options: dict[str, bool] = {}
         callee: ast.expr = decorator
         if isinstance(decorator, ast.Call):

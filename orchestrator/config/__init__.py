@@ -15,10 +15,11 @@ from orchestrator.config.document import Document, read
 from orchestrator.config.endpoints import endpoint
 from orchestrator.config.parse import parse_document
 from orchestrator.config.planning import closed
+from orchestrator.config.written import checked
 from orchestrator.core.errors import ConfigError
 from orchestrator.core.spec import ClusterSpec, Endpoint
 
-__all__ = ["closed", "digest", "dumps", "effective_engine_args", "endpoint_of", "load", "loads", "parse"]
+__all__ = ["checked", "closed", "digest", "dumps", "effective_engine_args", "endpoint_of", "load", "loads", "parse"]
 
 
 def endpoint_of(text: str, where: str) -> Endpoint:

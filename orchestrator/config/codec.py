@@ -29,7 +29,10 @@ def loads(text: str) -> ClusterSpec:
 
     Raises ValueError, TypeError or KeyError for anything that is no spec.
     """
-    spec: ClusterSpec = _read(ClusterSpec, json.loads(text, parse_constant=_no_number))
+    try:
+        spec: ClusterSpec = _read(ClusterSpec, json.loads(text, parse_constant=_no_number))
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
     return spec
 
 

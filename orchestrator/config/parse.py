@@ -90,10 +90,10 @@ def _gateway(cursor: Cursor) -> GatewaySpec:
 
 
 def _controller(cursor: Cursor) -> ControllerSpec:
-    times = ("restart_backoff_initial", "restart_backoff_max", "start_timeout", "drain_timeout")
+    times = ("restart_backoff_initial", "restart_backoff_max", "start_timeout", "drain_timeout", "hang_seconds")
     fields = cursor.fields("listen", *times, "rollout")
     values: dict[str, Any] = {
-        name: fields[name].seconds(zero=name == "drain_timeout") for name in times if name in fields
+        name: fields[name].seconds(zero=name in ("drain_timeout", "hang_seconds")) for name in times if name in fields
     }
     if "listen" in fields:
         values["listen"] = endpoint(fields["listen"])

@@ -5,7 +5,8 @@
     an actor, with a word   as it says; it goes on with what it does, and ``reconcile`` with what is to become of it
 
 Nothing is started and nothing that serves is ended here. Times begin anew, as clocks are not shared: an actor has all
-of ``start_timeout`` again, and has not been ready before now. Failures in a row, backoffs and how often a slot was
+of ``start_timeout`` again. How long it has been ready is its own to say, so that one that has proven itself has done so
+for good. Failures in a row, backoffs and how often a slot was
 filled are forgotten; that it is filled is not, so that its next filling counts as a restart.
 """
 
@@ -88,5 +89,5 @@ def _observed(sighting: Sighting, known: tuple[Slot, ...], now: float) -> Observ
         word = ActorSnapshot(WorkerState.PENDING, stage="its reservation is given back")
     elif word is None:
         word = ActorSnapshot(WorkerState.STARTING, stage=MUTE)
-    ready_at = now if word.state in _SERVING else None
+    ready_at = now - word.ready_for if word.state in _SERVING else None
     return ObservedActor(slot, sighting.epoch, word, now, now, ready_at, leaving=not sighting.actor)

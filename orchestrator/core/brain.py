@@ -55,12 +55,12 @@ class Brain:
         self._rng = rng
         self._halves = Halves(self.fleet, rng)
         routers = {model.name: Router(model.routing) for model in models}
-        targets = {model.name: model.slo.ttft_ms / 1e3 for model in models if model.slo and model.slo.ttft_ms}
+        targets = {model.name: target for model in models if (target := model.target_seconds) is not None}
         self._sessions = Sessions(
             self.fleet,
             self.admission,
             self._halves,
-            self.health,
+            self.health.sick_list,
             routers,
             rng,
             gateway.queue_seconds,
@@ -111,7 +111,8 @@ class Brain:
                     out.append(m.TurnedAway(event.request_id, error))
             case m.ModelRouted():
                 parameters = {each.name: each.value for each in event.parameters}
-                self._sessions.routed(event.model, RoutingSpec(event.policy, parameters, event.prefill))
+                spec = RoutingSpec(event.policy, parameters, event.prefill)
+                self._sessions.routed(event.model, spec, event.target_seconds)
             case _ as unknown:
                 assert_never(unknown)
 
@@ -146,6 +147,8 @@ class Brain:
             else:
                 why = f"worker {event.worker_id} was lost: {event.reason}"
                 self._sessions.lost(session, why, now, out, sent.get(request_id, 0), moved=moved)
+        if view is not None:
+            self._sessions.stranded(view, now)
 
     def _drains(self, worker_id: str, now: float, out: list[m.Command]) -> None:
         self.health.drains(worker_id, now, out)
@@ -180,7 +183,7 @@ class Brain:
             self._sessions.lost(session, f"prefill on {session.prefill_worker} failed: {event.detail}", now, out)
             return
         self.health.worked(session.prefill_worker)
-        if session.request_id in self.health.tried:
+        if session.request_id in self.health.sick_list.tried:
             self.health.prefilled(session, now, out)
         if event.cached_tokens is not None:
             self._computed(session, session.prefill_claim, event.cached_tokens, now, out)
@@ -220,13 +223,10 @@ class Brain:
         if claim is not None:
             claim.computed()
             learning.prefilled(claim.view, session, cached, now)
-        choice = session.computing
-        if choice is not None and session.began is None:  # what was sent may be cached, too, which nobody predicts
-            out.extend(
-                self.predictions.saw(
-                    session.model, choice.cached_tokens, cached, session.prompt_tokens, choice.cached_by
-                )
-            )
+        predicted = session.predicted_tokens
+        if predicted is not None and session.began is None:  # what was sent may be cached, too, which nobody predicts
+            by = session.predicted_by
+            out.extend(self.predictions.saw(session.model, predicted, cached, session.prompt_tokens, by))
 
     def _decode_ended(self, event: m.DecodeEnded, now: float, out: list[m.Command]) -> None:
         session = self._halves.of_wire(event.wire_id)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from orchestrator.core.values import dataclass
+from orchestrator.core.values import dataclass, mypyc_attr
 
 
 class Rule(StrEnum):
@@ -42,6 +42,7 @@ class CachedBy(StrEnum):
     UNKNOWN = "unknown"  # the prompt has no block hashes
 
 
+@mypyc_attr(free_list_len=1)
 @dataclass(frozen=True, slots=True)
 class Choice:
     """One half's worker, and the numbers as the router saw them when it chose."""
@@ -58,6 +59,7 @@ class Choice:
     out: int = 0  # workers of the pool that are taken out as sick
 
 
+@mypyc_attr(free_list_len=1)
 @dataclass(frozen=True, slots=True)
 class Decision:
     """Where a request's halves go, and why. ``prefill`` is None where decode does both.

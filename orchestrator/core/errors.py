@@ -145,6 +145,12 @@ class StaleEpoch(SegueError):
     code, http_status, grpc_code = "stale_epoch", 409, "FAILED_PRECONDITION"
 
 
+class NotKept(SegueError):
+    """An order was taken, and is lost if its controller is: Ray's store can't be written to now."""
+
+    code, http_status, grpc_code = "not_kept", 503, "ABORTED"
+
+
 class ProtocolError(SegueError):
     """A peer sent a frame that the protocol does not allow."""
 

@@ -46,11 +46,13 @@ class Record:
         "back_at",
         "backoff",
         "bad",
+        "began_at",
         "broke",
         "evidence",
         "expected",
         "good",
         "group",
+        "left_at",
         "row",
         "slow_seen",
         "slow_since",
@@ -79,10 +81,12 @@ class Record:
         self.told = 0  # requests that this is the mean of
         self.slow_since = -1.0
         self.slow_seen = 0
+        self.left_at = 0.0  # while there is no view
         self.until = 0.0  # OUT ends
         self.backoff = 0.0
         self.back_at = 0.0
         self.trial = ""  # the request that it is tried with
+        self.began_at = -1.0  # its first token; -1 until then
         self.expected = 0.0  # seconds of that one's prompt at one of its peers
 
     @property

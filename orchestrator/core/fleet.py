@@ -15,10 +15,12 @@ from orchestrator.core.prefix import PrefixIndex
 from orchestrator.core.slot_sets import put, take
 from orchestrator.core.spec import Role
 from orchestrator.core.types import Load, WorkerInfo
+from orchestrator.core.values import mypyc_attr
 
 BUSY_MEMORY = 30.0  # seconds that a worker's share of busy time looks back
 
 
+@mypyc_attr(free_list_len=1)
 @dataclass(slots=True, eq=False)
 class Claim:
     """What one of this router's requests takes of a worker."""

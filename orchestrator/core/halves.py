@@ -40,9 +40,7 @@ class Halves:
 
     def begin(self, session: Session, decision: Decision, now: float) -> m.Command:
         """Places a session; returns the command that starts its first half."""
-        session.decision = decision
-        session.placements += 1
-        session.decode_worker = decision.decode
+        session.placed(decision)
         if decision.prefill is None:
             session.decode_claim = self._take(session, decision.decode, decision.on_decode, computes=True, decodes=True)
             session.advance(Signal.PLACED_TOGETHER, now)
@@ -50,7 +48,6 @@ class Halves:
         session.decode_claim = self._take(session, decision.decode, decision.on_decode, computes=False, decodes=True)
         session.prefill_claim = self._take(session, decision.prefill, decision.on_prefill, computes=True, decodes=False)
         session.advance(Signal.PLACED_APART, now)
-        session.prefill_worker = decision.prefill
         session.prefill_wire = f"{session.request_id}~p{session.placements}"
         self._by_wire[session.prefill_wire] = session
         return m.StartPrefill(session.request_id, session.prefill_wire, decision.prefill, decision)
@@ -84,8 +81,9 @@ class Halves:
         tokens = max(0, session.prompt_tokens - cached) if computes else 0
         claim = self._fleet.claim(view, session.request_id, tokens, -(-room // size) if size else 0)
         if session.blocks and size:
-            view.index.routed(view.slot, session.blocks)
-            session.expected_at += (view,)
+            prompt = view.index.routed(view.slot, session.blocks)
+            if prompt is not None:
+                session.expected += (prompt,)
         return claim
 
     # ---- given back
@@ -136,10 +134,11 @@ class Halves:
 
     def _settle(self, session: Session) -> None:
         """Its prompt is not on its way any more: by now the workers have said what they stored of it, or never will."""
-        views, session.expected_at = session.expected_at, ()
-        for view in views:
-            if not view.gone:  # else what was expected went with the worker
-                view.index.settled(view.slot, session.blocks)
+        if session.expected:
+            index = self._fleet.index(session.model)
+            for prompt in session.expected:
+                index.settled(prompt)
+            session.expected = ()
 
     # ---- KV that nobody collects
 
@@ -182,7 +181,7 @@ class Halves:
                 assert claim is session.prefill_claim or claim is session.decode_claim, claim.request_id  # noqa: S101
                 assert view.info.worker_id in (session.prefill_worker, session.decode_worker), claim.request_id  # noqa: S101
         for session in sessions.values():
-            assert session.state is not State.WAITING or not session.expected_at, session.request_id  # noqa: S101
+            assert session.state is not State.WAITING or not session.expected, session.request_id  # noqa: S101
         for wire_id, session in self._by_wire.items():
             assert sessions.get(session.request_id) is session, wire_id  # noqa: S101
             assert wire_id in (session.prefill_wire, session.decode_wire), wire_id  # noqa: S101

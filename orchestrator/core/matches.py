@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from orchestrator.core.slot_sets import Parts, gather, has, members
+from typing import Final
+
+from orchestrator.core.slot_sets import BITS, LAST, SHIFT, Parts, gather, has, members
+from orchestrator.core.values import mypyc_attr
 
 
+@mypyc_attr(free_list_len=1)
 class Matches:
     """Which workers hold how many leading blocks of one prompt.
 
@@ -30,10 +34,11 @@ class Matches:
             known = self.on_their_way.get(slot)
             if known is not None:
                 return known
+        part, bit = slot >> SHIFT, BITS[slot & LAST]
         longest = 0
         for level in range(len(self.levels) - 1, -1, -1):  # mostly it isn't even in the largest set
             length, slots = self.levels[level]
-            if not has(slots, slot):
+            if part >= len(slots) or not slots[part] & bit:
                 break
             longest = length
         return longest
@@ -65,4 +70,4 @@ class Matches:
         return found
 
 
-NO_MATCHES = Matches()
+NO_MATCHES: Final = Matches()

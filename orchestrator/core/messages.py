@@ -14,7 +14,7 @@ from orchestrator.core.decision import Decision
 from orchestrator.core.errors import SegueError
 from orchestrator.core.spec import PrefillPlace, Role
 from orchestrator.core.types import Load, RequestReport, WorkerInfo
-from orchestrator.core.values import dataclass
+from orchestrator.core.values import dataclass, mypyc_attr
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +51,7 @@ class WorkerDown:
     sent: tuple[Sent, ...] = ()
 
 
+@mypyc_attr(free_list_len=1)
 @dataclass(frozen=True, slots=True)
 class LoadReported:
     """A step frame brought the worker's own account."""
@@ -61,6 +62,7 @@ class LoadReported:
     stepped: bool = False  # the frame had outputs for this gateway: an engine step has ended
 
 
+@mypyc_attr(free_list_len=1)
 @dataclass(frozen=True, slots=True)
 class CacheChanged:
     """A worker's prefix cache changed, in this order: cleared, removed, stored (block hashes, see ``blocks``)."""
@@ -71,6 +73,7 @@ class CacheChanged:
     cleared: bool = False
 
 
+@mypyc_attr(free_list_len=1)
 @dataclass(frozen=True, slots=True)
 class Arrived:
     """A client's request. ``local_only``: its prompt has to be computed by the engine that decodes.
@@ -94,6 +97,7 @@ class Arrived:
     resumable: bool = False
 
 
+@mypyc_attr(free_list_len=1)
 @dataclass(frozen=True, slots=True)
 class PrefillEnded:
     """The prefill half has ended; ``collectable`` if its KV waits to be collected.
@@ -107,6 +111,7 @@ class PrefillEnded:
     cached_tokens: int | None = None
 
 
+@mypyc_attr(free_list_len=1)
 @dataclass(frozen=True, slots=True)
 class FirstToken:
     """The decode half's first output; prompt tokens that a prefix cache saved, and those whose KV was moved."""
@@ -116,6 +121,7 @@ class FirstToken:
     transferred_tokens: int
 
 
+@mypyc_attr(free_list_len=1)
 @dataclass(frozen=True, slots=True)
 class DecodeEnded:
     """The decode half has ended: well, or (``failed``) with an error of the engine."""
@@ -162,12 +168,13 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True)
 class ModelRouted:
-    """From now on a model is routed so, as its configuration changed."""
+    """From now on a model is routed so, as its configuration changed; ``target_seconds`` to the first token, if any."""
 
     model: str
     policy: str
     parameters: tuple[Parameter, ...]
     prefill: PrefillPlace
+    target_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +199,7 @@ Seldom = WorkerUp | WorkerDraining | WorkerDown | Refused | Cancelled | ModelRou
 Event = LoadReported | CacheChanged | Arrived | PrefillEnded | FirstToken | DecodeEnded | Seldom
 
 
+@mypyc_attr(free_list_len=1)
 @dataclass(frozen=True, slots=True)
 class StartPrefill:
     request_id: str
@@ -200,6 +208,7 @@ class StartPrefill:
     decision: Decision
 
 
+@mypyc_attr(free_list_len=1)
 @dataclass(frozen=True, slots=True)
 class StartDecode:
     """``collect`` is the wire id of the prefill whose KV is to be pulled; None to compute the prompt in place."""
@@ -232,6 +241,7 @@ class Forget:
     prefill_wire_id: str
 
 
+@mypyc_attr(free_list_len=1)
 @dataclass(frozen=True, slots=True)
 class End:
     """The request's one outcome. ``error`` is for the client; None where the client already has its end."""

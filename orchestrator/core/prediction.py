@@ -14,7 +14,8 @@ from orchestrator.core.messages import Alert
 
 MEMORY = 0.98  # of the moving averages: about the last 50 predictions count
 WARM_UP = 50  # predictions before the first alert
-ALARM, CALM = 0.15, 0.05  # mean error as a share of the prompt, that raises and that ends an alert
+ALARM = 0.15  # mean error as a share of the prompt that raises an alert
+CALM = 0.05  # and that ends it
 KIND = "prefix_prediction"
 
 

@@ -18,10 +18,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
-from typing import Any
+from typing import Any, Final
 
 from orchestrator.core.block_table import SHARD, BlockTable
-from orchestrator.core.in_flight import InFlight
+from orchestrator.core.in_flight import InFlight, Prompt
 from orchestrator.core.matches import NO_MATCHES, Matches
 from orchestrator.core.recent import Recent
 from orchestrator.core.slot_sets import Parts, common, has, members, put, take
@@ -29,7 +29,7 @@ from orchestrator.core.slot_sets import Parts, common, has, members, put, take
 _SHARDS = 64  # each with what describes it in a cache line or two; more would cost a look at memory
 _SWEEP = 32_768  # blocks that one call looks at for those who left: up to ten milliseconds where memory is cold
 _VISIT = 16  # what a visit to a shard costs, in blocks
-_NOBODY: Parts = ()
+_NOBODY: Final[Parts] = ()
 
 
 @dataclass(slots=True)
@@ -114,24 +114,25 @@ class PrefixIndex:
                 self._take(slot, worker, removed, stored)
         self._sweep()
 
-    def routed(self, slot: int, blocks: Sequence[int]) -> None:
+    def routed(self, slot: int, blocks: Sequence[int]) -> Prompt | None:
         """A request with these blocks was sent there: another with the same prompt finds it from now on, though the
-        worker has said nothing yet."""
+        worker has said nothing yet. Returns what is ``settled`` later, None where nothing is to be."""
         worker = self._worker(slot)
         if worker is None:
-            return
+            return None
+        prompt = None
         if worker.recent is None:
-            self._in_flight.add(slot, blocks)
+            prompt = self._in_flight.add(slot, blocks)
         elif worker.waiting is not None:
             worker.waiting.routed.append(blocks)
         else:
             self._remember(worker, worker.recent, blocks)
         self._sweep()
+        return prompt
 
-    def settled(self, slot: int, blocks: Sequence[int]) -> None:
-        """The opposite, once for each and with the same object: the worker has said by now what it stored, or never
-        will."""
-        self._in_flight.remove(slot, blocks)
+    def settled(self, prompt: Prompt) -> None:
+        """The opposite, once for each: the worker has said by now what it stored, or never will."""
+        self._in_flight.remove(prompt)
 
     def _worker(self, slot: int) -> _Worker | None:
         return self._workers[slot] if slot < len(self._workers) else None
@@ -181,7 +182,8 @@ class PrefixIndex:
         if stored:
             worker.used = True
             self._table.add(stored, slot)
-        self._table.tidy((len(stored) + len(removed) >> 3) + 1)
+        if removed:  # else nothing has left room
+            self._table.tidy((len(stored) + len(removed) >> 3) + 1)
 
     def _remember(self, worker: _Worker, recent: Recent, blocks: Sequence[int]) -> None:
         worker.used = True

@@ -199,17 +199,20 @@ def _of_no_pool(workers: Iterable[ObservedActor], goal: Goal) -> list[ObservedAc
 class Trial:
     """What became of the new version so far. ``verdict``: why it is not to stay; empty as long as it may.
 
-    ``losses`` are counted by slot; in ``full`` pools there was no room for a spare.
+    ``losses`` are counted by slot; in ``full`` pools there was no room for a spare. ``hoped``: when there last was
+    something on its way that would be room for one.
     """
 
     losses: Mapping[str, int] = field(default_factory=dict)
     full: frozenset[PoolKey] = frozenset()
     verdict: str = ""
+    hoped: Mapping[PoolKey, float] = field(default_factory=dict)
 
 
 def judged(trial: Trial, goal: Goal, changed: Container[PoolKey], seen: Seen, now: float) -> Trial:
     """The trial after another look. Only workers of ``changed`` pools speak against the new version."""
     losses, full, verdict = dict(trial.losses), set(trial.full), trial.verdict
+    hoped = {**trial.hoped, **dict.fromkeys(seen.coming, now)}
     for actor, reason in seen.lost:
         key, slot_id = pool_of(actor.slot), actor.slot.slot_id
         if key not in changed or goal.outdated(actor):
@@ -222,20 +225,36 @@ def judged(trial: Trial, goal: Goal, changed: Container[PoolKey], seen: Seen, no
         elif losses[slot_id] >= MOST_STARTS:
             verdict = verdict or f"{slot_id} failed {losses[slot_id]} times: {reason}"
     for spare in seen.waiting:
-        if now - spare.changed_at >= ROOM_SECONDS:
-            full.add(pool_of(spare.slot))
+        key = pool_of(spare.slot)
+        if now - max(spare.changed_at, hoped.get(key, 0.0)) >= ROOM_SECONDS:
+            full.add(key)
             if not goal.makes_room and _replicas(goal, spare.slot) == 1:
                 why = spare.snapshot.stage or "it got no place"
                 verdict = verdict or f"there is no room for {spare.slot.slot_id}, and its pool has one replica: {why}"
-    return Trial(losses, frozenset(full), verdict)
+    return Trial(losses, frozenset(full), verdict, hoped)
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """By pool: whether machines for it are on their way, and why there are not as many as it wants and won't be."""
+
+    coming: frozenset[PoolKey] = frozenset()
+    lacks: Mapping[PoolKey, str] = field(default_factory=dict)
+
+
+AS_IT_IS = Room()
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What one look brought: workers that were lost, with the reason, and spares that wait for their place."""
+    """What one look brought: workers that were lost, with the reason, and spares that wait for their place.
+
+    ``coming``: pools for which there are machines on their way.
+    """
 
     lost: tuple[tuple[ObservedActor, str], ...] = ()
     waiting: tuple[ObservedActor, ...] = ()
+    coming: frozenset[PoolKey] = frozenset()
 
 
 def without_spares(goal: Goal, full: Iterable[PoolKey]) -> Goal:

@@ -23,6 +23,7 @@ from orchestrator.core.matches import NO_MATCHES
 from orchestrator.core.policies import Ask
 from orchestrator.core.session import Session
 from orchestrator.core.spec import PrefillPlace, Role, RoutingSpec
+from orchestrator.core.values import mypyc_attr
 
 if TYPE_CHECKING:
     from random import Random
@@ -31,6 +32,7 @@ RELEASE_SAMPLE = 8
 IN_PLACE = {Wait.NO_WORKER: Rule.NO_PREFILL_WORKER, Wait.FULL: Rule.PREFILL_FULL}  # what else remains
 
 
+@mypyc_attr(free_list_len=1)
 @dataclass(slots=True)
 class _Pick:
     """A worker, chosen for one half, with what its choice was made of."""

@@ -30,10 +30,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from orchestrator.core.decision import CachedBy, Choice, Decision, Wait
+from orchestrator.core.decision import CachedBy, Decision, Wait
 from orchestrator.core.defects import InvalidTransition
-from orchestrator.core.fleet import Claim, WorkerView
+from orchestrator.core.fleet import Claim
+from orchestrator.core.in_flight import Prompt
 from orchestrator.core.types import RequestReport
+from orchestrator.core.values import mypyc_attr
 
 
 class State(StrEnum):
@@ -80,6 +82,7 @@ TABLE: Final[dict[State, dict[Signal, State]]] = {
 }
 
 
+@mypyc_attr(free_list_len=1)
 @dataclass(frozen=True, slots=True)
 class Beginning:
     """The way to the first token, as the request's account tells it, whatever was lost later."""
@@ -92,6 +95,7 @@ class Beginning:
     predicted_cached_tokens: int | None
 
 
+@mypyc_attr(free_list_len=1)
 @dataclass(slots=True, eq=False)
 class Turn:
     """A signal, when it came, and the turn before it: a chain, so that a new one needs no look at the old ones."""
@@ -101,6 +105,7 @@ class Turn:
     before: Turn | None
 
 
+@mypyc_attr(free_list_len=1)
 @dataclass(slots=True, eq=False)
 class Session:
     """One request on its way. Times are on the caller's clock, in seconds."""
@@ -125,7 +130,8 @@ class Session:
     last_attempt: bool = False
     turned_away: bool = False  # a worker was too full for it
     waited: Wait | None = None  # why it could not be sent at once
-    decision: Decision | None = None
+    predicted_tokens: int | None = None  # of its prompt, cached where it is computed; None where nobody knows
+    predicted_by: CachedBy = CachedBy.UNKNOWN
     prefill_worker: str = ""
     prefill_wire: str = ""
     decode_worker: str = ""
@@ -137,7 +143,7 @@ class Session:
     lost_because: str = ""
     decode_claim: Claim | None = None  # what it takes of these workers, or took
     prefill_claim: Claim | None = None
-    expected_at: tuple[WorkerView, ...] = ()  # where its prompt is on its way to
+    expected: tuple[Prompt, ...] = ()  # what is on its way of it
     placed_at: float | None = None
     prefilled_at: float | None = None
     first_token_at: float | None = None
@@ -149,12 +155,14 @@ class Session:
         """What it asks of the cluster: its prompt, and the output that it may get."""
         return self.prompt_tokens + self.output_limit
 
-    @property
-    def computing(self) -> Choice | None:
-        """The choice of the worker that computes its prompt."""
-        if self.decision is None:
-            return None
-        return self.decision.on_prefill if self.decision.prefill else self.decision.on_decode
+    def placed(self, decision: Decision) -> None:
+        """It goes there; what is remembered of it is what was predicted of the worker that computes its prompt."""
+        self.placements += 1
+        self.decode_worker, self.prefill_worker = decision.decode, decision.prefill or ""
+        choice = decision.on_prefill if decision.prefill else decision.on_decode
+        known = choice is not None and choice.cached_by is not CachedBy.UNKNOWN
+        self.predicted_tokens = choice.cached_tokens if choice is not None and known else None
+        self.predicted_by = choice.cached_by if choice is not None else CachedBy.UNKNOWN
 
     def story(self) -> str:
         """The way so far, for people."""
@@ -189,7 +197,7 @@ class Session:
                 self.first_token_at = now
         elif signal is Signal.LOST:
             self.prefill_wire = self.decode_wire = self.prefill_worker = self.decode_worker = ""
-            self.placed_at = self.prefilled_at = self.decision = None
+            self.placed_at = self.prefilled_at = self.predicted_tokens = None
 
     def goes_on_after(self, sent_tokens: int) -> None:
         """Its prompt now ends with all that was sent of its output; ``tokens`` stays what it was."""
@@ -227,15 +235,13 @@ class Session:
         )
 
     def _beginning(self) -> Beginning:
-        computing = self.computing
-        known = computing is not None and computing.cached_by is not CachedBy.UNKNOWN
         return Beginning(
             self.placed_at,
             self.prefilled_at,
             bool(self.prefill_worker),
             self.cached_tokens,
             self.transferred_tokens,
-            computing.cached_tokens if computing is not None and known else None,
+            self.predicted_tokens,
         )
 
 

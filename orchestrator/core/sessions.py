@@ -10,15 +10,16 @@ from orchestrator.core import messages as m
 from orchestrator.core.admission import Admission, Ticket
 from orchestrator.core.decision import Decision, Wait
 from orchestrator.core.errors import ClusterFull, DeadlineExceeded, NotReady, SegueError, WorkerLost
-from orchestrator.core.fleet import Fleet
+from orchestrator.core.fleet import Fleet, WorkerView
 from orchestrator.core.halves import Halves
-from orchestrator.core.health import Health
 from orchestrator.core.pace import UNKNOWN_RETRY_SECONDS
 from orchestrator.core.patience import Patience
 from orchestrator.core.retries import RetryBudget
 from orchestrator.core.routing import Router
 from orchestrator.core.session import Session, Signal, State
+from orchestrator.core.sick_list import SickList
 from orchestrator.core.spec import RoutingSpec
+from orchestrator.core.stranded import Stranded
 
 if TYPE_CHECKING:
     from random import Random
@@ -42,7 +43,7 @@ class Sessions:
         fleet: Fleet,
         admission: Admission,
         halves: Halves,
-        health: Health,
+        sick_list: SickList,
         routers: Mapping[str, Router],
         rng: Random,
         queue_seconds: float,
@@ -52,7 +53,7 @@ class Sessions:
         self._fleet = fleet
         self._admission = admission
         self._halves = halves
-        self._health = health
+        self._sick_list = sick_list
         self._routers = dict(routers)
         self._rng = rng
         self._queue_seconds = queue_seconds
@@ -60,6 +61,7 @@ class Sessions:
         self._patient = Patience(queue_seconds)
         self._max_attempts = max_attempts
         self._retries = RetryBudget()
+        self._stranded = Stranded(fleet)
         self._open: dict[str, Session] = {}
         self._deadlines: list[tuple[float, str]] = []
         self._most_deadlines = LEAST_DEADLINES
@@ -90,13 +92,13 @@ class Sessions:
         else:
             decision = self.router(event.model).decide(session, self._fleet, self._rng, now)
             if isinstance(decision, Decision):
-                if self._health.wanted:
-                    decision = self._health.trial(session, decision, now)
+                if self._sick_list.wanted:
+                    decision = self._sick_list.trial(session, decision, now)
                 self._admission.passed(session.tenant, session.model, session.tokens)
                 out.append(self._halves.begin(session, decision, now))
                 return
             session.waited = decision
-        wait = self._most_wait(session.model, session.deadline, now, session.waited)
+        wait = self._most_wait(session.model, session.deadline, now, session.prompt_tokens, session.waited)
         session.place_by = now + wait
         self._look_again_at(session.place_by, session)
         for turned in self._admission.join(_ticket(session), now, wait):
@@ -107,18 +109,20 @@ class Sessions:
         if not self._admission.waiting(event.model):
             return None
         least = Ticket(event.request_id, event.model, event.tenant, 0, 1, now)
-        return self._admission.turned_at_the_door(least, now, self._most_wait(event.model, event.deadline, now))
+        return self._admission.turned_at_the_door(least, now, self._most_wait(event.model, event.deadline, now, 0))
 
-    def _most_wait(self, model: str, deadline: float | None, now: float, waited: Wait | None = None) -> float:
+    def _most_wait(
+        self, model: str, deadline: float | None, now: float, tokens: int, waited: Wait | None = None
+    ) -> float:
         nobody = self._kept_by(model, waited) is Wait.NO_WORKER
         patience = self._patient if nobody else self._patience.get(model, self._patient)
-        return patience.seconds(None if deadline is None else deadline - now)
+        return patience.seconds(None if deadline is None else deadline - now, tokens)
 
     def first_token(self, session: Session, now: float) -> None:
         """A request that was sent to a worker has its first token."""
         patience = self._patience.get(session.model)
         if patience is not None and session.placed_at is not None and session.began is None:
-            patience.saw(now - session.placed_at)
+            patience.saw(now - session.placed_at, session.prompt_tokens)
 
     def _session(self, event: m.Arrived, now: float) -> Session:
         return Session(
@@ -150,8 +154,8 @@ class Sessions:
                 if decision is Wait.NO_WORKER:
                     self._admission.nobody_takes(model)
                 return
-            if self._health.wanted:
-                decision = self._health.trial(session, decision, now)
+            if self._sick_list.wanted:
+                decision = self._sick_list.trial(session, decision, now)
             self._admission.admitted(session.request_id, now)
             out.append(self._halves.begin(session, decision, now))
 
@@ -172,7 +176,7 @@ class Sessions:
         if stuck or not (moved or self._may_retry(session)):
             self.fail(session, "failed", _lost(session, why), now, out)
             return
-        self._health.untried(session.request_id)
+        self._sick_list.untried(session.request_id)
         self._halves.stop(session, now, out)
         if streaming:
             session.goes_on_after(sent_tokens)
@@ -183,12 +187,16 @@ class Sessions:
         session.place_by = now + self._queue_seconds
         self._rejoin(session, now, out)
 
+    def stranded(self, view: WorkerView, now: float) -> None:
+        """A worker is gone, and with it the KV that some were about to fetch there."""
+        self._stranded.lost(view, self._open.values(), now)
+
     def _may_retry(self, session: Session) -> bool:
         return session.attempts < self._max_attempts and self._retries.spend()
 
     def wait_again(self, session: Session, now: float, out: list[m.Command]) -> None:
         """A full worker costs no attempt: the request is placed again as soon as one has room, within its wait."""
-        self._health.untried(session.request_id)
+        self._sick_list.untried(session.request_id)
         self._halves.stop(session, now, out)
         session.advance(Signal.LOST, now)
         session.attempts -= 1
@@ -218,8 +226,8 @@ class Sessions:
         error: SegueError | None = None,
     ) -> None:
         """The one outcome of a request that is at no worker any more, or is about to leave the one that is done."""
-        if self._health.tried:
-            self._health.untried(session.request_id)
+        if self._sick_list.tried:
+            self._sick_list.untried(session.request_id)
         kv_bytes = self._halves.kv_bytes(session)
         self._halves.leave(session)
         self._admission.drop(session.request_id)
@@ -238,6 +246,9 @@ class Sessions:
                 self.fail(session, "failed", DeadlineExceeded("the request's deadline passed", where=where), now, out)
             elif session.state is State.WAITING and session.place_by <= now:
                 self._given_up(session, now, out)
+        for session in self._stranded.due(now):
+            if session.attempts < self._max_attempts and self._retries.left >= 1.0:  # else its engine may yet manage
+                self.lost(session, f"{session.prefill_worker} was lost, which had its KV", now, out)
         for model in list(self._routers):
             self.place_waiting(model, now, out)
 
@@ -276,9 +287,11 @@ class Sessions:
             router = self._routers[model] = Router(RoutingSpec())
         return router
 
-    def routed(self, model: str, spec: RoutingSpec) -> None:
-        """Has a model routed so from now on."""
+    def routed(self, model: str, spec: RoutingSpec, target: float | None) -> None:
+        """Has a model routed so from now on, with this time to the first token as its target."""
         self._routers[model] = Router(spec)
+        patience = self._patience.setdefault(model, Patience(self._queue_seconds))
+        patience.target = target
 
     def _look_again_at(self, at: float, session: Session) -> None:
         heapq.heappush(self._deadlines, (at, session.request_id))

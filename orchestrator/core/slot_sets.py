@@ -15,15 +15,15 @@ Parts = tuple[int, ...]
 equal."""
 
 SHIFT = 10
-PART = 1 << SHIFT
-_LAST = PART - 1
+PART: Final = 1 << SHIFT
+LAST: Final = PART - 1
 _FEW = 4  # bits that are quicker found one by one
-_BITS: Final = tuple(1 << slot for slot in range(PART))  # made once: they are large
+BITS: Final = tuple(1 << slot for slot in range(PART))  # made once: they are large
 
 
 def has(parts: Sequence[int], slot: int) -> bool:
     part = slot >> SHIFT
-    return part < len(parts) and bool(parts[part] & _BITS[slot & _LAST])
+    return part < len(parts) and bool(parts[part] & BITS[slot & LAST])
 
 
 def put(parts: list[int], slot: int) -> None:
@@ -31,19 +31,19 @@ def put(parts: list[int], slot: int) -> None:
     part = slot >> SHIFT
     while len(parts) <= part:
         parts.append(0)
-    parts[part] |= 1 << (slot & _LAST)
+    parts[part] |= 1 << (slot & LAST)
 
 
 def take(parts: list[int], slot: int) -> None:
     """Out of a set that changes; it may not be there."""
     if has(parts, slot):
-        parts[slot >> SHIFT] ^= 1 << (slot & _LAST)
+        parts[slot >> SHIFT] ^= 1 << (slot & LAST)
         _trim(parts)
 
 
 def alone(slot: int) -> Parts:
     """The set of one."""
-    return (*[0] * (slot >> SHIFT), 1 << (slot & _LAST))
+    return (*[0] * (slot >> SHIFT), 1 << (slot & LAST))
 
 
 def flipped(parts: Parts, slot: int) -> Parts:
@@ -82,9 +82,9 @@ def gather(parts: Parts, within: list[int], start: int, most: int, found: list[i
     known = len(found)
     if known >= most:
         return
-    first, bit = start >> SHIFT, start & _LAST
+    first, bit = start >> SHIFT, start & LAST
     if first >= count:
-        first, bit = count - 1, _LAST
+        first, bit = count - 1, LAST
     for turn in range(count + 1 if count else 0):
         part = (first - turn) % count
         here = parts[part] & within[part]
@@ -99,7 +99,7 @@ def gather(parts: Parts, within: list[int], start: int, most: int, found: list[i
                 found.append(slot)
                 if len(found) == most:
                     return
-            here ^= _BITS[highest]
+            here ^= BITS[highest]
 
 
 def members(parts: Sequence[int], but: Sequence[int] = ()) -> list[int]:

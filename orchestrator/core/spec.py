@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import Any
 
 AUTO = 0  # a count that is left to the planner: ``auto`` in YAML
+HANG_SECONDS = 120.0  # without a step, that are no hang yet of an engine with requests
 SILENCE_SECONDS = 5.0  # after which a gateway goes on without a worker, which speaks every second
 
 
@@ -146,6 +147,11 @@ class ModelSpec:
     def disaggregated(self) -> bool:
         return Role.PREFILL in self.pools
 
+    @property
+    def target_seconds(self) -> float | None:
+        """To the first token, where that is asked for."""
+        return self.slo.ttft_ms / 1e3 if self.slo is not None and self.slo.ttft_ms is not None else None
+
 
 @dataclass(frozen=True, slots=True)
 class TenantSpec:
@@ -226,7 +232,11 @@ class RolloutSpec:
 
 @dataclass(frozen=True, slots=True)
 class ControllerSpec:
-    """Where gateways watch the fleet, and how hard the controller tries to keep it whole (all in seconds)."""
+    """Where gateways watch the fleet, and how hard the controller tries to keep it whole (all in seconds).
+
+    An engine that has requests and makes no step for longer than ``hang_seconds`` (0: for ever), and than any step that
+    it may have to make can explain, is replaced.
+    """
 
     listen: Endpoint = Endpoint("127.0.0.1", 9100)
     restart_backoff_initial: float = 1.0
@@ -234,6 +244,7 @@ class ControllerSpec:
     start_timeout: float = 600.0
     drain_timeout: float = 30.0
     rollout: RolloutSpec = RolloutSpec()
+    hang_seconds: float = HANG_SECONDS
 
 
 @dataclass(frozen=True, slots=True)

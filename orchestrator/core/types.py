@@ -8,8 +8,8 @@ from enum import StrEnum
 from typing import Any
 
 from orchestrator.core.decision import Wait
-from orchestrator.core.spec import Backend, Bind, Device, Role
-from orchestrator.core.values import dataclass
+from orchestrator.core.spec import HANG_SECONDS, Backend, Bind, Device, Role
+from orchestrator.core.values import dataclass, mypyc_attr
 
 
 class WorkerState(StrEnum):
@@ -23,6 +23,7 @@ class WorkerState(StrEnum):
     DEAD = "dead"  # came up and was lost
 
 
+@mypyc_attr(free_list_len=1)
 @dataclass(frozen=True, slots=True)
 class Load:
     """An engine's own account at the end of a step."""
@@ -85,7 +86,9 @@ class WorkerAssignment:
     share: float = 1.0  # of its GPU that it may take; below 1 only with one device
     hosts: tuple[str, ...] = ()  # Ray's node id for each pipeline stage; empty where Ray is to choose
     gpu: tuple[str, ...] = ()  # where Ray chooses: what its node's GPUs may be called; anything, if there is nothing
+    selector: Mapping[str, str] = field(default_factory=dict)  # where Ray chooses: labels of its nodes, as Ray selects
     version: str = ""  # of what it is made of: ``controller.assignments.version_of``
+    hang_seconds: float = HANG_SECONDS  # as in ``ControllerSpec``
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +120,7 @@ class ActorSnapshot:
     facts: EngineFacts | None = None
     load: Load = Load()
     version: str = ""  # its order's
+    ready_for: float = 0.0  # seconds since it was ready first, by its own clock; workers only
     serves: str = ""  # gateways: the name of the specification whose models it serves
     refuses: str = ""  # gateways: that of one that it could not take; ``detail`` says why
 
@@ -134,6 +138,7 @@ class WorkerInfo:
     facts: EngineFacts | None = None
 
 
+@mypyc_attr(free_list_len=1)
 @dataclass(frozen=True, slots=True)
 class RequestReport:
     """What became of one sequence (a request with n > 1 has n of them).

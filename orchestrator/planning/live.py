@@ -38,7 +38,7 @@ def inventory_of(
     nodes = tuple(node for node in nodes_of(topology, parts) if node.device == CPU or node.device in known)
     if not parts:
         return Inventory(nodes, known)
-    return _with_cpus(nodes, topology, known, measure(parts))
+    return _with_cpus(nodes, topology, known, measure(max(parts.values())))
 
 
 def takes_any_gpu(spec: ClusterSpec) -> bool:

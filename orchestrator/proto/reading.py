@@ -1,15 +1,27 @@
-"""Requests that can't be read: gRPC takes a deserializer's error for the servicer's own, logs it with its trace and
-answers UNKNOWN. It is the caller's."""
+"""What gRPC takes for an error of the servicer's and is the caller's: requests that can't be read, which it logs with
+their trace and answers with UNKNOWN; and calls that end, by their deadline say, just as they are answered.
+"""
 
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
+
+_CALL_IS_OVER = 'Failed "execute_batch"'  # what began to be sent was not; gRPC has no type of its own for it
+
+
+def _is_no_news(record: logging.LogRecord) -> bool:
+    error = record.exc_info[1] if record.exc_info else None
+    return not (isinstance(error, grpc.aio.InternalError) and str(error).startswith(_CALL_IS_OVER))
+
+
+logging.getLogger("grpc._cython.cygrpc").addFilter(_is_no_news)
 
 
 class Unreadable:

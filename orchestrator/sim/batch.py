@@ -15,6 +15,7 @@ from orchestrator.sim.settings import EngineSettings
 # Most engines have nobody in most of their queues, and what all share is near the processor. Nothing is put into these.
 NOBODY: Final[list[Half]] = []
 NONE: Final[dict[Half, None]] = {}
+NEVER: Final = 1 << 60
 
 
 class Batch:
@@ -24,6 +25,7 @@ class Batch:
         "_block_size",
         "_boundaries",
         "_finishing",
+        "_next_end",
         "cache",
         "decoding",
         "fetching",
@@ -48,6 +50,7 @@ class Batch:
         self._block_size = settings.facts.block_size
         self._boundaries = [0] * self._block_size
         self._finishing: list[Half] = []  # those that decode, by the step in which they end, the next one last
+        self._next_end = NEVER  # its last step
 
     # ---- in
 
@@ -135,7 +138,13 @@ class Batch:
                 low = middle + 1
             else:
                 high = middle
+        if low == len(finishing):
+            self._next_end = last_step
         finishing.insert(low, half)
+
+    def _look_ahead(self) -> None:
+        """What finished next is none of them any more."""
+        self._next_end = self._finishing[-1].last_step if self._finishing else NEVER
 
     # ---- steps
 
@@ -158,7 +167,7 @@ class Batch:
 
     def steps_to_change(self) -> int:
         """Steps until a decoding sequence finishes, or until the blocks no longer suffice."""
-        steps = self._finishing[-1].last_step - self.step
+        steps = self._next_end - self.step
         free = self.cache.free
         if (steps // self._block_size + 1) * self.decoding > free:
             for fewer in range(1, steps):
@@ -173,10 +182,10 @@ class Batch:
             return []
         growth = self.growth(steps) if steps > 1 else self._boundaries[(self.step + 1) % self._block_size]
         self.step = step = self.step + steps
-        finishing = self._finishing
         ended: list[Half] = []
-        while finishing and finishing[-1].last_step <= step:
-            half = finishing.pop()
+        while self._next_end <= step:
+            half = self._finishing.pop()
+            self._look_ahead()
             ended.append(half)
             if half.place == step % self._block_size:
                 growth -= 1  # no block for a token that nothing follows
@@ -214,6 +223,7 @@ class Batch:
             half.place = -1
             if generated < half.output:  # else it stands there no more
                 self._finishing.remove(half)
+                self._look_ahead()
             known = half.prompt + generated - 1  # tokens whose KV is there: all but the last
             half.private = -(-(known if generated == half.output else known + 1) // size) - half.sealed
             full = known // size - half.sealed

@@ -13,14 +13,16 @@ deepest run upwards, and a run is evicted from its rear, so the tail of a prompt
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 from typing import Final
+
+from orchestrator.core.values import mypyc_attr
 
 _STALE = 16  # turns that count no more and are not worth a clean-up
 _NO_BLOCKS: Final[list[int]] = []  # all caches' own while nothing changes: nothing is put into it
 
 
+@mypyc_attr(free_list_len=1)
 class Run:
     """Consecutive blocks of one prompt. ``users`` requests hold them.
 
@@ -36,6 +38,7 @@ class Run:
         self.turns = 0
 
 
+@mypyc_attr(free_list_len=1)
 class Match:
     """The cached front of a prompt: ``run`` is its last whole run, ``partial`` one after it that is shared in part."""
 
@@ -56,7 +59,18 @@ class BlockCache:
     and left the prefix cache since ``take_changes``.
     """
 
-    __slots__ = ("_idle", "_runs", "caching", "idle_blocks", "private", "removed", "shared", "stored", "total")
+    __slots__ = (
+        "_idle",
+        "_oldest",
+        "_runs",
+        "caching",
+        "idle_blocks",
+        "private",
+        "removed",
+        "shared",
+        "stored",
+        "total",
+    )
 
     def __init__(self, total: int, *, caching: bool = True) -> None:
         self.total = total
@@ -65,7 +79,8 @@ class BlockCache:
         self.shared = 0  # in runs that are used
         self.idle_blocks = 0
         self._runs: dict[int, Run] = {}  # by first hash
-        self._idle: deque[Run] = deque()  # oldest first, with turns that count no more
+        self._idle: list[Run] = []  # oldest first, with turns that count no more
+        self._oldest = 0  # its place there: those before it are done with
         self.stored = _NO_BLOCKS
         self.removed = _NO_BLOCKS
 
@@ -172,14 +187,14 @@ class BlockCache:
         over = self.private + self.shared + self.idle_blocks - self.total
         removed: list[int] = []
         while over > 0 and self.idle_blocks:
-            run = self._idle[0]
+            run = self._idle[self._oldest]
             own = run.blocks
             if run.users or run.turns > 1:
-                self._idle.popleft()
+                self._oldest += 1
                 run.turns -= 1
                 continue
             if len(own) <= over:
-                self._idle.popleft()
+                self._oldest += 1
                 del self._runs[own[0]]
                 gone = own
             else:
@@ -190,6 +205,9 @@ class BlockCache:
             over -= len(gone)
         if removed:
             self.removed = self.removed + removed
+        if self._oldest > _STALE:
+            del self._idle[: self._oldest]
+            self._oldest = 0
 
     def take_changes(self) -> tuple[list[int], list[int]]:
         """(removed, stored) since the last call, as they have to be told in that order."""
@@ -207,27 +225,31 @@ class BlockCache:
 
     def check(self) -> None:
         """Raises AssertionError where the books don't balance; for tests."""
-        turns: dict[Run, int] = {}
-        for run in self._idle:
-            turns[run] = turns.get(run, 0) + 1
-        shared = idle = 0
+        for run in self._idle[self._oldest :]:
+            run.turns -= 1
+        shared = idle = unused = 0
         for first, run in self._runs.items():
             assert run.blocks[0] == first  # noqa: S101
-            assert run.turns == turns.get(run, 0)  # noqa: S101
+            assert not run.turns  # noqa: S101
             if run.users:
                 shared += len(run.blocks)
             else:
                 idle += len(run.blocks)
-                assert run.turns  # noqa: S101
+                unused += 1
             parent = run.parent
             assert parent is None or (parent.blocks[0] in self._runs and parent.users >= run.users)  # noqa: S101
+        for run in self._idle[self._oldest :]:
+            unused -= not (run.users or run.turns)
+            run.turns += 1
+        assert not unused  # noqa: S101
         assert (self.shared, self.idle_blocks) == (shared, idle)  # noqa: S101
         assert self.private >= 0  # noqa: S101
         assert self.used + self.idle_blocks <= self.total  # noqa: S101
 
     def _tidy(self) -> None:
         """Forgets turns that count no more."""
-        queue, self._idle = self._idle, deque()
+        queue, self._idle = self._idle[self._oldest :], []
+        self._oldest = 0
         for run in queue:
             if run.users or run.turns > 1:
                 run.turns -= 1

@@ -85,6 +85,7 @@ class Carrier:
             offers=prefill,
             collect=collect,
             base=flight.sent,
+            total=worker.output_of(offer),
         )
         if flight.sent:
             half.prompt_goes_on(worker.settings.facts.block_size)
@@ -119,11 +120,12 @@ class Carrier:
 
     def _end(self, command: m.End) -> None:
         report = command.report
-        flight = self.flights.pop(report.request_id, None)
+        flight = self.flights.get(report.request_id)
         audit, deadline = self._desk.audit, self._desk.deadline
         if flight is None:
             audit.say(f"{report.request_id}: ended twice")
             return
+        del self.flights[report.request_id]
         flight.outcome = report.outcome
         now = self._clock.now
         if report.attempts > self._desk.max_attempts:

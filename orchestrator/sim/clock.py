@@ -16,6 +16,8 @@ from heapq import heappop, heappush
 from operator import attrgetter
 from typing import Any, Final
 
+from orchestrator.core.values import mypyc_attr
+
 Action = Callable[[Any], None]
 _SLICES = 4000.0  # a second
 _SPAN: Final = 8192  # slices ahead, a power of two
@@ -24,24 +26,25 @@ _when: Final = attrgetter("time")
 
 
 class Due:
-    """What happens at ``time``. What happens often is a class of its own: one object is all that is kept of it, and
-    natively no arguments are packed for it."""
+    """What happens at ``time``, which the clock sets. What happens often is a class of its own: one object is all that
+    is kept of it, and natively no arguments are packed for it."""
 
     __slots__ = ("time",)
 
-    def __init__(self) -> None:
-        self.time = 0.0
+    time: float
 
     def happen(self) -> None:
         """It is time."""
         raise NotImplementedError
 
 
-class _Call(Due):
+@mypyc_attr(free_list_len=1)
+class Call(Due):
+    """``action(what)``; once it has happened it may be planned again."""
+
     __slots__ = ("_action", "_what")
 
     def __init__(self, action: Action, what: Any) -> None:
-        super().__init__()
         self._action = action
         self._what = what
 
@@ -66,7 +69,7 @@ class Clock:
 
     def at(self, time: float, action: Action, what: Any = None) -> None:
         """Has ``action(what)`` run at ``time``, which must not have passed."""
-        self.plan(time, _Call(action, what))
+        self.plan(time, Call(action, what))
 
     def after(self, seconds: float, action: Action, what: Any = None) -> None:
         """Has ``action(what)`` run in ``seconds``."""

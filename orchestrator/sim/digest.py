@@ -39,12 +39,13 @@ TICK = 11
 class Digest:
     """Collects numbers and words and hashes them in large pieces."""
 
-    __slots__ = ("_hash", "_hashed", "_now", "_numbers", "_times", "_words")
+    __slots__ = ("_changed", "_hash", "_hashed", "_now", "_numbers", "_times", "_words")
 
     def __init__(self) -> None:
         self._hash = blake2b(digest_size=16)
         self._times = Rolling()
         self._numbers = Rolling()
+        self._changed = Rolling()
         self._words: list[str] = []
         self._now = 0.0  # of the newest step: several come at one time
         self._hashed: i64 = 0
@@ -66,6 +67,22 @@ class Digest:
                 self._command(command)
             if numbers.count > _CHUNK:
                 self._flush()
+
+    def told(self, removed: Sequence[int], stored: Sequence[int]) -> int:
+        """One number for a change of a cache, and its own hash."""
+        changed = self._of(stored)
+        if removed:
+            pair = self._changed
+            pair.add(hash(self._of(removed)))
+            pair.add(hash(changed))
+            changed = pair.take()
+        return hash(changed)
+
+    def _of(self, blocks: Sequence[int]) -> int:
+        changed = self._changed
+        for block in blocks:
+            changed.add(block)
+        return changed.take()
 
     def _command(self, command: m.Command) -> None:
         if isinstance(command, (m.StartDecode, m.StartPrefill)):

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from orchestrator.core.values import mypyc_attr
 from orchestrator.sim.batch import Batch
 from orchestrator.sim.clock import Clock, Due
 from orchestrator.sim.half import Half
@@ -31,13 +32,13 @@ Report = Callable[[list[Half], list[Half]], None]
 """Told at the end of a step: halves with their first token in it, and halves that it ended."""
 
 
+@mypyc_attr(free_list_len=1)
 class _End(Due):
     """The end of a step or stretch; ``engine`` is None when another end has taken its place."""
 
     __slots__ = ("engine",)
 
     def __init__(self, engine: Engine) -> None:
-        super().__init__()
         self.engine: Engine | None = engine
 
     def happen(self) -> None:

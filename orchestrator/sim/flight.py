@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Final
 
 from orchestrator.core import messages as m
+from orchestrator.core.values import mypyc_attr
 from orchestrator.sim.audit import Audit
 from orchestrator.sim.clock import Clock
 from orchestrator.sim.digest import Digest
@@ -16,6 +17,7 @@ from orchestrator.sim.offer import Offer
 NEVER: Final = float("inf")
 
 
+@mypyc_attr(free_list_len=1)
 class Flight:
     """One client's request. ``sent`` tokens have reached it; ``half`` is what runs for it now.
 

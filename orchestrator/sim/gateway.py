@@ -5,8 +5,6 @@ Frames become events in the driver's order, and commands become messages (``carr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from orchestrator.core import messages as m
 from orchestrator.core.brain import Brain
 from orchestrator.sim import digest
@@ -144,11 +142,10 @@ class Gateway(Carrier):
             self._take(link, frame)
 
     def _take(self, link: Link, frame: Frame, *, cleared: bool = False) -> None:
-        worker = link.worker
-        worker_id = worker.info.worker_id
+        worker_id, index = link.worker_id, link.index
         if frame.stored or frame.removed:
             change = m.CacheChanged(worker_id, frame.stored, frame.removed, cleared)
-            self._feed(digest.CACHE_CHANGED, change, worker.index, _told(frame.removed, frame.stored))
+            self._feed(digest.CACHE_CHANGED, change, index, self._digest.told(frame.removed, frame.stored))
         mine = self._take_outputs(frame) if frame.firsts or frame.ended else False
         for half, refusal, detail in frame.refused:
             self._refused(half, refusal, detail)
@@ -157,12 +154,12 @@ class Gateway(Carrier):
         load, own = frame.load, frame.own[self.index]
         event = m.LoadReported(worker_id, load, own, frame.stepped and (mine or own > 0))
         if self._network.fair:
-            self._feed(digest.LOAD_REPORTED, event, worker.index, load.running << 32 | load.kv_blocks_used)
+            self._feed(digest.LOAD_REPORTED, event, index, load.running << 32 | load.kv_blocks_used)
         else:
             self._may_be_lost(link, event)
         if frame.draining:
             self._draining.add(worker_id)
-            self._feed(digest.WORKER_DRAINING, m.WorkerDraining(worker_id), worker.index, 0)
+            self._feed(digest.WORKER_DRAINING, m.WorkerDraining(worker_id), index, 0)
 
     def _take_outputs(self, frame: Frame) -> bool:
         """Whether there were any for this gateway."""
@@ -206,7 +203,7 @@ class Gateway(Carrier):
         link, session, event = message
         if link.known and session == link.session:
             about = event.load.running << 32 | event.load.kv_blocks_used
-            self._feed(digest.LOAD_REPORTED, event, link.worker.index, about)
+            self._feed(digest.LOAD_REPORTED, event, link.index, about)
 
     def _first(self, half: Half) -> None:
         flight = half.flight
@@ -241,7 +238,7 @@ class Gateway(Carrier):
             )
         elif current:
             flight.sent = half.base + half.emitted + half.output
-            if flight.sent != half.worker.output_of(flight.offer):
+            if flight.sent != half.total:
                 self._desk.audit.say(f"{flight.request_id}: ended with {flight.sent} tokens, not what it asked for")
             flight.last_at = self._clock.now
             self._feed(digest.DECODE_ENDED, m.DecodeEnded(half.wire_id, flight.sent), flight.number, flight.sent)
@@ -256,8 +253,3 @@ class Gateway(Carrier):
                 self.carry_out(command)
         if self._deep:
             self.brain.check()
-
-
-def _told(removed: Sequence[int], stored: Sequence[int]) -> int:
-    """One number for all of it, and its own hash: numbers hash alike everywhere."""
-    return hash(hash((hash(tuple(removed)), hash(tuple(stored)))) if removed else hash(tuple(stored)))

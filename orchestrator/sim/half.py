@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from orchestrator.core.values import mypyc_attr
 from orchestrator.sim.offer import placed
 
 if TYPE_CHECKING:
@@ -18,12 +19,14 @@ _TOGETHER = 32  # blocks of a half whose hashes are in a row
 _FURTHER = 1 << 40  # from there to its next 32; no run has so many halves that they would meet
 
 
+@mypyc_attr(free_list_len=1)
 class Half:
     """What a wire id stands for.
 
     ``prompt`` and ``output`` are tokens to compute and to generate; an engine that pushes a half back moves what it has
     generated from one to the other. ``collect`` is the prefill half whose KV is to be fetched. ``base`` is the place of
-    its first token in the request's output: what other halves had sent before, which ``prompt`` ends with.
+    its first token in the request's output: what other halves had sent before, which ``prompt`` ends with. ``total``:
+    tokens that the request gets in all, if this half is its last.
     """
 
     __slots__ = (
@@ -49,6 +52,7 @@ class Half:
         "run",
         "sealed",
         "started",
+        "total",
         "wire_id",
         "worker",
     )
@@ -66,6 +70,7 @@ class Half:
         offers: bool = False,
         collect: Half | None = None,
         base: int = 0,
+        total: int = 0,
     ) -> None:
         # Natively in this order in memory: what its end needs is together.
         self.last_step = 0  # in which it ends; to be relied on only while it decodes
@@ -78,6 +83,7 @@ class Half:
         self.prompt = prompt
         self.output = output
         self.base = base
+        self.total = total
         self.emitted = 0  # tokens generated before it was pushed back, aborted or lost
         self.ended = False  # its last token is out
         self.run: Run | None = None

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from math import ceil, log
+from typing import Final
 
-_STEP = log(1.005)
+_STEP: Final = log(1.005)
 _LEAST = 1e-6
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from orchestrator.core.values import mypyc_attr
 from orchestrator.sim.clock import Clock, Due
 
 if TYPE_CHECKING:
@@ -32,16 +33,20 @@ class Link:
         "arrives_up",
         "gateway",
         "held_until",
+        "index",
         "known",
         "reached",
         "session",
         "up",
         "worker",
+        "worker_id",
     )
 
     def __init__(self, gateway: Gateway, worker: Worker) -> None:
         self.gateway = gateway
         self.worker = worker
+        self.worker_id = worker.info.worker_id  # at hand: a gateway names it at each frame
+        self.index = worker.index
         self.up = False
         self.known = False
         self.session = 0
@@ -59,28 +64,28 @@ class _Message(Due):
 
     __slots__ = ("link", "session")
 
-    def __init__(self, link: Link) -> None:
-        super().__init__()
-        self.link = link
-        self.session = link.session
+    link: Link
+    session: int
 
 
+@mypyc_attr(free_list_len=1)
 class _Framed(_Message):
     __slots__ = ("frame",)
 
     def __init__(self, link: Link, frame: Frame) -> None:
-        super().__init__(link)
+        self.link, self.session = link, link.session
         self.frame = frame
 
     def happen(self) -> None:
         self.link.gateway.framed(self.link, self.session, self.frame)
 
 
+@mypyc_attr(free_list_len=1)
 class _Started(_Message):
     __slots__ = ("half",)
 
     def __init__(self, link: Link, half: Half) -> None:
-        super().__init__(link)
+        self.link, self.session = link, link.session
         self.half = half
 
     def happen(self) -> None:
@@ -91,7 +96,7 @@ class _Other(_Message):
     __slots__ = ("deliver", "what")
 
     def __init__(self, link: Link, deliver: Delivery, what: Any) -> None:
-        super().__init__(link)
+        self.link, self.session = link, link.session
         self.deliver = deliver
         self.what = what
 

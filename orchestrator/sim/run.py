@@ -18,7 +18,7 @@ from orchestrator.core.types import WorkerInfo
 from orchestrator.sim import faults as fault_forms
 from orchestrator.sim.audit import Audit
 from orchestrator.sim.carrier import TICK_SECONDS
-from orchestrator.sim.clock import Clock
+from orchestrator.sim.clock import Call, Clock
 from orchestrator.sim.disturb import Disturber
 from orchestrator.sim.faults import Fault
 from orchestrator.sim.flight import Desk, Flight
@@ -155,16 +155,17 @@ class Run:
         disturber = Disturber(self, chance)
         for fault in fault_forms.timed(options.faults, len(self.workers), options.gateways, last, chance):
             disturber.plan(fault)
-        clock.at(self._offers[0].at, self._arrive, 0)
+        self._arrival = Call(self._arrive, None)
+        clock.plan(self._offers[0].at, self._arrival)
         clock.run()
         self.audit.end([gateway.brain for gateway in self.gateways], self.workers)
 
-    def _arrive(self, number: int) -> None:
-        offer = self._offers[number]
-        flight = Flight(number, f"r{number}", offer, self.clock.now)
-        self.measure.arrived += 1
+    def _arrive(self, _: object) -> None:
+        number = self.measure.arrived
+        self.measure.arrived = number + 1
         if number + 1 < len(self._offers):
-            self.clock.at(self._offers[number + 1].at, self._arrive, number + 1)
+            self.clock.plan(self._offers[number + 1].at, self._arrival)
+        flight = Flight(number, f"r{number}", self._offers[number], self.clock.now)
         self._send(flight)
 
     def _send(self, flight: Flight) -> None:

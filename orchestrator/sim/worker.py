@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.core.messages import Refusal
 from orchestrator.core.types import Load, WorkerInfo
+from orchestrator.core.values import mypyc_attr
 from orchestrator.sim.clock import Clock
 from orchestrator.sim.engine import Engine
 from orchestrator.sim.half import Half
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 HEARTBEAT_SECONDS = 1.0
 
 
+@mypyc_attr(free_list_len=1)
 class Frame:
     """What a worker has to say at the end of a step. ``firsts`` and ``ended`` are all gateways' halves.
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator import config
+from orchestrator.config.written import written
 from orchestrator.core.errors import ConfigError
 from orchestrator.core.spec import (
     AdmissionSpec,
@@ -42,6 +43,7 @@ controller:
   restart_backoff_max: 3.5
   start_timeout: 100
   drain_timeout: 0
+  hang_seconds: 45
   rollout: {surge: 0, unavailable: 2, health_seconds: 0}
 telemetry: {otlp_endpoint: "http://collector:4317", log_level: debug}
 models:
@@ -85,7 +87,7 @@ def test_every_key_reaches_the_spec(load):
         name="prod-1",
         bind=Bind.NODE,
         gateway=GatewaySpec(Endpoint("0.0.0.0", 80), Endpoint("::1", 81), 4, 1000, 0.0, 2.5),
-        controller=ControllerSpec(Endpoint("10.0.0.1", 82), 2.0, 3.5, 100.0, 0.0, RolloutSpec(0, 2, 0.0)),
+        controller=ControllerSpec(Endpoint("10.0.0.1", 82), 2.0, 3.5, 100.0, 0.0, RolloutSpec(0, 2, 0.0), 45),
         telemetry=TelemetrySpec("http://collector:4317", "debug"),
         models=(big, fake),
     )
@@ -157,6 +159,29 @@ def test_a_shipped_configuration_loads_and_survives_the_way_to_an_actor(path):
     assert config.loads(config.dumps(spec)) == spec
 
 
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_what_was_loaded_is_written_as_a_document_that_says_the_same(path):
+    spec = config.load(path)
+    assert config.parse(written(spec), "written") == spec
+
+
+def test_every_key_is_written_as_it_was_read(load):
+    admission = "admission: {default: {weight: 2}, tenants: {a: {max_queued_requests: 3}}, isolate_caches: true}"
+    model = """
+  - name: planned
+    source: org/planned
+    routing: {policy: least_load, prefill: apart}
+    slo: {ttft_ms: 800}
+    load: {requests_per_second: 3, prompt_tokens: 1000, output_tokens: 100, prefix_hit: 0.5}
+    pools:
+      prefill: {gpu: [H100-80GB, A100-80GB], replicas: auto}
+      decode: {device: gpu, tensor_parallel: auto}
+"""
+    spec = load(EVERYTHING.replace("queue_seconds: 0,", f"queue_seconds: 0, {admission},") + model)
+    assert config.parse(written(spec), "written") == spec
+    assert config.checked(spec, "here") is spec
+
+
 def test_the_shipped_configurations_are_these():
     assert {"aggregated", "llama-3-70b-pd", "local", "two-models"} <= {path.stem for path in SHIPPED}
 
@@ -215,3 +240,8 @@ def test_what_is_no_spec_is_not_taken_for_one_on_its_way_to_an_actor(load, key, 
     told = json.loads(config.dumps(load(LOCAL)))
     with pytest.raises((ValueError, TypeError, KeyError)):
         config.loads(json.dumps({**told, key: value}))
+
+
+def test_text_that_is_nested_too_deeply_is_no_spec():
+    with pytest.raises(ValueError, match="nested"):
+        config.loads("[" * 100_000)

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from orchestrator.core.adoption import MUTE, Sighting, adopt, pause, slot_named
 from orchestrator.core.reconcile import plan
+from orchestrator.core.rollout import Goal, Seen, Trial, judged, pool_of
 from orchestrator.core.slots import Kind, Limits, Observed, Slot
-from orchestrator.core.spec import Role
+from orchestrator.core.spec import Role, RolloutSpec
 from orchestrator.core.types import ActorSnapshot, WorkerState
 
 LIMITS = Limits(backoff_initial=1, backoff_max=60, start_timeout=600, stable_after=60, silence=30)
@@ -105,3 +106,17 @@ def test_the_first_replacement_begins_at_once_and_one_that_ends_again_and_again_
     assert waits[:4] == [0, 1, 2, 4]
     assert all(before <= after for before, after in pairwise(waits))
     assert waits[-1] == 10
+
+
+def test_what_has_proven_itself_before_the_takeover_needs_not_do_so_again() -> None:
+    found = [
+        Sighting("m-decode-0", 3, True, ActorSnapshot(WorkerState.READY, ready_for=60.0)),
+        Sighting("m-decode-1", 4, True, ActorSnapshot(WorkerState.READY, ready_for=1.0)),
+    ]
+    old, new = adopt(found, SLOTS, 4, NOW).actors
+    assert (old.ready_at, new.ready_at) == (NOW - 60, NOW - 1)
+    goal = Goal(SLOTS, {}, RolloutSpec(health_seconds=10.0))
+    verdicts = [
+        judged(Trial(), goal, {pool_of(each.slot)}, Seen(((each, "it died"),)), NOW + 5).verdict for each in (old, new)
+    ]
+    assert verdicts == ["", "m-decode-1 was lost within 10 s: it died"]

@@ -241,9 +241,10 @@ class AnyOrder(RuleBasedStateMachine):
         model=st.sampled_from(MODELS),
         policy=st.sampled_from(sorted(policies.POLICIES)),
         place=st.sampled_from(list(PrefillPlace)),
+        within=st.none() | st.floats(0.01, 20.0),
     )
-    def routed(self, model: str, policy: str, place: PrefillPlace) -> None:
-        self.feed(m.ModelRouted(model, policy, (), place))
+    def routed(self, model: str, policy: str, place: PrefillPlace, within: float | None) -> None:
+        self.feed(m.ModelRouted(model, policy, (), place, within))
 
     @rule(seconds=st.floats(0.0, 12.0))
     def time_passes(self, seconds: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -223,6 +224,45 @@ class TestLoss:
         commands = brain.step(m.WorkerDown(decode.worker_id, "gone"), 2.1)
         assert kinds(commands) == ["Release", "StartPrefill"]
 
+    def test_decode_that_waits_for_the_kv_of_a_lost_prefill_worker_is_taken_back_within_a_second(self) -> None:
+        brain = brain_with(*APART)
+        prefill = started(brain.step(m.Arrived("r", "m", 40), 1.0), m.StartPrefill)
+        decode = started(brain.step(m.PrefillEnded(prefill.wire_id, True), 2.0), m.StartDecode)
+        assert brain.step(m.WorkerDown("p0", "nothing heard"), 7.0) == []
+        brain.step(m.LoadReported("d0", Load(waiting=1)), 7.3)
+        assert brain.step(m.Tick(), 7.4) == []  # its first token may be on its way
+        commands = [command for at in (7.5, 7.6, 7.9) for command in brain.step(m.Tick(), at)]
+        assert kinds(commands) == ["Abort", "StartDecode"]
+        again = started(commands, m.StartDecode)
+        assert (commands[0].wire_id, again.collect) == (decode.wire_id, None)
+        brain.check()
+
+    @pytest.mark.parametrize("how", ["first token", "the worker is back", "no retry is left"])
+    def test_decode_that_waits_for_nothing_lost_is_left_alone(self, how: str) -> None:
+        brain = brain_with(*APART)
+        prefill = started(brain.step(m.Arrived("r", "m", 40), 1.0), m.StartPrefill)
+        decode = started(brain.step(m.PrefillEnded(prefill.wire_id, True), 2.0), m.StartDecode)
+        brain.step(m.WorkerDown("p0", "a link that blinked"), 7.0)
+        if how == "first token":
+            brain.step(m.FirstToken(decode.wire_id, 0, 40), 7.1)
+        elif how == "the worker is back":
+            brain.step(m.WorkerUp(worker("p0", Role.PREFILL)), 7.2)
+        else:
+            brain._sessions._retries.left = 0.5
+        assert [command for at in (7.5, 8.0, 9.0) for command in brain.step(m.Tick(), at)] == []
+        (end,) = brain.step(m.DecodeEnded(decode.wire_id, 5), 9.5)
+        assert end.report.outcome == "finished"
+        brain.check()
+
+    def test_decode_whose_prefill_worker_was_started_again_has_nothing_to_fetch_there(self) -> None:
+        brain = brain_with(*APART)
+        prefill = started(brain.step(m.Arrived("r", "m", 40), 1.0), m.StartPrefill)
+        brain.step(m.PrefillEnded(prefill.wire_id, True), 2.0)
+        brain.step(m.WorkerDown("p0", "it died"), 7.0)
+        brain.step(m.WorkerUp(replace(worker("p0", Role.PREFILL), epoch=2)), 7.2)
+        brain.step(m.LoadReported("d0", Load(waiting=1)), 7.3)
+        assert kinds(brain.step(m.Tick(), 7.5)) == ["Abort", "StartPrefill"]
+
     def test_decode_lost_in_mid_stream_goes_on_elsewhere_from_what_was_sent(self) -> None:
         brain = brain_with(worker("s0", Role.SERVE), worker("s1", Role.SERVE))
         asked = m.Arrived("r", "m", 40, output_limit=100, resumable=True)
@@ -435,3 +475,23 @@ class TestModelRouted:
         for number, (routed, kind) in enumerate(((apart, "StartPrefill"), (in_place, "StartDecode"))):
             assert brain.step(routed, 1.0) == []
             assert kinds(brain.step(m.Arrived(f"r{number}", "m", 4), 1.0)) == [kind]
+
+    def test_another_target_holds_from_the_next_request_on(self) -> None:
+        brain = brain_with(worker("s0", Role.SERVE), slo=SloSpec(ttft_ms=2000.0))
+
+        def waits(request_id: str, until: float) -> None:
+            """It is refused at ``until`` and not before; its worker is full."""
+            brain.step(m.LoadReported("s0", Load(waiting=1000)), until - 0.1)
+            assert brain.step(m.Tick(), until - 0.1) == []
+            (end,) = brain.step(m.Tick(), until)
+            assert (end.report.request_id, type(end.error)) == (request_id, ClusterFull)
+
+        brain.step(m.LoadReported("s0", Load(waiting=1000)), 1.0)
+        brain.step(m.Arrived("a", "m", 40), 1.0)
+        waits("a", 3.0)
+        brain.step(m.ModelRouted("m", "least_load", (), PrefillPlace.APART, 5.0), 3.0)
+        brain.step(m.Arrived("b", "m", 40), 3.0)
+        waits("b", 8.0)
+        brain.step(m.ModelRouted("m", "least_load", (), PrefillPlace.APART), 8.0)
+        brain.step(m.Arrived("c", "m", 40), 8.0)
+        waits("c", 38.0)

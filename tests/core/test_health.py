@@ -13,6 +13,8 @@ from orchestrator.core import messages as m
 from orchestrator.core.brain import Brain
 from orchestrator.core.decision import Rule
 from orchestrator.core.evidence import LEAST_SEEN, State
+from orchestrator.core.health import PARTS
+from orchestrator.core.sick_list import FORGET_SECONDS
 from orchestrator.core.spec import GatewaySpec, HealthSpec, ModelSpec, PoolSpec, PrefillPlace, Role, RoutingSpec
 from orchestrator.core.types import Load
 from tests.core.support import worker
@@ -179,6 +181,39 @@ def test_a_trial_that_ends_with_a_stop_string_went_well() -> None:
     assert rig.out() == []
 
 
+def streamed(rig: Rig, name: str, seconds: float, *, steps: bool) -> None:
+    """Time passes, in which a worker says that it steps, or only that it is there."""
+    for _ in range(round(seconds / TICK)):
+        rig.tell(m.LoadReported(name, Load(running=1, kv_blocks_total=100_000), own=1, stepped=steps))
+        rig.pass_time(TICK)
+
+
+@pytest.mark.parametrize("how", ["failing", "flapping"])
+def test_a_long_generation_keeps_no_worker_on_trial_once_its_tokens_came_for_a_while(how: str) -> None:
+    rig = Rig(4)
+    if how == "failing":
+        make_fail(rig, "w1")
+    else:
+        for _ in range(4):
+            rig.tell(m.WorkerDown("w1", "its link broke"))
+            rig.up("w1")
+    assert rig.out() == ["w1"]
+    while rig.state("w1") is State.OUT:
+        rig.pass_time(1.0)
+    wire = rig.send_to("w1")
+    streamed(rig, "w1", 7.0, steps=True)
+    assert rig.state("w1") is State.TRIAL  # no token came of all that
+    rig.tell(m.FirstToken(wire, 0, 0))
+    streamed(rig, "w1", 3.0, steps=True)
+    streamed(rig, "w1", 20.0, steps=False)
+    assert rig.state("w1") is State.TRIAL  # it stands still
+    streamed(rig, "w1", 2.0, steps=True)
+    assert rig.out() == []
+    assert rig.sick[-1].why == "tokens came for 5 s"
+    rig.tell(m.DecodeEnded(wire, 5000))
+    assert rig.state("w1") is State.HEALTHY
+
+
 def test_requests_that_end_with_a_stop_string_speak_for_a_worker() -> None:
     rig = Rig(4)
     for _ in range(6):
@@ -256,6 +291,28 @@ def test_a_worker_whose_session_breaks_again_and_again_is_out_when_it_comes_back
     rig.up("w3")
     assert rig.out() == ["w2"]
     assert "broke 3 times" in rig.sick[-1].why
+
+
+def test_nothing_is_kept_of_workers_that_are_gone_for_good() -> None:
+    rig = Rig(4)
+    make_fail(rig, "w1")
+    rig.tell(m.WorkerDown("w1", "it died"))
+    for number in range(20):
+        rig.up(f"gone-{number}")
+        if number % 2:
+            rig.tell(m.WorkerDraining(f"gone-{number}"))
+        rig.tell(m.WorkerDown(f"gone-{number}", "it died"))
+    away_until = rig.now + 2.0 * rig.spec.backoff_initial
+    while rig.now < away_until + FORGET_SECONDS - 1.0:
+        assert rig.state("w1") is State.OUT
+        rig.now += 1.0
+        rig.tell(m.Tick())
+    for _ in range(2 * PARTS):
+        rig.tell(m.Tick())
+        rig.now += 0.5
+    assert set(rig.brain.health._records) == {"w0", "w2", "w3"}
+    rig.up("w1")
+    assert rig.out() == []
 
 
 def test_a_network_that_is_down_takes_nobody_out() -> None:

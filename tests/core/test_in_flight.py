@@ -23,8 +23,7 @@ def shared(one: list[int], other: list[int]) -> int:
 @given(st.lists(st.tuples(st.integers(0, 5), PROMPT), max_size=MOST), PROMPT, st.integers(0, 12))
 def test_lengths_are_exact_where_they_count(sent: list[tuple[int, list[bool]]], asked: list[bool], than: int) -> None:
     in_flight, prompts = InFlight(), [(slot, blocks(turns)) for slot, turns in sent]
-    for slot, prompt in prompts:
-        in_flight.add(slot, prompt)
+    handles = [in_flight.add(slot, prompt) for slot, prompt in prompts]
     expected: dict[int, int] = {}
     for slot, prompt in prompts:
         length = shared(prompt, blocks(asked))
@@ -32,8 +31,9 @@ def test_lengths_are_exact_where_they_count(sent: list[tuple[int, list[bool]]], 
             expected[slot] = length
     assert in_flight.longer(blocks(asked), than) == expected
     in_flight.check()
-    for slot, prompt in prompts:
-        in_flight.remove(slot, prompt)
+    for handle in handles:
+        assert handle is not None
+        in_flight.remove(handle)
         in_flight.check()
     assert not in_flight.longer(blocks(asked), 0)
     assert len(in_flight) == 0
@@ -41,22 +41,27 @@ def test_lengths_are_exact_where_they_count(sent: list[tuple[int, list[bool]]], 
 
 def test_a_retry_to_the_same_worker_counts_twice() -> None:
     in_flight, prompt = InFlight(), [1, 2, 3]
-    in_flight.add(0, prompt)
-    in_flight.add(0, prompt)
-    in_flight.remove(0, prompt)
+    sent = in_flight.add(0, prompt)
+    assert sent is not None
+    assert in_flight.add(0, prompt) is sent
+    in_flight.remove(sent)
     assert in_flight.longer(prompt, 0) == {0: 3}
-    in_flight.remove(0, prompt)
-    in_flight.remove(0, prompt)
+    in_flight.remove(sent)
+    in_flight.remove(sent)
+    in_flight.check()
     assert in_flight.longer(prompt, 0) == {}
 
 
 def test_a_worker_that_leaves_takes_its_prompts_with_it() -> None:
     in_flight, prompt = InFlight(), [1, 2, 3]
-    in_flight.add(0, prompt)
+    sent = in_flight.add(0, prompt)
     in_flight.add(1, prompt)
     in_flight.leave(0)
     assert in_flight.longer(prompt, 0) == {1: 3}
-    in_flight.remove(0, prompt)
+    in_flight.add(0, prompt)  # to another that has its slot now
+    assert sent is not None
+    in_flight.remove(sent)
+    assert in_flight.longer(prompt, 0) == {0: 3, 1: 3}
     in_flight.check()
 
 

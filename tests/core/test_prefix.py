@@ -14,6 +14,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from orchestrator.core import in_flight
 from orchestrator.core.blocks import chain, root
 from orchestrator.core.in_flight import MOST
 from orchestrator.core.matches import NO_MATCHES, Matches
@@ -44,7 +45,7 @@ class Worker:
     capacity: int | None
     mirror: CacheMirror = field(default_factory=lambda: CacheMirror("m", 1))
     copies: Counter[Prompt] = field(default_factory=Counter)
-    under_way: list[tuple[Prompt, list[int]]] = field(default_factory=list)
+    under_way: list[tuple[Prompt, in_flight.Prompt]] = field(default_factory=list)
     recent: list[Prompt] = field(default_factory=list)
 
     def blocks(self) -> set[Prompt]:
@@ -69,6 +70,7 @@ class IndexMachine(RuleBasedStateMachine):
         self.index = PrefixIndex(self.sweep, shards=8)
         self.workers: list[Worker] = []
         self.gone: list[int] = []
+        self.left: list[in_flight.Prompt] = []  # was on its way to them
 
     @initialize()
     def two_workers(self) -> None:
@@ -87,6 +89,7 @@ class IndexMachine(RuleBasedStateMachine):
         worker = self.any_worker(data)
         self.workers.remove(worker)
         self.gone.append(worker.slot)
+        self.left += [sent for _, sent in worker.under_way]
         self.index.leave(worker.slot)
 
     @precondition(lambda self: self.workers)
@@ -131,9 +134,10 @@ class IndexMachine(RuleBasedStateMachine):
         if sum(len(each.under_way) for each in self.workers) == MOST:
             return  # of more than these the newest are looked at
         blocks = list(hashes(prompt))
-        self.index.routed(worker.slot, blocks)
-        if worker.capacity is None:
-            worker.under_way.append((prompt, blocks))
+        sent = self.index.routed(worker.slot, blocks)
+        assert (sent is None) is (worker.capacity is not None)
+        if sent is not None:
+            worker.under_way.append((prompt, sent))
             return
         latest = heads(prompt)[: worker.capacity]
         rest = [block for block in worker.recent if block not in latest]
@@ -144,8 +148,8 @@ class IndexMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def settle(self, data: st.DataObject) -> None:
         worker = data.draw(st.sampled_from([worker for worker in self.workers if worker.under_way]))
-        _, blocks = worker.under_way.pop(data.draw(st.integers(0, len(worker.under_way) - 1)))
-        self.index.settled(worker.slot, blocks)
+        _, sent = worker.under_way.pop(data.draw(st.integers(0, len(worker.under_way) - 1)))
+        self.index.settled(sent)
 
     @precondition(lambda self: self.gone)
     @rule(prompt=SOME)
@@ -154,8 +158,9 @@ class IndexMachine(RuleBasedStateMachine):
         slot = self.gone[-1]
         if slot not in [worker.slot for worker in self.workers]:
             self.index.changed(slot, stored=hashes(prompt))
-            self.index.routed(slot, hashes(prompt))
-        self.index.settled(slot, [*hashes(prompt), 1])
+            assert self.index.routed(slot, hashes(prompt)) is None
+        for sent in self.left:
+            self.index.settled(sent)
 
     @invariant()
     def every_match_is_right(self) -> None:
@@ -258,10 +263,11 @@ def test_the_second_of_two_requests_finds_the_first_one_s_worker() -> None:
     index = PrefixIndex()
     slot = index.join()
     prompt = hashes((1, 0, 1, 1))
-    index.routed(slot, prompt)
+    sent = index.routed(slot, prompt)
+    assert sent is not None
     assert index.match(prompt).blocks(slot) == 4
     index.changed(slot, stored=prompt[:2])
-    index.settled(slot, prompt)
+    index.settled(sent)
     assert index.match(prompt).blocks(slot) == 2, "what the worker never stored goes"
 
 
@@ -269,8 +275,7 @@ def test_a_worker_without_events_keeps_the_latest_blocks() -> None:
     index = PrefixIndex()
     slot = index.join(5)
     old, new = hashes((1, 1, 1, 1)), hashes((0, 0, 0))
-    index.routed(slot, old)
-    index.settled(slot, old)
+    assert index.routed(slot, old) is None, "there is nothing to settle"
     assert index.match(old).blocks(slot) == 4
     index.routed(slot, new)
     assert index.match(new).blocks(slot) == 3

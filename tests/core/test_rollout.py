@@ -170,7 +170,7 @@ def look_and_check(world: World, most: Counter[PoolKey], pace: Pace) -> tuple[ro
     there = Counter(pool_of(actor.slot) for actor in world.actors if actor.slot.kind is Kind.WORKER)
     for key, count in there.items():
         assert count <= most[key] + pace.surge, (key, count)
-    assert max(Counter(actor.slot.slot_id for actor in world.actors).values()) == 1
+    assert max(Counter(actor.slot.slot_id for actor in world.actors).values(), default=1) == 1
     return step, made
 
 

@@ -118,9 +118,9 @@ def test_replicas_on_cpus_stay_where_they_are_when_a_host_joins() -> None:
 
 def test_counts_that_are_open_are_one() -> None:
     spec = spec_of(PoolSpec(Role.SERVE, AUTO, Device.CPU, AUTO, 1), gpu_pool(AUTO))
-    assert cpu_parts_of(spec, Topology((host("a"),))) == 1
-    assert cpu_parts_of(spec_of(gpu_pool()), Topology((host("a"),))) == 0
-    assert cpu_parts_of(spec_of(cpu_pool(2, 3)), Topology(())) == 3
+    assert cpu_parts_of(spec, Topology((host("a"),))) == {"id-a": 1}
+    assert cpu_parts_of(spec_of(gpu_pool()), Topology((host("a"),))) == {}
+    assert cpu_parts_of(spec_of(cpu_pool(2, 3)), Topology(())) == {}
 
 
 @given(

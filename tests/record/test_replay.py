@@ -19,6 +19,7 @@ from orchestrator.config import dumps
 from orchestrator.core import messages as m
 from orchestrator.core.brain import Brain
 from orchestrator.core.spec import PrefillPlace, Role
+from orchestrator.core.types import Load
 from orchestrator.record.journal import Journal
 from orchestrator.record.recorder import Recorder
 from orchestrator.record.recording import BadRecording, Header
@@ -73,6 +74,22 @@ def test_a_model_that_is_routed_otherwise_from_then_on_is_so_in_its_replay(tmp_p
     assert (type(before), type(after)) == (m.StartPrefill, m.StartDecode)
     outcome = replayed(tmp_path / "r")
     assert (outcome.difference, outcome.events) == (None, 5)
+
+
+def test_a_target_that_changed_decides_in_the_replay_as_it_did(tmp_path: Path) -> None:
+    world = Recorded(tmp_path / "r", APART, seed=7)
+    world.step(m.ModelRouted("m", "least_load", (), PrefillPlace.AUTO, 2.0), 1.0)
+    for worker_id, role in (("p0", Role.PREFILL), ("d0", Role.DECODE)):
+        world.step(m.WorkerUp(worker(worker_id, role)), 1.0)
+        world.step(m.LoadReported(worker_id, Load(waiting=1000)), 1.0)
+    world.step(m.Arrived("one", "m", 40), 1.0)
+    for worker_id in ("p0", "d0"):
+        world.step(m.LoadReported(worker_id, Load(waiting=1000)), 3.0)
+    (end,) = world.step(m.Tick(), 3.0)
+    world.recorder.close()
+    assert end.report.outcome == "rejected"
+    outcome = replayed(tmp_path / "r")
+    assert (outcome.difference, outcome.end, outcome.events) == (None, "closed", 9)
 
 
 def tampered(path: Path, change: Callable[[dict[str, Any]], None], kind: str) -> int:

@@ -15,6 +15,7 @@ from typing import Any
 from orchestrator.core.errors import ConfigError
 from orchestrator.core.planning.gangs import gangs_on
 from orchestrator.core.planning.islands import natural
+from orchestrator.core.planning.owners import Owner, owner_for, owner_of
 from orchestrator.core.planning.places import NVLINK_DOMAIN, WHOLE, Gang, Node, Placed, domains, parts_of
 from orchestrator.core.spec import Bind, ClusterSpec, Device, PoolSpec
 
@@ -34,6 +35,7 @@ class Host:
     memory_bytes: int = 0
     labels: Mapping[str, str] = field(default_factory=dict)
     here: bool = True  # on the machine of whoever asks, which is that of the gateways
+    address: str = ""  # by which other hosts reach it; of a pod its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,35 +53,56 @@ def reachable(topology: Topology, spec: ClusterSpec) -> Topology:
     return replace(topology, hosts=tuple(host for host in topology.hosts if host.here))
 
 
-def nodes_of(topology: Topology, cpu_parts: int) -> tuple[Node, ...]:
-    """Hosts as nodes: one with GPUs by its name, and its CPU, in ``cpu_parts`` parts (0: without), beside it."""
+def owners_of(topology: Topology) -> frozenset[Owner]:
+    """Those that hosts are for."""
+    return frozenset(owner_of(host.labels) for host in topology.hosts)
+
+
+def nodes_of(topology: Topology, cpu_parts: int | Mapping[str, int]) -> tuple[Node, ...]:
+    """Hosts as nodes: one with GPUs by its name, and its CPU, in ``cpu_parts`` parts (0: without), beside it.
+
+    ``cpu_parts`` is for all of them, or by host id (``cpu_parts_of``).
+    """
     found = []
     for host in topology.hosts:
+        parts = cpu_parts if isinstance(cpu_parts, int) else cpu_parts.get(host.host_id, 0)
         if host.gpus > 0:
             found.append(_whole_if_wrong(Node(host.name, host.gpu or ANY_GPU, host.gpus, host.labels)))
-        if host.cpus > 0 and cpu_parts > 0:
-            found.append(Node(_cpu_name(host), CPU, cpu_parts, _without_domains(host.labels)))
+        if host.cpus > 0 and parts > 0:
+            found.append(Node(_cpu_name(host), CPU, parts, _without_domains(host.labels)))
     return tuple(found)
 
 
-def cpu_parts_of(spec: ClusterSpec, topology: Topology) -> int:
-    """Into how many parts each host's CPU goes: just as many as let the replicas on CPUs spread evenly over the hosts,
-    those that are there staying where they are. Of sizes and counts that are open, one. 0 without pools on CPUs.
+def cpu_parts_of(spec: ClusterSpec, topology: Topology) -> dict[str, int]:
+    """Into how many parts each host's CPU goes, by its id: just as many as let the replicas on CPUs spread evenly over
+    the hosts that are theirs, those that are there staying where they are. Of sizes and counts that are open, one.
+    Empty without pools on CPUs.
     """
-    loads = dict.fromkeys((host.host_id for host in topology.hosts if host.cpus > 0), 0)
-    stages: list[int] = []
+    loads = {
+        owner: {host.host_id: 0 for host in topology.hosts if host.cpus > 0 and owner_of(host.labels) == owner}
+        for owner in owners_of(topology)
+    }
+    stages: dict[Owner, list[int]] = {}
     for gang in _cpu_gangs(spec):
+        owner = owner_for(gang.model, gang.role, loads)
+        own = loads.get(owner, {})
         there = topology.reserved.get(gang.gang_id, ())
-        if len(there) == gang.tensor_parallel * gang.pipeline_parallel and loads.keys() >= set(there):
+        if len(there) == gang.tensor_parallel * gang.pipeline_parallel and own.keys() >= set(there):
             for host_id in there:
-                loads[host_id] += 1
+                own[host_id] += 1
         else:
-            stages += [gang.tensor_parallel] * gang.pipeline_parallel
-    if not loads:
-        return max(stages, default=0)
-    heap = list(loads.values())
+            stages.setdefault(owner, []).extend([gang.tensor_parallel] * gang.pipeline_parallel)
+    parts = {owner: _evenly(own.values(), stages.get(owner, ())) for owner, own in loads.items()}
+    return {host_id: parts[owner] for owner, own in loads.items() if parts[owner] for host_id in own}
+
+
+def _evenly(loads: Iterable[int], sizes: Iterable[int]) -> int:
+    """The most that any host has once these are there too, each where least is."""
+    heap = list(loads)
+    if not heap:
+        return 0
     heapify(heap)
-    for size in sorted(stages, reverse=True):
+    for size in sorted(sizes, reverse=True):
         heapreplace(heap, heap[0] + size)
     return max(heap)
 
@@ -101,17 +124,26 @@ def kept_of(topology: Topology, gangs: Sequence[Gang], nodes: Iterable[Node]) ->
     """Where gangs are by their reservations, in the order of gangs.
 
     The devices of a stage are of one NVLink domain if one has room; shares go together as far as there is room. Left
-    out: what is on a host that is gone, or is not of the gang's size or kind.
+    out: what is on a host that is gone, is not of the gang's size or kind, or is for other pools.
     """
     by_name = {node.name: _Numbers(node) for node in nodes}
     hosts = {
         host.host_id: [by_name[name] for name in (host.name, _cpu_name(host)) if name in by_name]
         for host in topology.hosts
     }
+    owners = owners_of(topology)
     kept: dict[str, Placed] = {}
     for gang in sorted(gangs, key=_large_first):
+        owner = owner_for(gang.model, gang.role, owners)
         there = [
-            next((each for each in hosts.get(host_id, ()) if each.node.device in gang.devices), None)
+            next(
+                (
+                    each
+                    for each in hosts.get(host_id, ())
+                    if each.node.device in gang.devices and owner_of(each.node.labels) == owner
+                ),
+                None,
+            )
             for host_id in topology.reserved.get(gang.gang_id, ())
         ]
         placed = _numbered(gang, there)

@@ -10,10 +10,21 @@ from enum import StrEnum
 from orchestrator.core.errors import ConfigError
 from orchestrator.core.spec import Role
 
-# A label's plain name first, then what Kubernetes, Ray and NVIDIA's device plugin call it.
+# A label's plain name first, then what Kubernetes, Ray, NVIDIA's device plugin and its topograph call it.
 ZONE = ("zone", "topology.kubernetes.io/zone", "ray.io/availability-zone")
-RACK = ("rack", "topology.kubernetes.io/rack")
-NVLINK_DOMAIN = ("nvlink_domain", "nvidia.com/gpu.clique")
+RACK = (
+    "rack",
+    "topology.kubernetes.io/rack",
+    "network.topology.nvidia.com/leaf",
+    "network.topology.nvidia.com/block",
+    "fabric.topograph.run/tier-0",
+)
+NVLINK_DOMAIN = (
+    "nvlink_domain",
+    "nvidia.com/gpu.clique",
+    "network.topology.nvidia.com/accelerator",
+    "accelerator.topograph.run/domain",
+)
 
 WHOLE = 10_000  # parts of a device that shares are counted in, as Ray counts them
 
@@ -69,6 +80,7 @@ class Constraint(StrEnum):
     DOMAIN = "nvlink_domain"  # a stage needs more devices than one NVLink domain of a node has
     FREE = "free"  # a stage finds too few that are free together
     STAGES = "stages"  # some stages find room, not all
+    OWNER = "owner"  # nodes that are for other pools alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,10 +157,15 @@ def _wrong_split(node: Node, found: str) -> ConfigError:
     )
 
 
+def is_split(value: str) -> bool:
+    """Whether a label ``nvlink_domain`` of this value splits a node, rather than name a domain."""
+    return _DOMAINS.fullmatch(value.replace(" ", "")) is not None
+
+
 def shared_domain(node: Node) -> str:
     """The name of the NVLink domain that the whole node is in; empty if its label names none or splits the node."""
     value = node.label(NVLINK_DOMAIN).replace(" ", "")
-    return "" if _DOMAINS.fullmatch(value) else value
+    return "" if is_split(value) else value
 
 
 def parts_of(share: float) -> int:

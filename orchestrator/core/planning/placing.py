@@ -8,7 +8,8 @@ from collections.abc import Iterable, Sequence
 from orchestrator.core.errors import ConfigError
 from orchestrator.core.planning import packing, reasons, repairing
 from orchestrator.core.planning.islands import Ground, natural
-from orchestrator.core.planning.places import Gang, Node, Placed, Placement, parts_of
+from orchestrator.core.planning.owners import NOBODY, Owner, owner_for, owner_of
+from orchestrator.core.planning.places import Constraint, Gang, Node, Placed, Placement, Shortfall, Unplaced, parts_of
 from orchestrator.core.planning.seeking import Seeker
 
 
@@ -18,7 +19,8 @@ def place(
     """Where each gang goes, given where gangs are now.
 
     Always: no device has more than one gang, or shares that together are more than it; a gang is placed whole or not at
-    all, each stage in one node and NVLink domain, all stages on one kind. A gang of ``kept`` whose place is still valid
+    all, each stage in one node and NVLink domain, all stages on one kind and on nodes of one owner, its own
+    (``owners``). A gang of ``kept`` whose place is still valid
     stays there; others of ``kept`` are placed anew. With ``movable`` gangs are moved where that lets one more be placed
     without displacing any. The same input in any order gives the same result, and placing again with the result as
     ``kept`` changes nothing. ``seeking`` has what is preferred.
@@ -34,6 +36,46 @@ def place(
     if twice:
         raise ConfigError(f"two gangs have the name {twice[0]}", hint="give each a name of its own")
     every = tuple(nodes)
+    owners = {owner_of(node.labels) for node in every}
+    if owners <= {NOBODY}:
+        return _place(gangs, every, tuple(kept), movable=movable)
+    return _apart(gangs, every, tuple(kept), owners, movable=movable)
+
+
+def _apart(
+    gangs: Sequence[Gang], nodes: Sequence[Node], kept: Sequence[Placed], owners: set[Owner], *, movable: bool
+) -> Placement:
+    """Each owner's gangs on its nodes, as if there were no others."""
+    whose = {gang.gang_id: owner_for(gang.model, gang.role, owners) for gang in gangs}
+    placed: dict[str, Placed] = {}
+    unplaced: dict[str, Unplaced] = {}
+    exhausted = False
+    for owner in sorted(set(whose.values())):
+        own = [node for node in nodes if owner_of(node.labels) == owner]
+        found = _place([gang for gang in gangs if whose[gang.gang_id] == owner], own, kept, movable=movable)
+        others = _of_others(nodes, own)
+        placed.update((each.gang_id, each) for each in found.placed)
+        unplaced.update((each.gang_id, Unplaced(each.gang_id, (*each.reasons, *others))) for each in found.unplaced)
+        exhausted = exhausted or found.exhausted
+    ids = [gang.gang_id for gang in gangs]
+    return Placement(
+        tuple(placed[gang_id] for gang_id in ids if gang_id in placed),
+        tuple(unplaced[gang_id] for gang_id in ids if gang_id in unplaced),
+        exhausted,
+    )
+
+
+def _of_others(nodes: Sequence[Node], own: Sequence[Node]) -> tuple[Shortfall, ...]:
+    names = {node.name for node in own}
+    others = tuple(node.name for node in nodes if node.name not in names)
+    if not others:
+        return ()
+    words = f"{len(others)} of {len(nodes)} nodes are for other pools, by their labels segue.io/model and segue.io/role"
+    return (Shortfall(Constraint.OWNER, others, 1, 0, words),)
+
+
+def _place(gangs: Sequence[Gang], every: Sequence[Node], kept: Sequence[Placed], *, movable: bool) -> Placement:
+    """``place`` on nodes of one owner."""
     sizes = reasons.Sizes(every)
     hopeless = {gang.gang_id for gang in gangs if reasons.hopeless(gang, sizes)}
     wanted = sorted((gang for gang in gangs if gang.gang_id not in hopeless), key=_order)

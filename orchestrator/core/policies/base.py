@@ -11,11 +11,13 @@ from orchestrator.core.fleet import Pool, WorkerView
 from orchestrator.core.matches import Matches
 from orchestrator.core.session import Session
 from orchestrator.core.spec import Role
+from orchestrator.core.values import mypyc_attr
 
 if TYPE_CHECKING:
     from random import Random
 
 
+@mypyc_attr(free_list_len=1)
 @dataclass(slots=True)
 class Ask:
     """One half of a request that looks for a worker."""
