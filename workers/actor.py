@@ -11,6 +11,7 @@ import os
 import shutil
 import socket
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -58,6 +59,7 @@ class WorkerActor:
         self._server: grpc.aio.Server | None = None
         self._watch: asyncio.Task[None] | None = None
         self._coming_up: asyncio.Task[None] | None = None
+        self._ready_at: float | None = None
         self._stopping = False
         self._closed = asyncio.Event()
 
@@ -86,7 +88,7 @@ class WorkerActor:
             _log.failure("worker_start_failed", failure, worker=assigned.worker_id)
             await self._release_all()
             raise failure from error
-        self._state, self._stage = WorkerState.READY, ""
+        self._state, self._stage, self._ready_at = WorkerState.READY, "", time.monotonic()
         _log.info("worker_ready", worker=assigned.worker_id, address=self._address)
 
     async def snapshot(self, term: int | None = None) -> ActorSnapshot:
@@ -104,6 +106,7 @@ class WorkerActor:
             facts=self._engine.facts if self._engine is not None and up else None,
             load=self._session.load if self._session is not None else Load(),
             version=self._assignment.version,
+            ready_for=time.monotonic() - self._ready_at if self._ready_at is not None else 0.0,
         )
 
     async def drain(self, seconds: float, term: int | None = None) -> None:

@@ -21,6 +21,7 @@ from vllm.v1.engine.core_client import AsyncMPClient, EngineCoreClient
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from orchestrator.core.errors import SegueError, WorkerLost, WorkerStartFailed
+from orchestrator.core.hang import Stillness
 from orchestrator.core.mirror import CacheEvent
 from orchestrator.core.spec import Device, Role
 from orchestrator.core.types import EngineFacts, Load, WorkerAssignment
@@ -60,6 +61,8 @@ class VllmEngine:
         self._memory: set[Path] = set()  # shared between its processes, of which the killed remove none
         self._nudger = Nudger(self._look)
         self._looks = count()
+        self._asked: set[str] = set()  # requests that have not ended
+        self._spoken = 0  # how often the engine said something
 
     @property
     def facts(self) -> EngineFacts:
@@ -96,20 +99,27 @@ class VllmEngine:
         if self._feed is not None:
             await self._feed.start()
         self._reader = asyncio.create_task(self._read(self._client))
-        self._watcher = asyncio.create_task(self._watch(family))
+        batch = config.scheduler_config.max_num_batched_tokens
+        still = Stillness(self._facts, batch, self._assignment.hang_seconds)
+        self._watcher = asyncio.create_task(self._watch(family, still))
 
     async def submit(self, request: wire.Request) -> None:
+        self._asked.add(request.request_id)
+        await self._send(request)
+
+    async def _send(self, request: wire.Request) -> None:
         wire.tell_once(request)
         with _lost(self._assignment.worker_id):
             await self._live_client().add_request_async(request)
 
     async def abort(self, wire_ids: Sequence[str]) -> None:
+        self._asked.difference_update(wire_ids)
         with _lost(self._assignment.worker_id):
             await self._live_client().abort_requests_async(list(wire_ids))
         self._see_through()
 
     async def release(self, wire_id: str, transfer: Mapping[str, Any]) -> None:
-        await self.submit(wire.release_request(wire_id, transfer, time.time()))
+        await self._send(wire.release_request(wire_id, transfer, time.time()))
         self._see_through()
 
     def _see_through(self) -> None:
@@ -118,7 +128,7 @@ class VllmEngine:
 
     async def _look(self) -> None:
         with suppress(WorkerLost):  # an engine that is gone has nothing to see through; its reader tells of it
-            await self.submit(wire.release_request(f"look~{next(self._looks)}", None, time.time()))
+            await self._send(wire.release_request(f"look~{next(self._looks)}", None, time.time()))
 
     async def steps(self) -> AsyncIterator[EngineStep]:
         while (step := await self._steps.get()) is not None:
@@ -207,18 +217,24 @@ class VllmEngine:
             what = f"the engine died: {type(error).__name__}"
             self._steps.put_nowait(WorkerLost(what, where=self._assignment.worker_id))
 
-    async def _watch(self, family: Sequence[int]) -> None:
-        """Nobody hears of a process that is stopped: its sockets stay open, and its requests would wait for ever."""
-        looks = 0
-        while looks < _STOPPED_LOOKS:
+    async def _watch(self, family: Sequence[int], still: Stillness) -> None:
+        """Nobody hears of a process that is stopped, or of a device that answers no more: sockets stay open, and
+        requests would wait for ever."""
+        looks, what = 0, ""
+        while not what:
             await asyncio.sleep(_LOOK_SECONDS)
             stopped = inventory.stopped(family)
             looks = looks + 1 if stopped else 0
-        what = f"a process of the engine is stopped (SIGSTOP): {stopped[0]}"
+            if looks >= _STOPPED_LOOKS:
+                what = f"a process of the engine is stopped (SIGSTOP): {stopped[0]}"
+            elif still.looked(_LOOK_SECONDS, busy=bool(self._asked), steps=self._spoken):
+                what = f"the engine hangs: {len(self._asked)} requests, and no step for {still.seconds:.0f} s"
         self._steps.put_nowait(WorkerLost(what, where=self._assignment.worker_id))
 
     def _take(self, outputs: EngineCoreOutputs) -> None:
         transfers, load = Transfers(), self._load
+        self._spoken += 1
+        self._asked.difference_update(each.request_id for each in outputs.outputs if each.finish_reason is not None)
         stats = outputs.scheduler_stats
         if stats is not None:
             total = self.facts.kv_blocks_total

@@ -5,7 +5,7 @@ vLLM's engine core trusts its front end; a request that the front end could not 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from orchestrator.core.types import SENT_TOKENS, EngineFacts
@@ -19,8 +19,14 @@ _TRANSFER_TYPES: Mapping[str, type] = {
     "remote_port": int,
     "remote_block_ids": list,
 }
-
-
+_TOKEN_FIELDS = (
+    "stop_token_ids",
+    "_all_stop_token_ids",
+    "allowed_token_ids",
+    "logit_bias",
+    "logprob_token_ids",
+    "trace_decode_token_ids",
+)
 _ENGINES_OWN = ("data_parallel_rank", "client_index", "current_wave", "resumable", "abort_immediately")
 
 
@@ -32,7 +38,7 @@ def fault_of(wire_id: str, request: wire.Request, facts: EngineFacts, vocabulary
         _task_fault(request, facts)
         or _prompt_fault(request, facts, vocabulary)
         or transfer_fault_of(request)
-        or wire.params_fault(request, vocabulary)
+        or _params_fault(request, vocabulary)
         or _sent_fault(request, facts, vocabulary)
         or _engines_own(request)
     )
@@ -49,7 +55,16 @@ def transfer_fault_of(request: wire.Request) -> str | None:
 def transfer_fault(transfer: Mapping[str, Any]) -> str | None:
     """What is wrong with the parameters that name a finished prefill; None if nothing is."""
     wrong = [name for name, kind in _TRANSFER_TYPES.items() if not isinstance(transfer.get(name), kind)]
+    if not wrong and not _can_be_dialled(transfer["remote_host"], transfer["remote_port"]):
+        wrong = ["remote_host and remote_port"]
     return f"the transfer has no usable {', '.join(wrong)}" if wrong else None
+
+
+def _can_be_dialled(host: str, port: int) -> bool:
+    try:
+        return bool(host.encode("idna")) and 0 < port < 1 << 16
+    except UnicodeError:
+        return False
 
 
 def _task_fault(request: wire.Request, facts: EngineFacts) -> str | None:
@@ -80,6 +95,33 @@ def _prompt_fault(request: wire.Request, facts: EngineFacts, vocabulary: int) ->
     if min(tokens) < 0 or max(tokens) >= vocabulary:
         return f"a token outside the vocabulary of {vocabulary}"
     return None
+
+
+def _params_fault(request: wire.Request, vocabulary: int) -> str | None:
+    """What is wrong with a request's sampling parameters, if it has any.
+
+    What vLLM checks without knowing a model is checked while a request is decoded; the rest its front end checks, where
+    a request that came over the wire has not been.
+    """
+    params = request.sampling_params
+    if params is None:
+        return None
+    if params.max_tokens is None:
+        return "it has no max_tokens"
+    logprobs = (params.logprobs, params.prompt_logprobs)
+    if any(count is not None and count > vocabulary for count in logprobs):
+        return f"more log-probabilities than the vocabulary of {vocabulary} has"
+    return next((f"a token outside the vocabulary in its {name}" for name in _unknown(params, vocabulary)), None)
+
+
+def _unknown(params: wire.Sampling, vocabulary: int) -> Iterator[str]:
+    """The fields that name tokens which are not there."""
+    for name in _TOKEN_FIELDS:
+        tokens = getattr(params, name, None)
+        if tokens is not None and any(not 0 <= token < vocabulary for token in tokens):
+            yield name
+    if any(not 0 <= token < vocabulary for word in params._bad_words_token_ids or () for token in word):
+        yield "bad_words"
 
 
 def _sent_fault(request: wire.Request, facts: EngineFacts, vocabulary: int) -> str | None:

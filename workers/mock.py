@@ -16,6 +16,7 @@ from uuid import uuid4
 
 from orchestrator.core.errors import SegueError, WorkerLost
 from orchestrator.core.types import EngineFacts, Load
+from orchestrator.telemetry import logs
 from workers import mock_logprobs
 from workers.inventory import LOOPBACK
 from workers.mock_blocks import BlockPool, Holding
@@ -24,6 +25,8 @@ from workers.mock_settings import MockSettings
 from workers.mock_transfer import TransferServer, dial, offer
 from workers.ports import Clock, EngineStep, Progress, SystemClock, Transfers
 from workers.wire import Finish, Output, Request
+
+_log = logs.events("worker.mock")
 
 LATE_SECONDS = 0.005  # by which a wake-up may be late and the next step still end on time
 
@@ -123,9 +126,9 @@ class MockEngine:
         await self._server.stop()
         self._steps.put_nowait(None)
 
-    def fail(self) -> None:
-        """Dies as an engine core that was killed does; for tests of what follows."""
-        self._lost = WorkerLost("the engine died", where="mock engine")
+    def fail(self, why: str = "the engine died") -> None:
+        """Dies as an engine core that was killed does."""
+        self._lost = WorkerLost(why, where="mock engine")
         for task in self._tasks:
             task.cancel()
         self._steps.put_nowait(self._lost)
@@ -272,8 +275,9 @@ class MockEngine:
             self._transfers += Transfers(failed=1)
         else:
             self._transfers += Transfers(1, size, self._clock.monotonic() - began)
-            sequence.external_cached = sequence.prompt_tokens - sequence.local_cached
-            sequence.computed = sequence.prompt_tokens - 1
+            # Of one that goes on, more than the prompt may have been cached here.
+            sequence.external_cached = max(0, sequence.prompt_tokens - sequence.local_cached)
+            sequence.computed = max(sequence.computed, sequence.prompt_tokens - 1)
         if self._collecting.pop(sequence.wire_id, None) is None:
             return  # aborted just as it ended
         sequence.collecting = None
@@ -308,5 +312,12 @@ class MockEngine:
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._over)
         return task
+
+    def _over(self, task: asyncio.Task[None]) -> None:
+        """A part that broke is the engine's end, as in vLLM's: who waits for it must not wait for ever."""
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None and self._lost is None:
+            _log.error("mock_engine_broke", error)
+            self.fail(f"the engine broke ({type(error).__name__})")

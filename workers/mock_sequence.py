@@ -40,6 +40,7 @@ class Sequence:
     holding: Holding = field(default_factory=Holding)
     collecting: asyncio.Task[None] | None = None
     reported: bool = False  # whether its first output, with the prefill's statistics, is out
+    sent_tokens: int = 0  # of its output: what another engine made of it
     _checksum: int = 0
 
     @classmethod
@@ -47,7 +48,7 @@ class Sequence:
         params = request.sampling_params
         sent = (params.extra_args or {}).get(SENT_TOKENS, ()) if params is not None else ()
         tokens = array("I", (*(request.prompt_token_ids or ()), *sent))
-        return cls(request, vocabulary, tokens, now, _checksum=crc32(tokens.tobytes()))
+        return cls(request, vocabulary, tokens, now, sent_tokens=len(sent), _checksum=crc32(tokens.tobytes()))
 
     @property
     def wire_id(self) -> str:
@@ -104,7 +105,7 @@ class Sequence:
             return {}
         self.reported = True
         stats = Prefill()
-        stats.set(self.prompt_tokens, self.local_cached, self.external_cached)
+        stats.set(self.prompt_tokens + self.sent_tokens, self.local_cached, self.external_cached)
         scheduled = self.scheduled_at if self.scheduled_at is not None else self.queued_at
         events = [Event(EventType.QUEUED, self.queued_at), Event(EventType.SCHEDULED, scheduled)]
         return {"prefill_stats": stats, "events": events, **mock_logprobs.of_prompt(self.request)}

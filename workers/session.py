@@ -76,13 +76,21 @@ class WorkerSession(worker_pb2_grpc.WorkerServicer):
         return not (self._live or self.load.running or self.load.waiting or self.load.kv_blocks_used)
 
     async def run(self) -> None:
-        """Hands the engine's steps to the gateways until the engine ends. Raises WorkerLost when it dies."""
+        """Hands the engine's steps to the gateways until the engine ends.
+
+        Raises WorkerLost when it dies, or says what can't be handed on: gateways would wait for it for ever.
+        """
         try:
             async for step in self._engine.steps():
                 self._distribute(step)
         except WorkerLost as lost:
             self.close(lost)
             raise
+        except Exception as error:
+            _log.error("step_not_taken_in", error, worker=self._worker_id)
+            broken = WorkerLost(f"its engine's steps could not be taken in ({type(error).__name__})")
+            self.close(broken)
+            raise broken from error
 
     def drain(self) -> None:
         """Takes no new requests from here on; those that run go on."""
@@ -204,7 +212,7 @@ class WorkerSession(worker_pb2_grpc.WorkerServicer):
         return None
 
     async def _abort(self, link: Link, wire_ids: Sequence[str]) -> None:
-        owned = [wire_id for wire_id in wire_ids if wire_id in link.wire_ids]
+        owned = [wire_id for wire_id in dict.fromkeys(wire_ids) if wire_id in link.wire_ids]
         now = time.monotonic()
         while self._aborted and next(iter(self._aborted.values()))[1] < now:
             del self._aborted[next(iter(self._aborted))]
@@ -218,7 +226,7 @@ class WorkerSession(worker_pb2_grpc.WorkerServicer):
     async def _release(self, link: Link, release: worker_pb2.Release) -> None:
         try:
             transfer = json.loads(release.transfer)
-        except ValueError:
+        except (ValueError, RecursionError):
             transfer = None
         if not isinstance(transfer, dict) or not release.wire_id or release.wire_id in self._live:
             fault: str | None = "a release needs a transfer object and an id of its own"

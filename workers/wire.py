@@ -5,7 +5,7 @@ A message is a list of bytes: the msgpack itself, then the buffers of large tens
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import msgspec
@@ -29,6 +29,7 @@ from orchestrator.core.errors import ProtocolError
 from orchestrator.core.mirror import BlocksRemoved, BlocksStored, CacheEvent, Cleared
 
 Request = EngineCoreRequest
+Sampling = SamplingParams
 Output = EngineCoreOutput
 Finish = FinishReason
 Prefill = PrefillStats
@@ -48,14 +49,6 @@ _ATTENDS_TO_ALL = {
     KVCacheSpecKind.SINK_FULL_ATTENTION.value,
 }
 _REPORT_MODE = "kv_cache_report_mode"
-_TOKEN_FIELDS = (
-    "stop_token_ids",
-    "_all_stop_token_ids",
-    "allowed_token_ids",
-    "logit_bias",
-    "logprob_token_ids",
-    "trace_decode_token_ids",
-)
 
 
 def encode_request(request: Request) -> list[bytes]:
@@ -182,30 +175,3 @@ def _decode(decoder: MsgpackDecoder, parts: Sequence[bytes], kind: type) -> Any:
     except Exception as error:
         # vLLM's tensor hooks trust their input; what they trip over is the sender's fault all the same.
         raise ProtocolError(f"not an {kind.__name__}: {type(error).__name__}") from error
-
-
-def params_fault(request: Request, vocabulary: int) -> str | None:
-    """What is wrong with a request's sampling parameters, in words without any of its content; None if nothing is.
-
-    What vLLM checks without knowing a model is checked while a request is decoded; the rest its front end checks, where
-    a request that came over the wire has not been.
-    """
-    params = request.sampling_params
-    if params is None:
-        return None
-    if params.max_tokens is None:
-        return "it has no max_tokens"
-    logprobs = (params.logprobs, params.prompt_logprobs)
-    if any(count is not None and count > vocabulary for count in logprobs):
-        return f"more log-probabilities than the vocabulary of {vocabulary} has"
-    return next((f"a token outside the vocabulary in its {name}" for name in _unknown(params, vocabulary)), None)
-
-
-def _unknown(params: SamplingParams, vocabulary: int) -> Iterator[str]:
-    """The fields that name tokens which are not there."""
-    for name in _TOKEN_FIELDS:
-        tokens = getattr(params, name, None)
-        if tokens is not None and any(not 0 <= token < vocabulary for token in tokens):
-            yield name
-    if any(not 0 <= token < vocabulary for word in params._bad_words_token_ids or () for token in word):
-        yield "bad_words"

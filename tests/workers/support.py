@@ -78,8 +78,8 @@ async def mock_worker(
         yield MockWorker(f"127.0.0.1:{port}", core, session, server)
     finally:
         session.close(WorkerLost("the worker stopped"))
-        await server.stop(0.5)
-        await core.shutdown()
+        await asyncio.wait_for(server.stop(0.5), 10)
+        await asyncio.wait_for(core.shutdown(), 10)
         with suppress(WorkerLost):
             await asyncio.wait_for(pump, 5)
 

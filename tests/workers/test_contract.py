@@ -271,7 +271,7 @@ async def test_requests_aborted_at_random_moments_leave_nothing_behind(pair: Pai
                     await decode.finished(second)
             except TimeoutError:
                 pass
-            await prefill.abort(first)
+            await prefill.abort(first, first)
             await decode.abort(second)
 
         await asyncio.gather(*(one() for _ in range(40)))
@@ -342,11 +342,12 @@ async def test_what_the_engine_must_not_get_is_refused(pair: Pair) -> None:
         await peer.send(submit=Submit(wire_id="pooling", request=wire.encode_request(pooling_request("pooling"))))
         await peer.release("no-json", b"{")
         await peer.release("no-transfer", b"{}")
+        await peer.release("too-deep", b"[" * 100_000)
         twice = fresh_id("twice")
         await peer.submit(twice, prompt, max_tokens=100)
         await peer.submit(twice, prompt, max_tokens=100)
         names = {"no-request", "noise", "renamed", "", "too-long", "no-prompt", "no-such-token", "negative", twice}
-        names |= {"half-transfer", "pooling", "no-json", "no-transfer"}
+        names |= {"half-transfer", "pooling", "no-json", "no-transfer", "too-deep"}
         await peer.until(lambda g: set(g.rejected) == names)
         assert {each.reason for each in peer.rejected.values()} == {Rejected.INVALID}
         assert all(each.detail for each in peer.rejected.values())

@@ -11,7 +11,7 @@ from orchestrator.core.errors import ProtocolError
 from orchestrator.core.types import EngineFacts
 from tests.workers.support import make_request
 from workers import wire
-from workers.intake import fault_of
+from workers.intake import fault_of, transfer_fault
 
 FACTS = EngineFacts(16, 64, 1024, 512, 8)
 VOCABULARY = 1000
@@ -59,6 +59,26 @@ def test_sampling_that_no_front_end_makes_is_refused(sampling: dict[str, Any]) -
     found = fault(**sampling)
     assert found
     assert "nan" not in found, "in words without any of its content"
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "fine"),
+    [
+        ("127.0.0.1", 9, True),
+        ("prefill-0.pods", 65535, True),
+        ("fe80::1", 9, True),
+        ("", 9, False),
+        ("x" * 300, 9, False),
+        ("a..b", 9, False),
+        ("\ud800", 9, False),
+        ("127.0.0.1", 0, False),
+        ("127.0.0.1", 1 << 31, False),
+        ("127.0.0.1", -1, False),
+    ],
+)
+def test_a_prefill_is_collected_from_where_one_can_be(host: str, port: int, fine: bool) -> None:
+    transfer = {"remote_engine_id": "x", "remote_request_id": "y", "remote_block_ids": [1]}
+    assert (transfer_fault({**transfer, "remote_host": host, "remote_port": port}) is None) is fine
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,7 @@ async def test_drain_lets_the_running_finish_and_stop_leaves_nothing(
             after = await draining
             assert after["state"] == "draining"
             assert after["load"]["kv_blocks_used"] == 0
+            assert 0.0 < snapshot["ready_for"] < after["ready_for"]
             family = [worker.process.pid, *descendants(worker.process.pid)]
             memory = shared_memory(family)
             await asyncio.to_thread(worker.ask, "stop")

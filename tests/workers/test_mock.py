@@ -6,18 +6,20 @@ import asyncio
 import itertools
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import pytest
 
 from orchestrator.core.errors import WorkerStartFailed
+from orchestrator.core.types import SENT_TOKENS, Load
 from orchestrator.proto.worker_pb2 import GatewayFrame, Hello, Submit
 from tests.workers.clock import StepClock
-from tests.workers.support import gateway, make_request, mock_worker
+from tests.workers.support import gateway, make_request, mock_worker, tokens
 from workers import wire
 from workers.mock import MockEngine
 from workers.mock_settings import MockSettings
+from workers.ports import EngineStep
 
 
 async def run(engine: MockEngine, clock: StepClock, outputs: int) -> list[float]:
@@ -122,6 +124,54 @@ async def test_an_engine_that_dies_ends_every_session() -> None:
         worker.engine.fail()
         assert await one.ended() is grpc.StatusCode.UNAVAILABLE
         assert await two.ended() is grpc.StatusCode.UNAVAILABLE
+
+
+@pytest.mark.parametrize("whose", ["prompt", "transfer"])
+async def test_a_request_goes_on_where_more_than_its_prompt_is_cached(whose: str) -> None:
+    """As where a sibling of it ran, or it ran itself before; with and without a prefill to collect."""
+    prompt = list(range(1, 40))
+    async with (
+        mock_worker("prefill", restores=True) as apart,
+        mock_worker("decode", restores=True) as worker,
+        gateway(apart.address) as other,
+        gateway(worker.address) as peer,
+    ):
+        whole = await peer.generate("a", prompt, max_tokens=64)
+        transfer = await other.prefill("p", prompt) if whose == "transfer" else {}
+        extra = {SENT_TOKENS: whole[:40]} | ({"kv_transfer_params": transfer} if transfer else {})
+        await peer.submit("b", prompt, max_tokens=64, extra_args=extra)
+        outputs = await peer.finished("b")
+        assert tokens(outputs) == whole[40:]
+        assert outputs[0].prefill_stats is not None
+        assert outputs[0].prefill_stats.num_local_cached_tokens > len(prompt)
+        assert outputs[0].prefill_stats.num_external_cached_tokens == 0
+        assert await peer.generate("c", prompt, max_tokens=64) == whole
+
+
+class _Broken(StepClock):
+    """Time ends at the first step."""
+
+    async def sleep(self, seconds: float) -> None:
+        if seconds > 0:
+            raise ArithmeticError("a clock that broke")
+
+
+async def test_a_part_of_an_engine_that_breaks_ends_every_session_and_leaves_nobody_waiting() -> None:
+    async with mock_worker(clock=_Broken()) as worker, gateway(worker.address) as peer:
+        await peer.submit("a", [1, 2, 3])
+        assert await peer.ended() is grpc.StatusCode.UNAVAILABLE
+        assert peer.failure is not None
+        assert "ArithmeticError" in (peer.failure.details() or "")
+
+
+async def test_a_step_that_can_not_be_handed_on_ends_every_session_and_leaves_nobody_waiting() -> None:
+    async with mock_worker(step_seconds=0.01) as worker, gateway(worker.address) as peer:
+        await peer.submit("a", [1, 2, 3], max_tokens=1000)
+        await peer.until(lambda g: g.outputs.get("a"))
+        worker.engine._steps.put_nowait(EngineStep(Load(), [cast(wire.Output, "no output")]))
+        assert await peer.ended() is grpc.StatusCode.UNAVAILABLE
+        assert peer.failure is not None
+        assert "AttributeError" in (peer.failure.details() or "")
 
 
 async def test_a_gateway_that_stops_reading_is_cut_off_and_the_others_go_on() -> None:

@@ -36,13 +36,13 @@ def test_a_process_does_not_outlive_a_worker_that_is_gone_already() -> None:
         pid, ticks = worker.pid, inventory.started(worker.pid)
         worker.wait()
     with run(CHILD, **{plugin.WORKER_PID: str(pid), plugin.WORKER_STARTED: str(ticks)}) as child:
-        assert child.wait(5) == -9
+        assert child.wait(40) == -9
 
 
 def test_a_pid_given_out_again_is_not_the_worker() -> None:
     with run(WORKER) as stranger:
         with run(CHILD, **{plugin.WORKER_PID: str(stranger.pid), plugin.WORKER_STARTED: "1"}) as child:
-            assert child.wait(5) == -9
+            assert child.wait(40) == -9
         stranger.kill()
 
 

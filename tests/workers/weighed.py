@@ -6,6 +6,7 @@ vLLM takes ``Weighed`` by its name (``planned.WEIGHED``); ``WorkerProcess.ranks`
 from __future__ import annotations
 
 import ctypes
+import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -86,3 +87,7 @@ class Weighed:
             "device": current_platform.get_device_name(),
             "memory": memory,
         }
+
+    def hang(self) -> None:
+        """As a device that answers no more: the process runs, and makes no step."""
+        time.sleep(600)

@@ -1,6 +1,7 @@
 """A worker actor in a process of its own: ``python -m tests.workers.worker_process '<assignment as JSON>'``.
 
-Prints one JSON line when it is up, then obeys lines on stdin: ``drain SECONDS``, ``ranks``, ``stop``. Ends with stdin.
+Prints one JSON line when it is up, then obeys lines on stdin: ``drain SECONDS``, ``ranks``, ``hang``, ``stop``. It ends
+with stdin.
 """
 
 from __future__ import annotations
@@ -59,13 +60,18 @@ async def main() -> None:
     say(out, {**dataclasses.asdict(await actor.snapshot()), "stages": stages})
     lines = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
+    hanging: list[asyncio.Task[object]] = []  # nobody waits for it: it never answers
     while line := (await lines.readline()).split():
         if line[0] == b"drain":
             await actor.drain(float(line[1]))
         if line[0] == b"stop":
             break
+        if line[0] == b"hang":
+            hanging.append(asyncio.create_task(actor._engine._client.collective_rpc_async("hang")))  # type: ignore
         ranks = await weighed(actor) if line[0] == b"ranks" else []
         say(out, {**dataclasses.asdict(await actor.snapshot()), "ranks": ranks})
+    for task in hanging:
+        task.cancel()
     await actor.stop()
     await asyncio.wait_for(actor.wait_closed(), 1)
     say(out, dataclasses.asdict(await actor.snapshot()))
