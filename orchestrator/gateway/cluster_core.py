@@ -91,6 +91,8 @@ class ClusterCore(EngineCoreClient):
     async def add_request_async(self, request: EngineCoreRequest) -> None:
         if request.abort_immediately:
             return  # vLLM frees what a request that it refused was to collect; here that is never a client's business
+        if self.llm is not None and not self.llm.output_processor.has_request(request.request_id):
+            return  # a sibling that was sent just before failed at once, and this one with it
         request.data_parallel_rank = None
         context = CURRENT.get()
         if context is not None and context.priority is not None:

@@ -17,7 +17,8 @@ from orchestrator.core.types import RequestReport
 class RequestContext:
     """One client request. ``reports`` fills up as its sequences end (n of them for n > 1).
 
-    ``placed``: some of it is at a worker, or was; ``error``: what some of it ended with, if it did so badly.
+    ``taken``: vLLM's endpoint has it, in its own types; ``placed``: some of it is at a worker, or was; ``error``: what
+    some of it ended with, if it did so badly.
     """
 
     request_id: str
@@ -27,6 +28,7 @@ class RequestContext:
     affinity: str = ""  # the conversation that it belongs to
     deadline: float | None = None  # on time.monotonic's clock
     reports: list[RequestReport] = field(default_factory=list)
+    taken: bool = False
     placed: bool = False
     error: SegueError | None = None
 

@@ -8,17 +8,18 @@ from collections.abc import Callable, Mapping, Sequence
 
 from orchestrator.core import messages as m
 from orchestrator.core.brain import Brain
-from orchestrator.core.errors import SegueError
+from orchestrator.core.errors import NotReady, SegueError
 from orchestrator.core.spec import Role
 from orchestrator.core.types import Load, WorkerInfo
 from orchestrator.gateway import cluster_core as cc
 from orchestrator.gateway.context import CURRENT, RequestContext
+from orchestrator.gateway.dispatch import Dispatch
 from orchestrator.gateway.feed import Feed
 from orchestrator.gateway.flight import Flight, Flights
 from orchestrator.gateway.hashing import blocks_of
-from orchestrator.gateway.link import REQUEST_BYTES, Link
+from orchestrator.gateway.link import Link
 from orchestrator.gateway.outputs import Outputs
-from orchestrator.gateway.resuming import is_resumable, prefilled, restores, resumed
+from orchestrator.gateway.resuming import is_resumable
 from orchestrator.gateway.telling import tell
 from orchestrator.proto import worker_pb2 as pb
 from orchestrator.record.journal import Journal
@@ -55,14 +56,29 @@ class Driver:
         self._block_sizes: dict[str, int] = {}
         self._restores: dict[str, bool] = {}
         self._flights = Flights()
+        self._over: SegueError | None = None  # what whoever still comes is told, once it has ended
         self._turned_away: SegueError | None = None  # whoever knocked just now
         self._outputs = Outputs(self._flights, self._feed, metrics)
+        self._dispatch = Dispatch(self._flights, self._feed, self._links, self._workers)
         self.on_change: Callable[[], None] = lambda: None
         self.on_worker: Callable[[WorkerInfo], None] = lambda _: None
 
     async def idle(self, seconds: float) -> bool:
         """Waits until no request is without an outcome; False if some still are after ``seconds``."""
         return await self._flights.over(seconds)
+
+    def cut_off(self) -> int:
+        """Ends all that is under way or still comes, and tells its clients to ask again; returns how many were."""
+        left = self._flights.everything()
+        self._over = NotReady("this gateway ended before the answer did", hint="ask again", retry_after=1.0)
+        for flight in reversed(left):  # the newest first: whoever waits is not to take the place of one that runs
+            try:
+                flight.failed(self._over)
+                self._feed.put(m.Cancelled(flight.request_id, flight.output_tokens))
+                flight.core.fail(flight.request_id, self._over)
+            except Exception as error:
+                log.error("not_cut_off", error, request_id=flight.request_id)
+        return len(left)
 
     @property
     def workers(self) -> Mapping[str, WorkerInfo]:
@@ -101,6 +117,11 @@ class Driver:
     def submit(self, core: cc.ClusterCore, request: cc.EngineCoreRequest) -> None:
         """Takes a request; the brain may start it at once or let it wait for a worker."""
         context = CURRENT.get()
+        if self._over is not None:
+            if context is not None:
+                context.error = context.error or self._over
+            core.fail(request.request_id, self._over)
+            return
         try:
             arrival = self._arrival(core.model, request, context)
         except Exception as error:
@@ -244,13 +265,11 @@ class Driver:
     def _carry_out(self, command: m.Command) -> None:
         match command:
             case m.StartPrefill() | m.StartDecode():
-                self._start(command)
+                self._dispatch.start(command)
             case m.Abort(wire_id, worker_id):
-                self._flights.aborted(wire_id)
-                if link := self._links.get(worker_id):
-                    link.abort(wire_id)
+                self._dispatch.abort(wire_id, worker_id)
             case m.Release(prefill_wire_id, worker_id):
-                self._release(prefill_wire_id, worker_id)
+                self._dispatch.release(prefill_wire_id, worker_id)
             case m.Forget(prefill_wire_id):
                 self._flights.take_transfer(prefill_wire_id)
             case m.TurnedAway():
@@ -260,55 +279,13 @@ class Driver:
             case m.End():
                 self._end(command)
 
-    def _start(self, command: m.StartPrefill | m.StartDecode) -> None:
-        flight = self._flights.get(command.request_id)
-        if flight is None:
-            raise SegueError("a request was to be sent that is not under way")
-        if isinstance(command, m.StartPrefill):
-            self._start_prefill(command, flight)
-        else:
-            self._start_decode(command, flight)
-
-    def _start_prefill(self, command: m.StartPrefill, flight: Flight) -> None:
-        flight.prefill_wires.add(command.wire_id)
-        trace = flight.begin_half("segue.prefill", command.decision)
-        flight.longer_prompt = not restores(self._workers.get(command.decision.decode))
-        request = cc.for_prefill(prefilled(flight.request, flight.sent, flight.longer_prompt), command.wire_id)
-        self._send(flight, command.wire_id, command.worker_id, request, trace)
-
-    def _start_decode(self, command: m.StartDecode, flight: Flight) -> None:
-        trace = flight.begin_half("segue.decode", command.decision)
-        transfer = flight.transfers[command.collect] if command.collect else None
-        flight.prefix_cached = transfer.get("remote_prefill_cached_tokens") if transfer else None
-        flight.decode_worker, flight.awaits_token = command.worker_id, True
-        here = restores(self._workers[command.worker_id])
-        if transfer is None:
-            flight.longer_prompt = not here
-        asked = resumed(flight.request, flight.sent, flight.longer_prompt, here)
-        self._send(flight, command.wire_id, command.worker_id, cc.for_decode(asked, command.wire_id, transfer), trace)
-
-    def _send(
-        self, flight: Flight, wire_id: str, worker_id: str, request: cc.EngineCoreRequest, trace: Mapping[str, str]
-    ) -> None:
-        self._flights.sent(flight, wire_id)
-        parts = cc.encode_request(request)
-        if sum(map(len, parts)) > REQUEST_BYTES:
-            what = f"it takes more than {REQUEST_BYTES >> 20} MiB once its images, audio or embeddings are unpacked"
-            self._feed.put(m.Refused(wire_id, m.Refusal.INVALID, what))
-            return
-        self._links[worker_id].submit(wire_id, parts, trace)
-
-    def _release(self, prefill_wire_id: str, worker_id: str) -> None:
-        transfer = self._flights.take_transfer(prefill_wire_id)
-        link = self._links.get(worker_id)
-        if transfer is None or link is None:
-            log.warning("KV not released: its lease will free it", wire=prefill_wire_id)
-            return
-        link.release(f"{prefill_wire_id}~r", transfer)
-
     def _end(self, command: m.End) -> None:
-        if flight := self._flights.end(command.report.request_id):
+        flight = self._flights.end(command.report.request_id)
+        if flight is None:
+            return
+        try:
             flight.ended(command.report, command.error)
             self._metrics.request_finished(command.report)
+        finally:  # whoever waits for it has to be told, whatever is wrong with the accounts
             if command.error is not None:
                 flight.core.fail(flight.request_id, command.error)

@@ -16,6 +16,7 @@ from orchestrator.core.messages import Sent
 from orchestrator.core.types import RequestReport
 from orchestrator.gateway.cluster_core import ClusterCore, EngineCoreRequest
 from orchestrator.gateway.context import RequestContext
+from orchestrator.gateway.underway import happens
 from orchestrator.telemetry import tracing
 from orchestrator.telemetry.redact import Words
 
@@ -87,6 +88,12 @@ class Flight:
         )
         if self.context is not None:
             self.context.reports.append(report)
+        if error is not None:
+            self.failed(error)
+
+    def failed(self, error: SegueError) -> None:
+        """What the edge tells its client. The first error is the one."""
+        if self.context is not None:
             self.context.error = self.context.error or error
 
 
@@ -102,6 +109,9 @@ class Flights:
 
     def __bool__(self) -> bool:
         return bool(self._by_request or self._by_wire or self._orphans)
+
+    def everything(self) -> tuple[Flight, ...]:
+        return tuple(self._by_request.values())
 
     def get(self, request_id: str) -> Flight | None:
         return self._by_request.get(request_id)
@@ -120,11 +130,7 @@ class Flights:
 
     async def over(self, seconds: float) -> bool:
         """Waits until there are none; False if some are left after ``seconds``."""
-        try:
-            await asyncio.wait_for(self._none.wait(), seconds)
-        except TimeoutError:
-            return False
-        return True
+        return await happens(self._none, seconds)
 
     def begin(self, flight: Flight) -> None:
         self._by_request[flight.request_id] = flight

@@ -6,16 +6,22 @@ With ``cluster_core`` the only place on this side that knows how vLLM's server i
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+import functools
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import aclosing
+from http import HTTPStatus
 from types import SimpleNamespace
 from typing import Any
 
 from fastapi import FastAPI
-from fastapi.dependencies.utils import solve_dependencies
+from fastapi.routing import APIRoute
 from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.entrypoints.anthropic import api_router as anthropic_router
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.app import build_app
 from vllm.entrypoints.launchers.cli_args import make_arg_parser
+from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
 from vllm.exceptions import VLLMClientError, VLLMValidationError
 from vllm.pooling_params import PoolingParams
 from vllm.sampling_params import SamplingParams
@@ -25,7 +31,9 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from orchestrator.config import effective_engine_args
 from orchestrator.core.spec import Backend, ModelSpec, PoolSpec, Role
+from orchestrator.gateway.body_checks import one_fault_a_list
 from orchestrator.gateway.cluster_core import ClusterCore, RequestSink, refuse_internal_names, replacing_engine_core
+from orchestrator.gateway.context import CURRENT
 
 # What only concerns the engine that computes: the front end needs no device, no shards and no KV cache.
 _ENGINE_ONLY = frozenset(
@@ -84,9 +92,9 @@ class Front:
         """Whether a request is on its books."""
         return bool(self.llm.output_processor.has_unfinished_requests())
 
-    def fits(self, max_model_len: int) -> bool:
-        """Whether it refuses just what engines of this context can't hold."""
-        return self.max_model_len == min(self._longest, max_model_len)
+    def fits(self, tasks: tuple[str, ...], max_model_len: int) -> bool:
+        """Whether it is open for these tasks, and refuses just what engines of this context can't hold."""
+        return self.tasks == tasks and self.max_model_len == min(self._longest, max_model_len)
 
     def ready(self) -> bool:
         return self.app is not None and self._ready()
@@ -98,9 +106,19 @@ class Front:
         self.llm.model_config.max_model_len = min(self._longest, max_model_len)
         args = _server_args(self.name, self.llm, self._frontend)
         app = build_app(args, tasks, self.llm.model_config)  # type: ignore[arg-type]
+        for route in app.routes:
+            if isinstance(route, APIRoute) and route.dependant.call is not None:
+                route.dependant.call = _noted(route.dependant.call)
         # vLLM's handlers of engine errors want to stop the server that they run in: this one is not theirs to stop.
         app.state.server = SimpleNamespace(should_exit=False)
         await init_app_state(self.llm, app.state, args, tasks)  # type: ignore[arg-type]
+        if (responses := getattr(app.state, "openai_serving_responses", None)) is not None:
+            reader = responses.online_renderer
+            reader.render_responses = _read_or_refused(reader.render_responses)
+        for name in ("openai_serving_completion", "openai_serving_chat"):
+            if (serving := getattr(app.state, name, None)) is not None:
+                serving.beam_search = _of_something(serving.beam_search)
+        one_fault_a_list(app)
         self.paths = frozenset(path for route in app.routes if (path := getattr(route, "path", "")))
         self.state, self.app = app.state, app
 
@@ -160,11 +178,54 @@ def _server_args(name: str, llm: AsyncLLM, frontend: Mapping[str, Any]) -> argpa
     return args
 
 
-def in_reading(error: BaseException) -> bool:
-    """Whether it was raised while a request's body was made into vLLM's own type, whose checks trip over some."""
-    frame = error.__traceback__
-    while frame is not None:
-        if frame.tb_frame.f_code is solve_dependencies.__code__:
-            return True
-        frame = frame.tb_next
-    return False
+def _noted(endpoint: Callable[..., Any]) -> Callable[..., Any]:
+    """The same endpoint; it is known of a request that it has come there."""
+
+    @functools.wraps(endpoint)
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        if (context := CURRENT.get()) is not None:
+            context.taken = True
+        return endpoint(*args, **kwargs)
+
+    return noted
+
+
+def _is_refusal(error: BaseException | None) -> bool:
+    """Whether vLLM answers it as the client's mistake."""
+    return isinstance(error, Exception) and create_error_response(error).error.code < HTTPStatus.INTERNAL_SERVER_ERROR
+
+
+def _no_refusals(record: logging.LogRecord) -> bool:
+    """For vLLM's Anthropic routes, which log whatever they answer as an error: clients could fill the log."""
+    return not (record.exc_info and _is_refusal(record.exc_info[1]))
+
+
+logging.getLogger(anthropic_router.__name__).addFilter(_no_refusals)
+
+
+def _read_or_refused(render: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    """The same reader of conversations; over what it trips is wrong with the conversation."""
+
+    @functools.wraps(render)
+    async def rendered(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return await render(*args, **kwargs)
+        except (AssertionError, AttributeError, LookupError, TypeError) as error:
+            what = f"the input has something in a place where it can't be ({type(error).__name__})"
+            raise VLLMValidationError(what, parameter="input") from error
+
+    return rendered
+
+
+def _of_something(search: Callable[..., AsyncGenerator[Any, None]]) -> Callable[..., AsyncGenerator[Any, None]]:
+    """The same beam search, for prompts that have a token: it takes the last one for granted."""
+
+    @functools.wraps(search)
+    async def searched(prompt: Any, *args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:
+        if not prompt.get("decoder_prompt", prompt).get("prompt_token_ids", True):
+            raise VLLMValidationError("the prompt has no token", parameter="prompt")
+        async with aclosing(search(prompt, *args, **kwargs)) as outputs:
+            async for output in outputs:
+                yield output
+
+    return searched

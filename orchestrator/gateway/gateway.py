@@ -19,6 +19,7 @@ from orchestrator.gateway.driver import Driver
 from orchestrator.gateway.frontend import Front
 from orchestrator.gateway.link import Link
 from orchestrator.gateway.served import Served
+from orchestrator.gateway.underway import Underway, happens
 from orchestrator.gateway.watch import watch_fleet
 from orchestrator.proto import cluster_pb2, fleet_pb2
 from orchestrator.record.journal import Journal
@@ -51,6 +52,7 @@ class Gateway:
     ) -> None:
         self.metrics = GatewayMetrics(gateway_id)
         self.draining = False
+        self.underway = Underway()
         self.leaving = False  # serves as ever, and whoever asks whether it is ready is sent elsewhere
         self._id = gateway_id
         seed = secrets.randbits(63) if seed is None else seed
@@ -97,7 +99,13 @@ class Gateway:
     async def drain(self, seconds: float) -> bool:
         """Takes nothing new and waits for what is under way; False if some of it is left after ``seconds``."""
         self.draining = True
-        return await self.driver.idle(seconds)
+        return all(await asyncio.gather(self.underway.over(seconds), self.driver.idle(seconds)))
+
+    def cut_off(self) -> None:
+        """Takes nothing new, and ends what is under way."""
+        self.draining = True
+        if count := self.driver.cut_off():
+            log.warning("cut_off", requests=count)
 
     def _recorder(self, spec: ClusterSpec, path: str, epoch: int, seed: int) -> Recorder:
         header = Header(metadata.version("segue"), self._id, epoch, seed, time.time(), time.monotonic(), dumps(spec))
@@ -183,11 +191,7 @@ class Gateway:
     async def status_changed(self, timeout_seconds: float) -> bool:
         if self._change is None:
             self._change = asyncio.Event()
-        try:
-            await asyncio.wait_for(self._change.wait(), timeout_seconds)
-        except TimeoutError:
-            return False
-        return True
+        return await happens(self._change, timeout_seconds)
 
     def _changed(self) -> None:
         self._models[:] = [model.name for model in self.spec.models]  # metrics look at them

@@ -12,11 +12,12 @@ from opentelemetry.trace import Span, SpanKind
 from orchestrator.core.errors import InvalidRequest, ModelNotFound, NotReady, RouteNotFound, SegueError, Unsupported
 from orchestrator.gateway import caller, http_body, http_errors, http_exchange, openapi
 from orchestrator.gateway.context import CURRENT, RequestContext
-from orchestrator.gateway.frontend import Front, in_reading
-from orchestrator.gateway.http_body import Receive
+from orchestrator.gateway.frontend import Front
+from orchestrator.gateway.http_body import Fields, Receive
 from orchestrator.gateway.http_errors import MethodNotAllowed
 from orchestrator.gateway.http_exchange import Answer, Exchange, Send
 from orchestrator.gateway.routes import MODEL_PREFIX, MODEL_ROUTES, OWN_ROUTES, WITHOUT_WORKERS
+from orchestrator.gateway.underway import Underway
 from orchestrator.telemetry import logs, tracing
 from orchestrator.telemetry.metrics import GatewayMetrics
 
@@ -29,6 +30,7 @@ class HttpView(Protocol):
     """What this edge needs of the gateway, beyond ``ports.GatewayView``."""
 
     metrics: GatewayMetrics
+    underway: Underway  # as in ``ports.GatewayView``
 
     def front(self, model: str) -> Front:
         """As in ``ports.GatewayView``; raises NotReady too while the gateway drains."""
@@ -140,6 +142,12 @@ class HttpEdge:
             return
         fields = http_body.fields(body)
         front = self._gateway.front(fields.model)
+        with self._gateway.underway:
+            await self._answer(front, fields, scope, http_body.replay(body, receive), answer)
+
+    async def _answer(
+        self, front: Front, fields: Fields, scope: MutableMapping[str, Any], receive: Receive, answer: Answer
+    ) -> None:
         if scope["path"] not in front.paths or front.app is None:
             can = ", ".join(front.tasks)
             raise Unsupported(f"{front.name} does not serve {scope['path']}", hint=f"it can: {can}")
@@ -157,9 +165,7 @@ class HttpEdge:
             except SegueError as error:
                 await self._refuse(error, scope["path"], receive, answer, request_id)
                 return
-        await self._run(
-            front, scope, headers, Exchange(scope["path"], context, http_body.replay(body, receive), answer)
-        )
+        await self._run(front, scope, headers, Exchange(scope["path"], context, receive, answer))
 
     async def _run(
         self, front: Front, scope: MutableMapping[str, Any], headers: Mapping[str, str], exchange: Exchange
@@ -201,7 +207,7 @@ async def _in_application(front: Front, scope: MutableMapping[str, Any], exchang
     except Exception as error:
         if exchange.context.error is not None:
             await exchange.fail(exchange.context.error)
-        elif in_reading(error):
+        elif exchange.reads:
             what = f"the body has something in a place where it can't be ({type(error).__name__})"
             raise InvalidRequest(what, hint="compare it with /openapi.json") from error
         else:

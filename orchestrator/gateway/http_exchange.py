@@ -79,8 +79,15 @@ class Exchange:
         self._over = False  # all was said, whatever vLLM has yet to say
         self._broke: tuple[Message, Message] | None = None
         self.client_left = False
+        self._asked = False  # for the body
+
+    @property
+    def reads(self) -> bool:
+        """Whether the body is being made into vLLM's own types, whose checks trip over some."""
+        return self._asked and not self.context.taken
 
     async def receive(self) -> Message:
+        self._asked = True
         message = await self._receive()
         if message["type"] == "http.disconnect" and not self.answer.complete:
             self.client_left = True

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from orchestrator.gateway.context import RequestContext
+from orchestrator.gateway.underway import Underway
 from orchestrator.proto import cluster_pb2
 from orchestrator.record.stories import Found
 from orchestrator.telemetry.metrics import GatewayMetrics
@@ -45,6 +46,11 @@ class GatewayView(Protocol):
     """The whole gateway, for an edge."""
 
     draining: bool  # takes nothing new, finishes what it has
+
+    @property
+    def underway(self) -> Underway:
+        """Requests from when they are let in until their answer is written; edges enter it."""
+        ...
 
     @property
     def metrics(self) -> GatewayMetrics: ...

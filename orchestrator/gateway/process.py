@@ -5,31 +5,27 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
-import socket
 import threading
 import traceback
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import grpc.aio
-import uvicorn
 import uvloop
 
 from orchestrator.core.errors import ClusterUnreachable, SegueError
 from orchestrator.core.spec import ClusterSpec, Endpoint
 from orchestrator.core.terms import Terms
 from orchestrator.core.types import ActorSnapshot, GatewayAssignment, WorkerState
-from orchestrator.gateway.turn import Turn
+from orchestrator.gateway.serving import Serving
 from orchestrator.gateway.watch import first_spec
-from orchestrator.telemetry import foreign, logs, tracing
+from orchestrator.telemetry import logs, tracing
 from orchestrator.telemetry.output import write_output_to
 from orchestrator.telemetry.redact import Words
 
 FIRST_SNAPSHOT_SECONDS = 30.0
 YOUNG_OBJECTS = 10_000  # before the youngest are looked through; Python's 700 come together in one request
-KEEP_ALIVE_SECONDS = 75
-BACKLOG = 2048
-LOCK_NAME = "gateway.turn"  # beside the logs, which all processes of a cluster have in common
+CLOSE_SECONDS = 10.0
+REFUSING_SECONDS = 30.0  # after which whoever is to end the process has given up on it, and others may have the port
 
 log = logs.events("gateway")
 
@@ -72,6 +68,8 @@ class GatewayProcess:
             raise self._broke
         if self._state is WorkerState.FAILED:
             raise SegueError(self._detail, where=self._assignment.gateway_id, hint="see its log")
+        if self._closed.is_set():
+            raise SegueError("it was stopped before it served", where=self._assignment.gateway_id)
 
     async def snapshot(self, term: int | None = None) -> ActorSnapshot:
         self._terms.heed(term)
@@ -98,12 +96,12 @@ class GatewayProcess:
         return True
 
     async def stop(self, term: int | None = None) -> None:
-        """Closes both edges and all sessions."""
+        """Ends all requests and sessions. From then on the gateway only refuses, until its process ends."""
         self._terms.heed(term)
         if self._loop is not None and self._stopping is not None and not self._closed.is_set():
             self._loop.call_soon_threadsafe(self._stopping.set)
         if self._thread.is_alive():
-            await asyncio.to_thread(self._thread.join, 10.0)
+            await asyncio.to_thread(self._closed.wait, CLOSE_SECONDS)
         self._closed.set()
 
     async def wait_closed(self) -> None:
@@ -132,12 +130,18 @@ class GatewayProcess:
                 write_output_to(Path(self._assignment.log_dir) / f"{self._assignment.gateway_id}.log")
             uvloop.run(self._serve())
         except Exception as error:
-            traceback.print_exc()
-            self._broke = _cause(error)
-            self._state, self._detail = WorkerState.FAILED, str(self._broke)
+            self._fail(error)
         finally:
-            self._up.set()
-            self._closed.set()
+            self._end()
+
+    def _fail(self, error: Exception) -> None:
+        traceback.print_exception(error)
+        self._broke = _cause(error)
+        self._state, self._detail = WorkerState.FAILED, str(self._broke)
+
+    def _end(self) -> None:
+        self._up.set()
+        self._closed.set()
 
     async def _serve(self) -> None:
         self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
@@ -152,21 +156,30 @@ class GatewayProcess:
         await asyncio.to_thread(_import_vllm)
         serving = self._serving = Serving(self._assignment, spec)
         try:
-            async with asyncio.TaskGroup() as group:
-                running = group.create_task(serving.gateway.run(self._assignment.controller))
-                for model in spec.models:
-                    self._stage = f"loading the front end of {model.name}"
-                    await serving.gateway.build_front(model)
-                self._stage = "opening ports"
-                self._http, self._grpc = serving.bind()
-                _keep_for_good()
-                opening = group.create_task(self._open(serving))
-                await self._stopping.wait()
-                running.cancel()
-                opening.cancel()
-        finally:
+            await self._live(serving, spec, self._stopping)
+        except Exception as error:
+            self._fail(error)
+        try:
             await serving.close()
-            tracing.shutdown()
+        finally:
+            await asyncio.to_thread(tracing.shutdown)
+        self._end()
+        await serving.refuse(REFUSING_SECONDS)
+
+    async def _live(self, serving: Serving, spec: ClusterSpec, stopping: asyncio.Event) -> None:
+        """Until it is to stop."""
+        async with asyncio.TaskGroup() as group:
+            running = group.create_task(serving.gateway.run(self._assignment.controller))
+            for model in spec.models:
+                self._stage = f"loading the front end of {model.name}"
+                await serving.gateway.build_front(model)
+            self._stage = "opening ports"
+            self._http, self._grpc = serving.bind()
+            _keep_for_good()
+            opening = group.create_task(self._open(serving))
+            await stopping.wait()
+            running.cancel()
+            opening.cancel()
 
     async def _open(self, serving: Serving) -> None:
         """Listens in its turn. One that waits for it is ready: it has all that is its own to get."""
@@ -199,74 +212,6 @@ class Outside:
         return replace(spec, gateway=replace(gateway, processes=1, http=http, grpc=rpc))
 
 
-class Serving:
-    """A gateway and its two edges. ``turn`` says when to listen, where other processes have the same ports."""
-
-    def __init__(self, assignment: GatewayAssignment, spec: ClusterSpec) -> None:
-        from orchestrator.gateway.gateway import Gateway  # imports vLLM
-        from orchestrator.gateway.rpc import reads_requests, server_options
-
-        self._spec = spec
-        self.drain_timeout = spec.controller.drain_timeout
-        self.gateway = Gateway(assignment.gateway_id, spec, record=assignment.record, epoch=assignment.epoch)
-        several = spec.gateway.processes > 1 and assignment.log_dir
-        self.turn = Turn(self.gateway, Path(assignment.log_dir) / LOCK_NAME if several else None)
-        self._grpc = grpc.aio.server(
-            options=server_options(spec.gateway.max_body_bytes), interceptors=[reads_requests()]
-        )
-        self._sockets: list[socket.socket] = []
-        self._http: uvicorn.Server | None = None
-        self._http_task: asyncio.Task[None] | None = None
-
-    def bind(self) -> tuple[str, str]:
-        """Takes both ports, for others like it to share; returns their addresses (HTTP, gRPC)."""
-        spec = self._spec.gateway
-        for endpoint in (spec.http, spec.grpc):
-            self._sockets.append(_bound(endpoint))
-        http, rpc = (sock.getsockname()[1] for sock in self._sockets)
-        return str(Endpoint(spec.http.host, http)), str(Endpoint(spec.grpc.host, rpc))
-
-    async def listen(self) -> None:
-        """Opens both ports that it has."""
-        from orchestrator.gateway.http import HttpEdge
-        from orchestrator.gateway.http_protocol import BoundedHttp, bound_unread
-        from orchestrator.gateway.rpc import add_services
-
-        foreign.hush()
-        add_services(self._grpc, self.gateway)
-        spec = self._spec.gateway
-        http, rpc = self._sockets
-        # gRPC takes no socket; it gets one of its own on the port, which this one kept for it.
-        self._grpc.add_insecure_port(str(Endpoint(spec.grpc.host, rpc.getsockname()[1])))
-        await self._grpc.start()
-        rpc.close()
-        bound_unread(http)
-        http.listen(BACKLOG)
-        config = uvicorn.Config(
-            HttpEdge(self.gateway, spec.max_body_bytes),
-            http=BoundedHttp,
-            ws="none",
-            lifespan="off",
-            access_log=False,
-            log_config=None,
-            timeout_keep_alive=KEEP_ALIVE_SECONDS,
-            server_header=False,
-        )
-        self._http = uvicorn.Server(config)
-        self._http_task = asyncio.create_task(self._http.serve(sockets=[http]))
-
-    async def close(self) -> None:
-        """Stops listening and ends what is still open."""
-        await self._grpc.stop(0.5)
-        if self._http is not None and self._http_task is not None:
-            self._http.should_exit = self._http.force_exit = True
-            await asyncio.wait([self._http_task], timeout=5.0)
-        for sock in self._sockets:
-            sock.close()
-        self.turn.close()
-        await self.gateway.close()
-
-
 def _cause(error: BaseException) -> BaseException:
     """What a task group failed of: the first error in it, one of ours if there is one."""
     while isinstance(error, BaseExceptionGroup):
@@ -285,17 +230,3 @@ def _keep_for_good() -> None:
 
 def _import_vllm() -> None:
     import orchestrator.gateway.gateway  # noqa: F401
-
-
-def _bound(endpoint: Endpoint) -> socket.socket:
-    family = socket.AF_INET6 if ":" in endpoint.host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    try:
-        sock.bind((endpoint.host, endpoint.port))
-    except OSError as error:
-        sock.close()
-        raise SegueError(f"can't have its port: {error.strerror}", where=str(endpoint)) from error
-    sock.setblocking(False)
-    return sock

@@ -12,7 +12,8 @@ from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from orchestrator.gateway.ports import GatewayView
-from orchestrator.gateway.rpc_errors import Context
+from orchestrator.gateway.rpc_errors import Context, end
+from orchestrator.gateway.rpc_write import Unread, write
 from orchestrator.proto import cluster_pb2 as pb
 from orchestrator.proto import cluster_pb2_grpc
 from orchestrator.record.codec import encode
@@ -44,6 +45,16 @@ async def changes(gateway: GatewayView, look: Callable[[], M], interval_seconds:
         await asyncio.sleep(interval_seconds)
 
 
+async def _tell(context: Context, messages: AsyncIterator[Message]) -> None:
+    first = True
+    try:
+        async for message in messages:
+            await write(context, message, first)
+            first = False
+    except Unread as error:
+        await end(context, error)
+
+
 class ClusterService(cluster_pb2_grpc.ClusterServicer):
     """The fleet, to operators and tools."""
 
@@ -57,8 +68,7 @@ class ClusterService(cluster_pb2_grpc.ClusterServicer):
     async def Watch(self, request: pb.WatchRequest, context: Context) -> None:  # noqa: N802
         """The cluster now and after every change, until the client leaves."""
         interval = max((request.min_interval_ms or _DEFAULT_INTERVAL_MS) / 1000, _MIN_INTERVAL_SECONDS)
-        async for status in changes(self._gateway, self._gateway.status, interval):
-            await context.write(status)
+        await _tell(context, changes(self._gateway, self._gateway.status, interval))
 
     async def Explain(self, request: pb.ExplainRequest, context: Context) -> pb.ExplainResponse:  # noqa: N802
         """What happened to a request, as far as this process knows it."""
@@ -91,8 +101,7 @@ class HealthService(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
 
     async def Watch(self, request: health_pb2.HealthCheckRequest, context: Context) -> None:  # noqa: N802
         """The health of a service now and after every change, until the client leaves."""
-        async for health in changes(self._gateway, lambda: self._health(request.service), _HEALTH_INTERVAL_SECONDS):
-            await context.write(health)
+        await _tell(context, changes(self._gateway, lambda: self._health(request.service), _HEALTH_INTERVAL_SECONDS))
 
     def _health(self, service: str) -> health_pb2.HealthCheckResponse:
         check = self._services.get(service)

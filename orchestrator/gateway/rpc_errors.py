@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from http import HTTPStatus
 from typing import Any, TypeAlias
 
@@ -35,6 +35,7 @@ from orchestrator.telemetry import logs, tracing
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 DOMAIN = "segue"
+STATUS_SECONDS = 2.0
 _FIELDS = frozenset(pb.SamplingParams.DESCRIPTOR.fields_by_name)
 _BY_HTTP: dict[int, type[SegueError]] = {
     HTTPStatus.BAD_REQUEST: InvalidRequest,
@@ -72,8 +73,19 @@ async def answered(
             if failure.code == SegueError.code:
                 log.error("rpc_failed", root_cause(raised), request_id=request_id)
     if failure is not None:
-        status = rpc_status.to_status(as_status(failure))
-        await context.abort(status.code, status.details or "", status.trailing_metadata or ())
+        await end(context, failure)
+
+
+async def end(context: Context, error: SegueError) -> None:
+    """Ends a call with an error's status. Who reads on gets it; who doesn't is not waited for."""
+    status = rpc_status.to_status(as_status(error))
+    with suppress(TimeoutError):
+        async with asyncio.timeout(STATUS_SECONDS):
+            try:
+                await context.abort(status.code, status.details or "", status.trailing_metadata or ())
+            except grpc.aio.InternalError as over:
+                # A deadline that passed as the headers were on their way: its client knows of it by itself.
+                raise asyncio.CancelledError from over
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from orchestrator.gateway.rpc_embed import embed
 from orchestrator.gateway.rpc_errors import BadField, Context, answered, reading_request
 from orchestrator.gateway.rpc_prompt import render
 from orchestrator.gateway.rpc_sampling import sampling_params
+from orchestrator.gateway.rpc_write import write
 from orchestrator.proto import inference_pb2 as pb
 from orchestrator.proto import inference_pb2_grpc
 from orchestrator.telemetry import tracing
@@ -48,11 +49,13 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
             front = self._gateway.front(request.model)
             self._gateway.knock(front.name, current)
             deltas = Deltas(request_id)
+            first = True
             async with aclosing(await self._start(front, request, request_id)) as outputs:
                 async for output in outputs:
                     if (message := deltas.message(output)) is not None:
-                        await context.write(message)
-            await context.write(deltas.totals(await _reports(current, request)))
+                        await write(context, message, first)
+                        first = False
+            await write(context, deltas.totals(await _reports(current, request)), first)
             tracing.note(get_current_span(), outcome="finished", output_tokens=deltas.output_tokens)
 
     async def Embed(self, request: pb.EmbedRequest, context: Context) -> pb.EmbedResponse:  # noqa: N802
@@ -93,7 +96,7 @@ async def _call(
     span = tracing.start(
         "segue.request", _headers(context), SpanKind.SERVER, model=model, request_id=request_id, method=method
     )
-    with _current(context, span, request_id) as current:
+    with gateway.underway, _current(context, span, request_id) as current:
 
         def failed(error: SegueError) -> None:
             if not current.reports:  # what reached the cluster is counted by its outcome

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
+from collections import Counter
 from collections.abc import Callable, Iterable
 
 from orchestrator.config import digest
@@ -17,6 +19,7 @@ from orchestrator.models import prepare
 from orchestrator.telemetry import logs
 
 FRONT_SECONDS = 1.0
+REFIT_SECONDS = 30.0  # at least, between two front ends of a model: what was replaced stays for a while
 RETIRED_SECONDS = 60.0  # what a request may take from finding its front end to being on that one's books
 
 log = logs.events("gateway.served")
@@ -37,6 +40,7 @@ class Served:
         self._broken: SegueError | None = None
         self._told: asyncio.Queue[ClusterSpec] = asyncio.Queue()
         self._coming: set[str] = set()  # models that were added, or get other pools, and are not all there yet
+        self._refitted: dict[str, float] = {}  # when each model last was
         self._retired: list[tuple[Front, float]] = []  # with when they were last seen busy
 
     # ---- as it is
@@ -140,14 +144,18 @@ class Served:
         """Builds what is new or another, and then has all of it at once."""
         before = {model.name: model for model in self.spec.models}
         new = {model.name: model for model in spec.models}
-        built = {
-            name: await self._replacing(model, spec)
-            for name, model in new.items()
-            if name not in before or frontend.made_of(before[name]) != frontend.made_of(model)
-        }
+        built = await self._all_of(
+            [
+                model
+                for name, model in new.items()
+                if name not in before or frontend.made_of(before[name]) != frontend.made_of(model)
+            ],
+            spec,
+        )
         for model in spec.models:
-            if model.name not in before or before[model.name].routing != model.routing:
-                self._driver.routed(_routed(model))
+            event = _routed(model)
+            if model.name not in before or event != _routed(before[model.name]):
+                self._driver.routed(event)
         gone = [front for name, front in self._fronts.items() if name in built or name not in new]
         self._retired += [(front, asyncio.get_running_loop().time()) for front in gone]
         self._fronts = {name: built.get(name) or self._fronts[name] for name in new}
@@ -157,12 +165,28 @@ class Served:
             self.worker_up(worker)
         log.info("specification_taken", models=",".join(new), built=",".join(built))
 
+    async def _all_of(self, models: Iterable[ModelSpec], spec: ClusterSpec) -> dict[str, Front]:
+        """A front end for each, or, where one can't be had, none."""
+        built: dict[str, Front] = {}
+        try:
+            for model in models:
+                built[model.name] = await self._replacing(model, spec)
+        except BaseException:
+            for front in built.values():
+                front.close()
+            raise
+        return built
+
     async def _replacing(self, model: ModelSpec, spec: ClusterSpec) -> Front:
         """A front end that can serve at once where the model has workers."""
         front = await self._built(model, spec)
         limit = self._limit(model.name)
-        if limit is not None:
-            await front.open(*limit)
+        try:
+            if limit is not None:
+                await front.open(*limit)
+        except BaseException:
+            front.close()
+            raise
         return front
 
     def _limit(self, model: str) -> tuple[tuple[str, ...], int] | None:
@@ -172,7 +196,10 @@ class Served:
             for worker in self._driver.workers.values()
             if worker.model == model and worker.role is not Role.PREFILL and worker.facts is not None
         ]
-        return (facts[0].tasks, max(each.max_model_len for each in facts)) if facts else None
+        if not facts:
+            return None
+        ((tasks, _),) = Counter(each.tasks for each in facts).most_common(1)  # one that is wrong decides nothing
+        return tasks, max(each.max_model_len for each in facts)
 
     async def _watch(self) -> None:
         while True:
@@ -188,16 +215,23 @@ class Served:
             self._retire(asyncio.get_running_loop().time())
 
     async def _refit(self) -> None:
-        """A front end that was opened for workers of another context is opened anew for those that there are."""
+        """A front end that was opened for workers of another context, or for other tasks, is opened anew for those that
+        there are."""
         for model in self.spec.models:
             front, limit = self._fronts.get(model.name), self._limit(model.name)
-            if front is None or front.app is None or limit is None or front.fits(limit[1]):
+            if front is None or front.app is None or limit is None or front.fits(*limit):
                 continue
+            now = asyncio.get_running_loop().time()
+            if now < self._refitted.get(model.name, -math.inf) + REFIT_SECONDS:
+                continue
+            self._refitted[model.name] = now
             fitting = await self._replacing(model, self.spec)
-            if self._fronts.get(model.name) is front:
-                self._retired.append((front, asyncio.get_running_loop().time()))
-                self._fronts[model.name] = fitting
-                log.info("front_end_refitted", model=model.name, max_model_len=fitting.max_model_len)
+            if self._fronts.get(model.name) is not front:
+                fitting.close()  # another took the place meanwhile
+                continue
+            self._retired.append((front, asyncio.get_running_loop().time()))
+            self._fronts[model.name] = fitting
+            log.info("front_end_refitted", model=model.name, max_model_len=fitting.max_model_len)
 
     def _retire(self, now: float) -> None:
         kept = []
@@ -217,4 +251,4 @@ class Served:
 
 def _routed(model: ModelSpec) -> m.ModelRouted:
     parameters = tuple(m.Parameter(name, float(value)) for name, value in model.routing.parameters.items())
-    return m.ModelRouted(model.name, model.routing.policy, parameters, model.routing.prefill)
+    return m.ModelRouted(model.name, model.routing.policy, parameters, model.routing.prefill, model.target_seconds)

@@ -12,6 +12,7 @@ import grpc.aio
 import httpx
 
 from orchestrator.config import dumps
+from orchestrator.controller import fleet
 from orchestrator.core.spec import (
     Backend,
     ClusterSpec,
@@ -23,9 +24,9 @@ from orchestrator.core.spec import (
     Role,
     RoutingSpec,
 )
-from orchestrator.core.types import GatewayAssignment
+from orchestrator.core.types import GatewayAssignment, Load
 from orchestrator.gateway.gateway import Gateway
-from orchestrator.gateway.process import Serving
+from orchestrator.gateway.serving import Serving
 from orchestrator.proto import cluster_pb2, fleet_pb2, fleet_pb2_grpc
 from tests.workers.support import MockWorker, mock_worker
 
@@ -50,7 +51,7 @@ class FakeController(fleet_pb2_grpc.FleetServicer):
         self._spec = spec
         self._workers: dict[tuple[str, Role], list[cluster_pb2.WorkerStatus]] = {}
         self._news = asyncio.Event()
-        self._server = grpc.aio.server()
+        self._server = grpc.aio.server(options=fleet.OPTIONS)
         fleet_pb2_grpc.add_FleetServicer_to_server(self, self._server)
         self.address = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
 
@@ -115,9 +116,10 @@ class Stack:
     async def quiet(self, seconds: float = 10.0) -> None:
         """The checker after each test: no request without an outcome, no block in use, books that balance."""
         assert await self.gateway.driver.idle(seconds), "requests without an outcome"
-        async with asyncio.timeout(seconds):
-            while any(self._busy(worker_id) for worker_id in self.workers):
-                await self.gateway.status_changed(0.2)
+        until = asyncio.get_running_loop().time() + seconds
+        while busy := {each: load for each in self.workers if (load := self._busy(each))}:
+            assert asyncio.get_running_loop().time() < until, f"left after {seconds:g} s: {busy}"
+            await self.gateway.status_changed(0.2)
         self.gateway.driver._brain.check()
         assert not self.gateway.driver._flights
         for front in self.gateway.fronts():
@@ -126,9 +128,10 @@ class Stack:
             assert not processor.parent_requests
             assert not processor.external_req_ids
 
-    def _busy(self, worker_id: str) -> bool:
+    def _busy(self, worker_id: str) -> Load | None:
+        """What a worker says that it has, if it has anything."""
         load = self.gateway.driver.load(worker_id)
-        return load is not None and bool(load.running or load.waiting or load.kv_blocks_used)
+        return load if load is not None and (load.running or load.waiting or load.kv_blocks_used) else None
 
 
 @asynccontextmanager
@@ -155,7 +158,8 @@ async def running(spec: ClusterSpec, *, record: str = "", **engines: Any) -> Asy
             await running_stack.ready()
             yield running_stack
         finally:
-            await serving.close()
+            await asyncio.wait_for(serving.close(), 30)
+            await serving.refuse(0)
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 

@@ -16,6 +16,7 @@ from orchestrator.core.brain import Brain
 from orchestrator.core.errors import SegueError
 from orchestrator.core.spec import GatewaySpec, ModelSpec, PrefillPlace, Role, RoutingSpec
 from orchestrator.core.types import WorkerInfo
+from orchestrator.gateway import dispatch
 from orchestrator.gateway import driver as driver_module
 from orchestrator.gateway.driver import Driver
 from orchestrator.proto import worker_pb2 as pb
@@ -178,6 +179,18 @@ async def test_no_defect_leaves_a_request_without_an_end(world: World, at: list[
     assert set(world.core.failed) == {"bad"}
 
 
+async def test_an_end_that_can_not_be_counted_is_told_all_the_same(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.ask("a")
+    with monkeypatch.context() as patch:
+        patch.setattr(world.driver._metrics, "request_finished", _raise)
+        rejected = pb.Rejected(wire_id="a~p1", reason=pb.Rejected.INVALID, detail="not to its liking")
+        world.driver.stepped("p", pb.Step(rejected=[rejected], load=pb.Load(kv_blocks_total=100)))
+    assert world.core.failed["a"].http_status == 400
+    assert await world.driver.idle(0.1)
+
+
 async def test_a_defect_does_not_stop_the_clock(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     third = asyncio.Event()
     ticks: list[float] = []
@@ -203,7 +216,7 @@ def _raise(*_: Any) -> None:
 async def test_a_request_too_large_for_a_frame_costs_itself_and_not_the_session(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(driver_module, "REQUEST_BYTES", 400)
+    monkeypatch.setattr(dispatch, "REQUEST_BYTES", 400)
     world.ask("large", range(2000))
     world.ask("small", range(16))
     assert [error.http_status for error in world.core.failed.values()] == [400]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
+import re
 import socket
 from typing import Any
 
@@ -41,7 +43,74 @@ class TestTyped:
         for messages in ([{"role": []}], [{"role": "assistant", "tool_calls": 3, "content": None}], 5, [[1]]):
             response = await stack.http.post("/v1/chat/completions", json={**body, "messages": messages})
             assert (response.status_code, response.json()["error"]["code"]) == (400, "invalid_request")
+        refused = {"role": "assistant", "type": "message", "id": "m", "status": "completed"}
+        given = [{**refused, "content": content} for content in ([{"type": "refusal", "refusal": "no"}], [])]
+        given += [
+            {"role": "user", "type": "additional_tools", "content": [1]},
+            {"role": "developer", "tools": [], "content": [[]], "type": "additional_tools"},
+        ]
+        for each in given:
+            asked = {"model": "apart", "input": [each]}
+            response = await stack.http.post("/v1/responses", json=asked)
+            assert (response.status_code, response.json()["error"]["code"]) == (400, "invalid_request")
         assert "http_failed" not in said.getvalue()
+
+    @pytest.mark.parametrize("error", [KeyError("x"), RuntimeError("y")])
+    async def test_what_breaks_once_the_body_was_read_is_a_defect_inside_and_in_the_log(
+        self, stack: Stack, monkeypatch: pytest.MonkeyPatch, error: Exception
+    ) -> None:
+        async def breaks(*args: object) -> None:
+            raise error
+
+        said = listen(monkeypatch)
+        monkeypatch.setattr(
+            stack.gateway.front("together").state.openai_serving_completion, "create_completion", breaks
+        )
+        response = await stack.http.post("/v1/completions", content=BODY, headers=JSON)
+        assert (response.status_code, response.json()["error"]["code"]) == (500, "internal")
+        assert "http_failed" in said.getvalue()
+
+    @pytest.mark.parametrize(
+        ("path", "wrong"),
+        [
+            ("/v1/chat/completions", {"messages": [1] * 20_000}),
+            ("/v1/chat/completions", {"messages": [{"role": "user", "content": [1] * 20_000}]}),
+            ("/v1/chat/completions", {"messages": CHAT["messages"], "tools": [1] * 20_000}),
+            ("/v1/completions", {"prompt": [None] * 20_000}),
+            ("/v1/responses", {"input": [1] * 20_000}),
+            ("/v1/messages", {"messages": [1] * 20_000, "max_tokens": 1}),
+            ("/tokenize", {"messages": [1] * 20_000}),
+        ],
+        ids=lambda given: given if isinstance(given, str) else next(iter(given)),
+    )
+    async def test_of_many_wrong_items_one_is_told(self, stack: Stack, path: str, wrong: dict[str, Any]) -> None:
+        """To tell all took seconds, in which nobody was served."""
+        response = await stack.http.post(path, json={"model": "apart", **wrong})
+        message = response.json()["error"]["message"]
+        assert response.status_code == 400
+        told = re.match(r"(\d+) validation error", message)
+        assert told is None or int(told[1]) < 200
+
+    async def test_a_beam_search_of_nothing_is_the_clients_mistake(self, stack: Stack) -> None:
+        asked = {"model": "together", "prompt": "a", "use_beam_search": True, "truncate_prompt_tokens": 0}
+        for more in ({"max_tokens": 0}, {"max_tokens": 2}):
+            response = await stack.http.post("/v1/completions", json={**asked, **more})
+            assert (response.status_code, response.json()["error"]["code"]) == (400, "invalid_request")
+        whole = {**asked, "truncate_prompt_tokens": None, "max_tokens": 2, "n": 2}
+        assert (await stack.http.post("/v1/completions", json=whole)).status_code == 200
+
+    async def test_an_anthropic_clients_mistake_is_no_error_of_the_gateways(
+        self, stack: Stack, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        said = listen(monkeypatch)
+        monkeypatch.setattr(logging.getLogger("vllm"), "propagate", True)  # as in a gateway's process
+        tool = {"tool_choice": {"type": "tool", "name": "there is none"}, "tools": [{"name": "f", "input_schema": {}}]}
+        for asked in (tool, {"messages": []}):
+            body = {"model": "apart", "max_tokens": 1, "messages": [{"role": "user", "content": "a"}], **asked}
+            for path in ("/v1/messages", "/v1/messages/count_tokens"):
+                response = await stack.http.post(path, json=body)
+                assert response.json()["error"]["type"] == "invalid_request_error"
+        assert " error " not in said.getvalue()
 
     async def test_headers_without_end_are_answered_before_their_sender_is_done(self, stack: Stack) -> None:
         """A client library writes it all before it reads: closing at once would reset it."""

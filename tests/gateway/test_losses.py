@@ -12,6 +12,7 @@ import httpx
 import pytest
 import pytest_asyncio
 
+from orchestrator.core import messages as m
 from orchestrator.core.spec import Role
 from orchestrator.proto import worker_pb2, worker_pb2_grpc
 from tests.gateway.support import Stack, cluster, model, running
@@ -202,6 +203,27 @@ async def test_a_failing_sibling_costs_no_other_request(stack: Stack) -> None:
         await own.quiet()
 
 
+async def test_siblings_of_one_that_fails_at_once_are_not_sent(stack: Stack) -> None:
+    """They come one after the other; nobody would take what they bring, and nobody could cancel them."""
+    feed = stack.gateway.driver._feed
+    step, arrived = feed._step, []
+
+    def first_fails(event: m.Event, now: float) -> list[m.Command]:
+        if isinstance(event, m.Arrived):
+            arrived.append(event.request_id)
+            if len(arrived) == 1:
+                raise RuntimeError("a defect")
+        return step(event, now)
+
+    feed._step = first_fails
+    response = await stack.http.post("/v1/completions", json={**PROMPT, "n": 3, "max_tokens": 300})
+    assert response.status_code == 500
+    assert len(arrived) == 1
+    assert await stack.gateway.driver.idle(1.0)
+    assert (await stack.http.post("/v1/completions", json={**PROMPT, "n": 3, "max_tokens": 3})).status_code == 200
+    await stack.quiet()
+
+
 async def test_an_answer_from_another_worker_is_no_session(stack: Stack) -> None:
     """A port may be given out again: whoever answers has to be who the fleet says."""
     async with mock_worker(Role.DECODE, "other", worker_id="other-decode-0") as other:
@@ -217,3 +239,18 @@ async def until(stack: Stack, true: Any, seconds: float = 10.0) -> None:
     async with asyncio.timeout(seconds):
         while not true():
             await stack.gateway.status_changed(0.02)
+
+
+async def test_a_gateway_that_cuts_off_says_so_in_each_stream_and_has_workers_stop(stack: Stack) -> None:
+    seen = [asyncio.Event() for _ in range(2)]
+    tasks = [
+        asyncio.create_task(streaming(stack, each, max_tokens=400, n=n)) for each, n in zip(seen, (1, 3), strict=True)
+    ]
+    for each in seen:
+        await asyncio.wait_for(each.wait(), 10)
+    stack.gateway.cut_off()
+    for events in await asyncio.wait_for(asyncio.gather(*tasks), 10):
+        assert events[-1]["error"]["code"] == "not_ready"
+        assert [event for event in events if "error" in event] == events[-1:]
+    assert await stack.gateway.drain(5)
+    await stack.quiet()

@@ -14,7 +14,7 @@ import httpx
 from orchestrator.core.spec import ModelSpec, PoolSpec, PrefillPlace, Role, RoutingSpec
 from orchestrator.core.types import GatewayAssignment, RequestReport
 from orchestrator.gateway.hashing import prompt_blocks, root_of
-from orchestrator.gateway.process import Serving
+from orchestrator.gateway.serving import Serving
 from tests.gateway.support import Stack, cluster, model, running
 from tests.workers.support import mock_worker
 
@@ -51,6 +51,7 @@ async def two_gateways() -> AsyncIterator[tuple[Stack, Stack]]:
             yield first, second
         finally:
             await serving.close()
+            await serving.refuse(0)
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 

@@ -14,7 +14,7 @@ import pytest
 from orchestrator.core.errors import SegueError
 from orchestrator.core.spec import ClusterSpec, Role
 from orchestrator.core.types import GatewayAssignment
-from orchestrator.gateway.process import Serving
+from orchestrator.gateway.serving import Serving
 from orchestrator.proto import cluster_pb2, cluster_pb2_grpc, inference_pb2, inference_pb2_grpc
 from orchestrator.record.lookup import look_up
 from orchestrator.record.recording import Recording, Step

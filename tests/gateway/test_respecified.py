@@ -11,7 +11,8 @@ import pytest
 import pytest_asyncio
 
 from orchestrator.config import digest
-from orchestrator.core.spec import ClusterSpec, PrefillPlace, Role, RoutingSpec
+from orchestrator.core.spec import ClusterSpec, ModelSpec, PrefillPlace, Role, RoutingSpec, SloSpec
+from orchestrator.gateway import served
 from tests.gateway.support import Stack, cluster, model, names, running
 from tests.workers.support import mock_worker
 
@@ -100,6 +101,29 @@ async def test_one_that_cant_be_built_leaves_the_old_and_says_why(stack: Stack) 
             await stack.gateway.status_changed(0.1)
 
 
+def output_tasks() -> int:
+    """One for each front end of vLLM's that was begun and not closed."""
+    return sum("output_handler" in task.get_coro().__qualname__ for task in asyncio.all_tasks())  # type: ignore[union-attr]
+
+
+NO_SOURCE = model("z", "/no/such/folder", Role.SERVE)
+NO_TEMPLATE = replace(BEFORE.models[0], frontend={"chat_template": "/no/such/template.jinja"})
+
+
+@pytest.mark.parametrize("broken", [NO_SOURCE, NO_TEMPLATE], ids=["not built", "not opened"])
+async def test_nothing_is_left_of_front_ends_that_were_begun_beside_one_that_cant_be(
+    stack: Stack, broken: ModelSpec
+) -> None:
+    before = output_tasks()
+    assert before
+    others = [each for each in BEFORE.models if each.name != broken.name]
+    bad = replace(BEFORE, models=(model("n", "tiny:llama", Role.SERVE), broken, *others))
+    await told(stack, bad)
+    assert stack.gateway.served.refuses == digest(bad)
+    await asyncio.sleep(0)
+    assert output_tasks() == before
+
+
 @pytest.mark.parametrize(("place", "apart"), [(PrefillPlace.IN_PLACE, False), (PrefillPlace.APART, True)])
 async def test_a_model_is_routed_as_the_new_one_says(stack: Stack, place: PrefillPlace, apart: bool) -> None:
     [one] = BEFORE.models
@@ -109,7 +133,32 @@ async def test_a_model_is_routed_as_the_new_one_says(stack: Stack, place: Prefil
     assert ("x-segue-prefill" in response.headers) is apart
 
 
-async def test_a_longer_context_is_offered_once_there_are_engines_for_it(stack: Stack) -> None:
+async def test_a_model_that_gets_a_target_refuses_by_it_from_then_on(stack: Stack) -> None:
+    [one] = BEFORE.models
+    sessions = stack.gateway.driver._brain._sessions
+    assert sessions._most_wait("m", None, 0.0, 10) == BEFORE.gateway.queue_seconds
+    await told(stack, replace(BEFORE, models=(replace(one, slo=SloSpec(ttft_ms=1500.0)),)))
+    assert sessions._most_wait("m", None, 0.0, 10) == 1.5
+    await told(stack, BEFORE)
+    assert sessions._most_wait("m", None, 0.0, 10) == BEFORE.gateway.queue_seconds
+
+
+async def test_what_one_worker_says_that_it_can_do_is_not_what_the_model_does(stack: Stack) -> None:
+    """Nor does a front end that was opened by its word stay so."""
+    front = stack.gateway.front("m")
+    await front.open(("embed",), 512)
+    assert "/v1/completions" not in front.paths
+    async with asyncio.timeout(20):
+        while "/v1/completions" not in stack.gateway.front("m").paths:
+            await stack.gateway.status_changed(0.2)
+    response = await stack.http.post("/v1/completions", json={**PROMPT, "model": "m"})
+    assert response.status_code == 200
+
+
+async def test_a_longer_context_is_offered_once_there_are_engines_for_it(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(served, "REFIT_SECONDS", 0.1)
     [one] = BEFORE.models
     longer: dict[str, Any] = {"max_model_len": 1024, "block_size": 16}
     pools = {role: replace(pool, engine=longer) for role, pool in one.pools.items()}

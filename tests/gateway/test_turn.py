@@ -22,7 +22,7 @@ from orchestrator.core.spec import ClusterSpec, Endpoint, GatewaySpec, Role
 from orchestrator.core.types import GatewayAssignment
 from orchestrator.gateway.frontend import Front
 from orchestrator.gateway.gateway import Gateway
-from orchestrator.gateway.process import Serving
+from orchestrator.gateway.serving import Serving
 from orchestrator.gateway.turn import PATIENCE_SECONDS, Turn
 from orchestrator.proto import cluster_pb2, cluster_pb2_grpc
 from tests.gateway.support import FakeController, cluster, model
@@ -54,6 +54,7 @@ class Scene:
             yield serving.gateway
         finally:
             await serving.close()
+            await serving.refuse(0)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+from vllm.v1.engine.output_processor import OutputProcessor
+
 from orchestrator.gateway.unfit import guard
 from tests.gateway.support import Stack
 
@@ -50,3 +53,39 @@ async def test_a_front_end_outlives_them(stack: Stack) -> None:
     assert not front.llm.errored
     again = await stack.http.post("/v1/completions", json={**body, "stream": False, "max_tokens": 1})
     assert again.status_code == 200
+
+
+def test_what_no_output_is_to_blame_for_is_raised() -> None:
+    class Broken(Processor):
+        def process_outputs(self, outputs: Any) -> Any:
+            super().process_outputs(outputs)
+            raise RuntimeError("of the processor itself")
+
+    processor, unfit = Broken(), []
+    guard(processor, lambda request_id, error: unfit.append(request_id))
+    with pytest.raises(RuntimeError, match="of the processor itself"):
+        processor.process_outputs([])
+    assert not unfit
+
+
+async def test_vllm_hands_on_a_list_and_goes_through_it_once(stack: Stack) -> None:
+    """By which it is known how far it came."""
+    processor = stack.gateway.front("together").llm.output_processor
+    times: list[int] = []
+
+    class Watched(list[Any]):
+        def __iter__(self) -> Any:
+            times[-1] += 1
+            return super().__iter__()
+
+    def process_outputs(outputs: Any, *args: Any, **kwargs: Any) -> Any:
+        assert type(outputs) is list
+        times.append(0)
+        return OutputProcessor.process_outputs(processor, Watched(outputs), *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(processor, "process_outputs", process_outputs)
+        body = {"model": "together", "prompt": "a", "max_tokens": 5, "n": 3}
+        assert (await stack.http.post("/v1/completions", json=body)).status_code == 200
+    assert times
+    assert set(times) == {1}

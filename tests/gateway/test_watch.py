@@ -63,3 +63,14 @@ async def test_a_cluster_that_was_taken_down_and_begun_anew_is_listened_to(monke
     """A gateway outside of Ray outlives it; the terms of the next one begin at 1, whatever they had come to."""
     controllers = Controllers([(5, 1)], [(5, 2)], [(9, 1)], [(5, 2), (5, 3)], [(9, 2)])
     assert await heard(monkeypatch, controllers, (9, 2)) == [(5, 1), (5, 2), (9, 1), (9, 2)]
+
+
+async def test_a_cluster_that_begins_earlier_by_the_clock_is_listened_to_once_the_other_is_long_gone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The clock was set back in between; a controller of the former term is none the better for that."""
+    monkeypatch.setattr(watch, "GONE_SECONDS", 0.3)
+    controllers = Controllers(
+        [(9, 2)], [(5, 1)], *([(9, 1)] for _ in range(100)), *([(5, 1)] for _ in range(3)), [(5, 2)]
+    )
+    assert await heard(monkeypatch, controllers, (5, 2)) == [(9, 2), (5, 1), (5, 1), (5, 1), (5, 2)]

@@ -19,6 +19,7 @@ from orchestrator.core.errors import ModelNotFound, SegueError
 from orchestrator.core.types import RequestReport
 from orchestrator.gateway import rpc
 from orchestrator.gateway.context import CURRENT, RequestContext
+from orchestrator.gateway.underway import Underway
 from orchestrator.proto import cluster_pb2, cluster_pb2_grpc, inference_pb2_grpc
 from orchestrator.telemetry.metrics import GatewayMetrics
 
@@ -178,6 +179,7 @@ class FakeGateway:
         self.the_front = FakeFront()
         self.current = cluster_pb2.ClusterStatus(name="test", ready=True)
         self.draining = False
+        self.underway = Underway()
         self.metrics = GatewayMetrics("gw-0")
         self.looks = 0
         self.refusal: SegueError | None = None  # of whoever knocks
