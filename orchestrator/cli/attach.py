@@ -16,6 +16,7 @@ from orchestrator.core.planning.hosts import Topology
 from orchestrator.core.spec import Bind, ClusterSpec, Endpoint
 
 HERE = "auto"  # the Ray that RAY_ADDRESS names, as in a job of it, or whose node this is
+START = "start one with: segue up CONFIG --address RAY"
 NODE_LOOK_SECONDS = 1.0
 EVERYWHERE = {"127.0.0.1": "0.0.0.0", "localhost": "0.0.0.0", "::1": "::"}  # noqa: S104 - what it is asked for
 
@@ -43,8 +44,8 @@ def stay_of(args: argparse.Namespace) -> Stay:
     if args.attach and args.detach and not args.keep:
         what = "what is attached to a command that returns ends at once"
         raise ConfigError(what, where="--detach", hint="add --keep")
-    if (args.bind or args.nodes) and not (args.attach or args.keep):
-        where = "--bind" if args.bind else "--nodes"
+    if (args.bind or args.nodes or args.kubernetes) and not (args.attach or args.keep):
+        where = "--bind" if args.bind else "--nodes" if args.nodes else "--kubernetes"
         raise ConfigError("a Ray of its own is on this machine alone", where=where, hint="with --attach or --keep")
     return Stay(args.attach and not args.keep, args.keep, args.keep and args.detach, args.nodes)
 
@@ -103,14 +104,21 @@ def controller_on(address: str, name: str | None) -> str:
     Raises ClusterUnreachable where there is none, ConfigError where it has to be known which.
     """
     with joined(address) as ground:
-        names = [name] if name else ground.clusters()
-        if len(names) > 1:
-            raise ConfigError(f"several clusters are up: {', '.join(names)}", hint="choose one with --name")
-        found = ground.controller(names[0]) if names else ""
+        name = name or only_cluster(ground, address)
+        found = ground.controller(name)
     if not found:
-        what = f"no cluster {'named ' + repr(name) + ' ' if name else ''}runs on this Ray"
-        raise ClusterUnreachable(what, where=address, hint="start one with: segue up CONFIG --address RAY")
+        raise ClusterUnreachable(f"no cluster named {name!r} runs on this Ray", where=address, hint=START)
     return found
+
+
+def only_cluster(ground: RayThatIsThere, address: str) -> str:
+    """The name of the cluster that has a controller there. Raises as ``controller_on`` does."""
+    names = ground.clusters()
+    if len(names) > 1:
+        raise ConfigError(f"several clusters are up: {', '.join(names)}", hint="choose one with --name")
+    if not names:
+        raise ClusterUnreachable("no cluster runs on this Ray", where=address, hint=START)
+    return names[0]
 
 
 def gateway_on(address: str, name: str | None) -> tuple[str, str]:

@@ -12,7 +12,7 @@ from orchestrator.cli import attach, guard, rpc, run_folder, terminal
 from orchestrator.cli.exits import Exit
 from orchestrator.cli.progress import Progress
 from orchestrator.cli.run_folder import RunFolder, RunRecord
-from orchestrator.core.errors import ClusterUnreachable, ConfigError, DeadlineExceeded, SegueError
+from orchestrator.core.errors import ClusterUnreachable, DeadlineExceeded, SegueError
 from orchestrator.core.spec import ControllerSpec
 
 _POLL_SECONDS = 0.2
@@ -44,21 +44,24 @@ def _owned(name: str | None) -> tuple[RunFolder, RunRecord]:
 
 def _from_ray(address: str, name: str | None, progress: Progress) -> Exit:
     """A cluster whose owner is gone lives on in a Ray that wasn't the owner's."""
-    if not name:
-        raise ConfigError("it has to be known which cluster", where="--address", hint="add --name NAME")
     with attach.joined(address) as ground, progress.live():
+        name = name or attach.only_cluster(ground, address)
         progress.running(f"cluster {name}", "finishing running requests")
         ground.stop_controller(name, drain_seconds(ground.controller, name, progress))
         progress.done(f"cluster {name}", "stopped")
     return Exit.OK
 
 
-def drain_seconds(controller: Callable[[str], str], name: str, progress: Progress) -> float:
-    """By the configuration of the cluster that runs; where its controller can't be asked the default, and that is said.
+def drain_seconds(
+    controller: Callable[[str], str],
+    name: str,
+    progress: Progress,
+    seconds: float = ControllerSpec().drain_timeout,
+) -> float:
+    """By the configuration of the cluster that runs; where its controller can't be asked ``seconds``, and that is said.
 
     ``controller`` finds its address.
     """
-    seconds = ControllerSpec().drain_timeout
     try:
         address = controller(name)
         return rpc.topology(address)[1].controller.drain_timeout if address else seconds

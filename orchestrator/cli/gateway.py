@@ -7,6 +7,7 @@ import asyncio
 import os
 import signal
 import socket
+import sys
 from collections.abc import Awaitable
 from contextlib import suppress
 
@@ -16,9 +17,6 @@ from orchestrator.core.errors import SegueError
 from orchestrator.core.types import GatewayAssignment
 from orchestrator.gateway.process import GatewayProcess, Outside
 
-# A controller may well be started after its gateways; what restarts a pod that waits for longer is its startup probe.
-_CONTROLLER_SECONDS = 300.0
-
 
 def run(args: argparse.Namespace) -> Exit:
     """Exit 0 when stopped with all requests ended, 1 when some were cut off or it broke, 3 without a controller."""
@@ -27,8 +25,10 @@ def run(args: argparse.Namespace) -> Exit:
     endpoint_of(args.controller, "--controller")
     name = args.name or f"{socket.gethostname()}-{os.getpid()}"
     assignment = GatewayAssignment("", name, 0, args.controller, args.log_dir or "")
-    process = GatewayProcess(assignment, Outside(http, grpc, _CONTROLLER_SECONDS))
-    return asyncio.run(_Life(process, args.linger).run())
+    process = GatewayProcess(assignment, Outside(http, grpc, args.wait))
+    code = asyncio.run(_Life(process, args.linger).run())
+    sys.stdout.flush()
+    os._exit(code)  # and so ends what refuses those that still come
 
 
 class _Life:

@@ -135,10 +135,14 @@ class LocalRay(_Ray):
 
 
 class RayThatIsThere(_Ray):
-    """A Ray that others started and may use too: a cluster comes onto it, and goes without a trace."""
+    """A Ray that others started and may use too: a cluster comes onto it, and goes without a trace.
 
-    def __init__(self, address: str) -> None:
+    ``kubernetes``: the name of the RayCluster that it is; empty where it is none.
+    """
+
+    def __init__(self, address: str, kubernetes: str = "") -> None:
         self._address = address
+        self._kubernetes = kubernetes
 
     def folder(self, run_folder: Path) -> Path | None:
         return None
@@ -156,6 +160,11 @@ class RayThatIsThere(_Ray):
             hint = "is a Ray node running on this machine, with the same versions of Ray and Python?"
             raise ClusterUnreachable(f"Ray can't be joined: {reason}", where=self._address, hint=hint) from error
         return str(ray.get_runtime_context().gcs_address)
+
+    def start_controller(self, spec: ClusterSpec, log_dir: str) -> str:
+        from orchestrator.controller import ray_controller
+
+        return ray_controller.start_controller(spec, log_dir, kubernetes=self._kubernetes)
 
     def _found(self) -> str:
         """HOST:PORT; of ``auto`` what RAY_ADDRESS says, or the Ray on this machine. ConnectionError, ValueError."""

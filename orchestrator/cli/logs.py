@@ -21,6 +21,9 @@ _POLL_SECONDS = 0.2
 
 def run(args: argparse.Namespace) -> Exit:
     """Exit 0; 2 if no log has such a name; 3 if there is nothing to show."""
+    if args.address:
+        hint = f"on each node: {RunFolder.of('NAME').logs}; on Kubernetes: kubectl logs"
+        raise ConfigError("logs are files on the machine that wrote them", where="--address", hint=hint)
     folder = _folder(args.name)
     shown = _Shown(terminal.out(), folder.logs, args.workers)
     if not shown.look(args.lines):

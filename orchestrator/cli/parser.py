@@ -73,6 +73,10 @@ def _up(commands: _Commands[argparse.ArgumentParser]) -> None:
     nodes = "with --attach or --keep: wait until so many nodes that can run a worker have joined"
     parser.add_argument("--nodes", metavar="COUNT", type=_positive, default=0, help=nodes)
     parser.add_argument("--bind", choices=["node"], help=bind)
+    kubernetes = (
+        "with --attach or --keep: the RayCluster that this Ray is, in whose pod this runs; for events and status"
+    )
+    parser.add_argument("--kubernetes", metavar="RAYCLUSTER", type=_said, help=kubernetes)
     parser.add_argument("--record", metavar="FILE", help="write what routing sees and decides into a new file")
     parser.add_argument("--background", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--in-session", action="store_true", help=argparse.SUPPRESS)
@@ -85,6 +89,9 @@ def _gateway(commands: _Commands[argparse.ArgumentParser]) -> None:
     parser.add_argument("--http", metavar="HOST:PORT", help="to listen on, instead of what the configuration says")
     parser.add_argument("--grpc", metavar="HOST:PORT", help="to listen on, instead of what the configuration says")
     linger = "seconds after SIGTERM in which it is not ready but still takes requests (default: %(default)g)"
+    # A controller may well be started after its gateways.
+    wait = "for a controller, before it gives up (default: %(default)g)"
+    parser.add_argument("--wait", metavar="SECONDS", type=_above_zero, default=300.0, help=wait)
     parser.add_argument("--linger", metavar="SECONDS", type=_not_negative, default=5.0, help=linger)
     parser.add_argument("--log-dir", metavar="DIR", help="write a log file there, instead of to this terminal")
 
@@ -170,8 +177,9 @@ def _config(commands: _Commands[argparse.ArgumentParser]) -> None:
 
 
 def _logs(commands: _Commands[argparse.ArgumentParser]) -> None:
-    parser = _command(commands, "logs", "show what workers, gateways and the controller wrote")
-    _which_cluster(parser)
+    parser = _command(commands, "logs", "show what workers, gateways and the controller wrote on this machine")
+    which = _which_cluster(parser)
+    which.add_argument("--address", type=_said, help=argparse.SUPPRESS)  # of other commands: it is told why not here
     parser.add_argument("workers", metavar="WORKER", nargs="*", help="only these (a part of the name is enough)")
     parser.add_argument("-f", "--follow", action="store_true", help="go on with what is added, until Ctrl-C")
     parser.add_argument("-n", "--lines", type=_positive, default=20, help="last lines of each (default: %(default)s)")

@@ -64,7 +64,17 @@ def topology(address: str, seconds: float = STATUS_SECONDS) -> tuple[Topology, C
     with channel(address) as opened, translated(address):
         answer = _fleet(opened).Topology(fleet_pb2.TopologyRequest(), timeout=seconds)
     hosts = [
-        Host(each.host_id, each.name, each.gpus, each.gpu, each.cpus, each.memory_bytes, dict(each.labels), each.here)
+        Host(
+            each.host_id,
+            each.name,
+            each.gpus,
+            each.gpu,
+            each.cpus,
+            each.memory_bytes,
+            dict(each.labels),
+            each.here,
+            each.address,
+        )
         for each in answer.hosts
     ]
     reserved = {slot: tuple(each.host_ids) for slot, each in answer.reserved.items()}
@@ -79,7 +89,10 @@ def upgrade(
     full: Iterable[PoolKey] = (),
     seconds: float = STATUS_SECONDS,
 ) -> None:
-    """Has a controller begin to make its cluster this one. Raises ConfigError where it can't become that."""
+    """Has a controller begin to make its cluster this one.
+
+    Raises ConfigError where it can't become that, NotKept where it begins once the controller can remember it.
+    """
     with channel(address) as opened, translated(address):
         request = fleet_pb2.UpgradeRequest(
             spec_json=config.dumps(spec),
@@ -89,8 +102,10 @@ def upgrade(
         try:
             _fleet(opened).Upgrade(request, timeout=seconds)
         except grpc.RpcError as error:
-            if error.code() is grpc.StatusCode.FAILED_PRECONDITION:
+            if error.code() in (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.INVALID_ARGUMENT):
                 raise errors.ConfigError(error.details() or "it can't be upgraded to this") from error
+            if error.code() is grpc.StatusCode.ABORTED:
+                raise errors.NotKept(error.details() or "it can't be remembered yet") from error
             raise
 
 
@@ -151,7 +166,7 @@ def _of_rpc(error: Any, address: str) -> errors.SegueError:
     kind = _ERRORS.get(_reason(error))
     if kind:
         return kind(detail)
-    if code is grpc.StatusCode.UNAVAILABLE:
+    if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):  # a server that stops says the latter too
         return errors.ClusterUnreachable("no answer", where=address, hint=detail)
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return errors.DeadlineExceeded("no answer in time", where=address)

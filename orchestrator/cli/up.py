@@ -15,6 +15,7 @@ from orchestrator import config, models
 from orchestrator.cli import attach, detach, follow, foreground, guard, ports, record, rpc, terminal, welcome
 from orchestrator.cli.attach import Stay
 from orchestrator.cli.config_check import summary
+from orchestrator.cli.down import drain_seconds
 from orchestrator.cli.exits import Exit, of_error
 from orchestrator.cli.footprint import Footprint, Swept, adopt_orphans
 from orchestrator.cli.ground import Ground, LocalRay, RayThatIsThere
@@ -41,7 +42,7 @@ def run(args: argparse.Namespace) -> Exit:
     if args.bind:
         spec = attach.on_the_network(spec)
     if stay.apart:
-        there = RayThatIsThere(args.address or attach.HERE)
+        there = RayThatIsThere(args.address or attach.HERE, args.kubernetes or "")
         return Owner(spec, path, there, Progress(terminal.out()), background=False, stay=stay).run()
     if args.detach:
         return detach.run(spec, path, args.address)
@@ -216,6 +217,8 @@ class Owner:
             return self._leave()
         record = self._folder.read()  # `segue upgrade` may have written another time into it
         seconds = record.drain_seconds if record else self._spec.controller.drain_timeout
+        if self._stay.apart and self._controller:  # there it is upgraded from anywhere
+            seconds = drain_seconds(lambda _: self._controller, self._spec.name, self._progress, seconds)
         self._folder.update(phase="stopping", ends_by=time.time() + seconds)
         self._footprint.sample()
         drained = self._drain(seconds) if self._controller_asked else True

@@ -19,8 +19,10 @@ from orchestrator.cli.plan import kept
 from orchestrator.cli.plan_view import as_tables, changes
 from orchestrator.cli.progress import Progress
 from orchestrator.cli.run_folder import RunFolder
-from orchestrator.controller.course import Phase, outdated_pools, taken_over
-from orchestrator.core.errors import ClusterUnreachable, DeadlineExceeded, DoesNotFit
+from orchestrator.controller.course import outdated_pools
+from orchestrator.core.changeable import taken_over
+from orchestrator.core.course import Phase
+from orchestrator.core.errors import ClusterUnreachable, DeadlineExceeded, DoesNotFit, NotKept
 from orchestrator.core.planning.differences import Difference, differences
 from orchestrator.core.planning.hosts import Topology
 from orchestrator.core.planning.moves import Moves
@@ -62,8 +64,11 @@ def run(args: argparse.Namespace) -> Exit:
     _require_room(intent, args.allow_unavailable)
     if args.dry_run or not (intent.changed or intent.outdated):
         return Exit.OK
-    rpc.upgrade(controller, intent.spec, makes_room=args.allow_unavailable, full=intent.full)
     progress = Progress(terminal.err() if args.json else terminal.out())
+    try:
+        rpc.upgrade(controller, intent.spec, makes_room=args.allow_unavailable, full=intent.full)
+    except NotKept as error:
+        progress.say(f"segue: {error}")
     find = (lambda: controller) if args.address else partial(_controller, name)
     try:
         with progress.live():

@@ -17,7 +17,9 @@ from orchestrator.core.types import GatewayAssignment, WorkerAssignment
 
 EngineArgs = Callable[[ModelSpec, PoolSpec], dict[str, Any]]
 # Which filling of which slot it is, where it is and who speaks to it: replicas that differ in nothing else are alike.
-_PASSING = frozenset(("cluster", "worker_id", "gateway_id", "epoch", "controller", "log_dir", "hosts", "version"))
+_PASSING = frozenset(
+    ("cluster", "worker_id", "gateway_id", "epoch", "controller", "log_dir", "hosts", "selector", "version")
+)
 
 
 def version_of(order: Order) -> str:
@@ -72,6 +74,7 @@ class Assigner:
             log_dir=self.log_dir,
             share=pool.share,
             gpu=names_of(pool.gpu),
+            hang_seconds=self.spec.controller.hang_seconds,
         )
 
 

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import replace
 
-from orchestrator.config import closed, dumps
+from orchestrator.config import closed, digest, dumps
 from orchestrator.controller.assignments import Assigner
-from orchestrator.controller.course import Course, Progress
+from orchestrator.controller.course import aim, resumed
 from orchestrator.controller.finding import find
 from orchestrator.controller.placer import Patience, Placer
-from orchestrator.controller.ports import ClusterPort, Memory
+from orchestrator.controller.ports import AsItIs, ClusterPort, Ground, Memory
 from orchestrator.controller.roster import Bounds, Roster
 from orchestrator.core import adoption, reconcile
-from orchestrator.core.errors import ConfigError, StaleEpoch
+from orchestrator.core.changeable import taken_over
+from orchestrator.core.course import Progress
+from orchestrator.core.errors import ConfigError, NotKept, StaleEpoch
 from orchestrator.core.rollout import PoolKey, Step
 from orchestrator.core.slots import Limits, Observed, Slot, SlotHistory, slots_of
 from orchestrator.core.spec import ClusterSpec
+from orchestrator.core.worker_groups import Wanted, wanted_of
 from orchestrator.telemetry import logs
 from orchestrator.telemetry.redact import Words
 
@@ -26,6 +29,7 @@ log = logs.events("controller")
 _TICK = 1.0  # seconds between looks when nothing happens
 _COALESCE = 0.02  # seconds in which changes of many actors become one look
 _REMEMBERING = 10.0  # seconds
+_ANSWERING = 8.0  # seconds; whoever asked for an upgrade has ten
 _STRANGERS = 10.0  # seconds after a takeover, in which all that its predecessor asked of Ray has come to be
 
 
@@ -33,8 +37,9 @@ class Controller:
     """Keeps the cluster as specified. ``publish`` gets each new view; it must not block.
 
     ``clock`` is monotonic seconds. All of it runs on one event loop and waits for nothing but time and its own events.
-    ``memory``: what the one before left, where there was one. ``turned`` is called whenever ``spec`` is another one, or
-    an upgrade has ended. A specification that leaves a count to the planner is a ConfigError.
+    ``memory``: what the one before left, where there was one. ``ground`` makes machines, where something does.
+    ``turned`` is called whenever ``spec`` is another one, or an upgrade has ended. A specification that leaves a count
+    to the planner is a ConfigError.
     """
 
     def __init__(
@@ -48,22 +53,25 @@ class Controller:
         patience: Patience | None = None,
         memory: Memory | None = None,
         turned: Callable[[], None] = lambda: None,
+        ground: Ground | None = None,
     ) -> None:
         closed(assigner.spec)
         self._assigner = assigner
         left = memory or Memory("")
-        self._course = Course.resumed(assigner, left)
+        self._course = resumed(assigner, left)
         self._turned = turned
         self._limits = Limits.of(assigner.spec.controller)
         self._publish = publish
         self._clock = clock
         self._awake = asyncio.Event()
-        self._placer = Placer(assigner.spec, cluster, patience)
+        self._ground = ground or AsItIs()
+        self._placer = Placer(assigner.spec, cluster, patience, self._ground.seen)
         self._bounds = bounds or Bounds()
         self._roster = Roster(
             assigner.spec.name, cluster, self._placer.reserve, clock, self._awake.set, self._bounds, self._step_down
         )
         self._cluster = cluster
+        self._at: Step | None = None  # what the last plan was made of
         self._term = 0
         self._outdated: StaleEpoch | None = None
         self._began_ms = left.began_ms
@@ -101,18 +109,37 @@ class Controller:
         """How far an upgrade is."""
         return self._course.progress
 
+    @property
+    def wanted(self) -> Wanted | None:
+        """The replicas that there are to be now; None while nobody knows, or they are all to go."""
+        if self._at is None or self._strangers_at is not None or self._drain_until is not None:
+            return None
+        return wanted_of(self.spec, self._at.slots, self._roster.observe())
+
+    async def close(self, hosts: Set[str]) -> frozenset[str]:
+        """See ``Placer.close``."""
+        return await self._placer.close(hosts)
+
     def upgrade(self, spec: ClusterSpec, *, makes_room: bool = False, full: Iterable[PoolKey] = ()) -> None:
-        """Begins to become another cluster, replica by replica. See ``Course.change`` for what it raises."""
+        """Begins to become another cluster, replica by replica. ``full`` are pools that have no room for a spare.
+
+        Raises:
+            ConfigError: it can't be had while the cluster runs, or another change is under way.
+        """
         if self._drain_until is not None:
             raise ConfigError("the cluster is being shut down")
-        self._course.change(closed(spec), makes_room=makes_room, full=full)
+        new = taken_over(self.spec, closed(spec))
+        if self._course.turns_back_for(digest(new)):
+            self._course.turn_back("that was asked for")
+        else:
+            self._course.change(aim(replace(self._assigner, spec=new), strict=True, makes_room=makes_room), full)
         log.info("upgrade", makes_room=makes_room)
         self._take_course()
         self._publish(self.observed, False)  # whoever asked must not see the end of the one before
 
     def _take_course(self) -> None:
         spec = self._course.spec
-        self._assigner = self._course.assigner
+        self._assigner = replace(self._assigner, spec=spec)
         self._limits = Limits.of(spec.controller)
         self._placer.respecify(spec)
         self._histories = self._course.forgiven(self._histories)
@@ -131,13 +158,23 @@ class Controller:
             previous,
             listen=self._assigner.fleet_address,
             began_ms=self._began_ms,
-            makes_room=course.goal.makes_room,
+            makes_room=course.aim.goal.makes_room,
             back=course.back,
         )
 
-    async def remembered(self) -> None:
-        """Returns once whoever replaces this controller would go on with what it was asked for till now."""
-        await self._remembered.wait()
+    async def remembered(self, within: float = _ANSWERING) -> None:
+        """Returns once whoever replaces this controller would go on with what it was asked for till now.
+
+        Raises:
+            NotKept: that can't be had in time; it goes on by itself once it can.
+        """
+        try:
+            async with asyncio.timeout(within):
+                await self._remembered.wait()
+        except TimeoutError:
+            what = f"Ray's store has not taken it within {within:g} s, and nothing is replaced until it does"
+            hint = "it begins by itself then; is the node well that Ray's head is on?"
+            raise NotKept(what, where=f"cluster {self.spec.name}", hint=hint) from None
 
     def look(self) -> None:
         """Has the loop look now rather than at its next tick."""
@@ -230,7 +267,7 @@ class Controller:
         """One look, one plan, all its orders given; returns when time alone will call for the next."""
         observed, now = self.observed, self._clock()
         ending = self._drain_until is not None
-        at = self._course.step(observed.actors, now)
+        at = self._at = self._course.step(observed.actors, now)
         plan = reconcile.plan(() if ending else at.slots, observed, now, self._limits, replace=at.replace, stay=at.stay)
         self._epoch, self._histories = plan.epoch, plan.histories
         for removal in plan.remove:
@@ -244,6 +281,7 @@ class Controller:
         if not ending:
             self._judge(at, plan, now)
         self._publish(self.observed, ending)
+        self._ground.look()
         if ending and not observed.actors:
             self._ended.set()
         return plan.wake_at
@@ -251,7 +289,7 @@ class Controller:
     def _judge(self, at: Step, plan: reconcile.Plan, now: float) -> None:
         lost = [(removal.actor, removal.reason) for removal in plan.remove if removal.lost]
         spec = self._course.spec
-        if self._course.saw(at, lost, self.observed.actors, now):
+        if self._course.saw(at, lost, self.observed.actors, now, self._ground.room):
             log.info("rollout", phase=self._course.progress.phase.value, why=Words(self._course.progress.detail))
             if self._course.spec is not spec:
                 self._take_course()

@@ -13,8 +13,8 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from orchestrator.config import loads
-from orchestrator.core.errors import ConfigError, SegueError
+from orchestrator.config import checked, loads
+from orchestrator.core.errors import ConfigError, NotKept, SegueError
 from orchestrator.core.planning.hosts import Topology
 from orchestrator.core.rollout import PoolKey
 from orchestrator.core.spec import ClusterSpec, Endpoint, Role
@@ -23,7 +23,7 @@ from orchestrator.proto.reading import ReadsRequests
 
 _FLEET_INTERVAL = 0.02  # seconds; a burst of changes becomes one snapshot
 _STATUS_INTERVAL_MS = 500
-_OPTIONS = (
+OPTIONS = (
     ("grpc.so_reuseport", 0),  # a second controller on the same port must fail, not share
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", 5000),
@@ -97,9 +97,13 @@ class _Fleet(fleet_pb2_grpc.FleetServicer):
     ) -> fleet_pb2.UpgradeReply:
         try:
             full = [(pool.model, Role(pool.role)) for pool in request.full]
-            await self._upgrade(loads(request.spec_json), request.makes_room, full)
-        except (ValueError, TypeError, KeyError) as error:
+            spec = checked(loads(request.spec_json), "spec_json")
+        except (ValueError, TypeError, KeyError, ConfigError) as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"not a configuration: {error}")
+        try:
+            await self._upgrade(spec, request.makes_room, full)
+        except NotKept as error:
+            await context.abort(grpc.StatusCode.ABORTED, str(error))
         except SegueError as error:
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
         return fleet_pb2.UpgradeReply()
@@ -136,7 +140,7 @@ class FleetServer:
 
     def __init__(self, listen: Endpoint, bulletin: Bulletin, spec_json: str, look: Look, upgrade: Upgrade) -> None:
         self._listen = listen
-        self._server = grpc.aio.server(options=_OPTIONS, interceptors=[ReadsRequests()])
+        self._server = grpc.aio.server(options=OPTIONS, interceptors=[ReadsRequests()])
         self._fleet = _Fleet(bulletin, spec_json, look, upgrade)
         fleet_pb2_grpc.add_FleetServicer_to_server(self._fleet, self._server)
         cluster_pb2_grpc.add_ClusterServicer_to_server(_Cluster(bulletin), self._server)

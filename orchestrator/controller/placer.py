@@ -8,11 +8,13 @@ are out of the gateways' reach: then a replica waits for room on the others.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Container, Mapping
+import math
+from collections.abc import Callable, Container, Mapping, Set
 from dataclasses import dataclass, field, replace
 
 from orchestrator.controller.kinds import kind_called
 from orchestrator.controller.ports import ClusterPort, Order, name_of
+from orchestrator.controller.resources import NODE_ID
 from orchestrator.core.planning.hosts import (
     ANY_GPU,
     CPU,
@@ -23,9 +25,11 @@ from orchestrator.core.planning.hosts import (
     kept_of,
     misfits,
     nodes_of,
+    owners_of,
     reachable,
     without,
 )
+from orchestrator.core.planning.owners import Owner, owner_for, selector_of
 from orchestrator.core.planning.places import Gang, Unplaced
 from orchestrator.core.planning.placing import place
 from orchestrator.core.spec import ClusterSpec, Device
@@ -58,31 +62,66 @@ class Plan:
     """Each slot's hosts, one a stage, or why it has none; neither where there is no plan.
 
     ``made_at``: loop time. ``elsewhere``: hosts that are no places, as no gateway would reach workers on them.
+    ``owners``: those that there are hosts for. ``closing``: hosts that are about to go, and get nothing more.
     """
 
     made_at: float
     hosts: dict[str, tuple[str, ...]] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
     elsewhere: int = 0
+    owners: frozenset[Owner] = frozenset()
+    closing: frozenset[str] = frozenset()
+    made: bool = True  # or else it is only what is known without a look at the machines
+
+    def selector(self, order: WorkerAssignment) -> dict[str, str]:
+        """By it Ray chooses as the plan would: of its own pool's hosts."""
+        own = selector_of(owner_for(order.model, order.role, self.owners), self.owners)
+        return {**own, NODE_ID: f"!in({','.join(sorted(self.closing))})"} if self.closing else own
 
 
 class Placer:
-    """Reserves the replicas of a closed specification. All of it runs on one event loop."""
+    """Reserves the replicas of a closed specification. All of it runs on one event loop.
 
-    def __init__(self, spec: ClusterSpec, cluster: ClusterPort, patience: Patience | None = None) -> None:
+    ``seen``: hosts with what is known of them besides.
+    """
+
+    def __init__(
+        self,
+        spec: ClusterSpec,
+        cluster: ClusterPort,
+        patience: Patience | None = None,
+        seen: Callable[[Topology], Topology] = lambda topology: topology,
+    ) -> None:
         self._spec = _by_catalogue(spec)
         self._beside: dict[str, WorkerAssignment] = {}  # orders by slot, of all that were reserved
         self._cluster = cluster
         self._patience = patience or Patience()
+        self._of = seen
         self._planning = asyncio.Lock()
         self._plan: Plan | None = None
         self._seen: Topology | None = None  # what the plan was made from
         self._promised: dict[str, tuple[str, ...]] = {}  # by slot the host of each device, while it is being reserved
+        self._closing = frozenset[str]()
 
     def respecify(self, spec: ClusterSpec) -> None:
         """Has the next plan be of another specification. What is reserved stays as it is."""
         self._spec = _by_catalogue(spec)
-        self._plan = self._seen = None
+        self._outdate()
+
+    async def close(self, hosts: Set[str]) -> frozenset[str]:
+        """Has nothing more be reserved on these hosts; those of before that aren't among them are open again.
+
+        Returns the ones on which nothing is, nor will be.
+        """
+        self._closing = frozenset(hosts)
+        self._outdate()
+        plan = await self._newest()
+        return plan.closing & self._closing if plan.made else frozenset()
+
+    def _outdate(self) -> None:
+        self._seen = None
+        if self._plan is not None:
+            self._plan = replace(self._plan, made_at=-math.inf)
 
     async def reserve(self, order: Order, tell: Tell) -> Order:
         """Waits until the order's resources are set aside, however long; returns it with the hosts that were asked for.
@@ -103,7 +142,7 @@ class Placer:
         while True:
             hosts = plan.hosts.get(slot_id, ())
             if hosts not in refused:
-                order = replace(order, hosts=hosts)
+                order = replace(order, hosts=hosts, selector={})
                 met = await self._there(order, tell)
             elif plan.elsewhere:
                 tell(plan.reasons.get(slot_id) or f"waits for room; {_needs_bind(plan.elsewhere)}")
@@ -111,7 +150,7 @@ class Placer:
                 refused, plan = {()}, await self._newest()
                 continue
             else:
-                order = replace(order, hosts=())
+                order = replace(order, hosts=(), selector=plan.selector(order))
                 met = await self._anywhere(order, refused, tell)
             if met:
                 return order
@@ -141,7 +180,8 @@ class Placer:
             del self._promised[order.worker_id]
 
     async def _anywhere(self, order: WorkerAssignment, refused: Container[tuple[str, ...]], tell: Tell) -> bool:
-        """Wherever there is room; False once there is a place for it that was not refused."""
+        """Wherever its pool may be and there is room; False once there is a place for it that was not refused, or it
+        may be elsewhere than was said."""
         slot_id = order.worker_id
         waiting = asyncio.ensure_future(
             self._cluster.reserve(order, lambda why: tell(self._reason(slot_id) or why)),
@@ -152,7 +192,8 @@ class Placer:
                 if done:
                     waiting.result()
                     return not await self._torn(order)
-                if (await self._newest()).hosts.get(slot_id, ()) not in refused:
+                plan = await self._newest()
+                if plan.hosts.get(slot_id, ()) not in refused or plan.selector(order) != order.selector:
                     return False
         finally:
             waiting.cancel()
@@ -187,15 +228,18 @@ class Placer:
         promised = dict(self._promised)
         try:
             async with asyncio.timeout(self._patience.topology):
-                topology = await self._cluster.topology()
+                topology = self._of(await self._cluster.topology())
             topology = replace(topology, reserved=dict(topology.reserved) | promised)
+            topology, closing = _without_closing(topology, self._closing)
             if self._plan is not None and self._seen == topology:
                 return replace(self._plan, made_at=now)
             plan = await asyncio.to_thread(planned, self._spec, topology, now, dict(self._beside))
+            plan = replace(plan, closing=closing)
         except Exception as error:  # whatever it is, replicas can be reserved without
             log.warning("no_plan", error=error)
             self._seen = None
-            return Plan(now, elsewhere=self._plan.elsewhere if self._plan else 0)
+            last = self._plan or Plan(now)
+            return Plan(now, elsewhere=last.elsewhere, owners=last.owners, closing=self._closing, made=False)
         self._seen = topology
         return plan
 
@@ -236,7 +280,15 @@ def planned(
         {placed.gang_id: tuple(by_node[name] for name, _ in placed.stages) for placed in placement.placed},
         {left.gang_id: _words(left, elsewhere) for left in placement.unplaced},
         elsewhere,
+        owners_of(topology),
     )
+
+
+def _without_closing(topology: Topology, closing: frozenset[str]) -> tuple[Topology, frozenset[str]]:
+    """The hosts that are about to go left out, and which these are; one on which something is stays all the same."""
+    held = {host_id for ids in topology.reserved.values() for host_id in ids}
+    gone = closing.intersection(host.host_id for host in topology.hosts) - held
+    return replace(topology, hosts=tuple(host for host in topology.hosts if host.host_id not in gone)), gone
 
 
 def _words(left: Unplaced, elsewhere: int) -> str:

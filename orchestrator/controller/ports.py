@@ -11,6 +11,7 @@ from typing import Protocol
 
 from orchestrator.core.errors import SegueError
 from orchestrator.core.planning.hosts import Topology
+from orchestrator.core.rollout import AS_IT_IS, Room
 from orchestrator.core.types import ActorSnapshot, GatewayAssignment, WorkerAssignment
 
 Order = WorkerAssignment | GatewayAssignment
@@ -33,6 +34,37 @@ class Memory:
     began_ms: int = 0
     makes_room: bool = False
     back: str = ""
+
+
+class Ground(Protocol):
+    """What makes machines for the cluster, where something does, and knows more of them than what runs actors there."""
+
+    @property
+    def room(self) -> Room: ...
+
+    def look(self) -> None:
+        """What is wanted may be other than it was. Must not block."""
+
+    def seen(self, topology: Topology) -> Topology:
+        """The same hosts, with what is known of them here."""
+
+    def could_be(self, topology: Topology) -> Topology:
+        """What is seen, and hosts that would be made for replicas that need them."""
+
+
+class AsItIs:
+    """A ``Ground`` where machines come and go by themselves."""
+
+    room = AS_IT_IS
+
+    def look(self) -> None:
+        """Nothing is made of it."""
+
+    def seen(self, topology: Topology) -> Topology:
+        """As it is."""
+        return topology
+
+    could_be = seen
 
 
 class ActorLost(SegueError):  # noqa: N818 - a condition, as in core.errors

@@ -134,6 +134,10 @@ class RayCluster:
         """Ends this process, and has Ray not restart it."""
         ray.kill(ray.get_runtime_context().current_actor, no_restart=True)
 
+    def identity(self) -> str:
+        """Of this cluster on this Ray: the same for every controller of it, and another one on any other Ray."""
+        return f"{self.name}@{ray.get_runtime_context().get_session_name()}"
+
     async def _if_newest(self, act: Callable[[], T]) -> T:
         """Ray itself knows no terms: what only it carries out is held to ours here, just before."""
         held = self._claim

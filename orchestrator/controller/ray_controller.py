@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Any
 
 import ray
@@ -25,11 +26,16 @@ _LEAST = 0.02  # seconds for an answer, however late it is asked for
 _AWAY = 0.5  # seconds between two looks for a controller that is restarting
 
 
-def start_controller(spec: ClusterSpec, log_dir: str, cluster: RayCluster | None = None) -> str:
+def start_controller(
+    spec: ClusterSpec, log_dir: str, cluster: RayCluster | None = None, *, kubernetes: str = ""
+) -> str:
     """Starts the cluster's detached controller on this node; Ray must be initialised.
 
+    ``kubernetes``: the RayCluster that this Ray is, where it is one.
+
     Returns host:port of the fleet watch, as soon as it listens: the cluster comes up behind it.
-    Raises NameTaken if a cluster of that name is there already, ConfigError if ``controller.listen`` can't be had.
+    Raises NameTaken if a cluster of that name is there already, ConfigError if ``controller.listen`` can't be had,
+    NotReady where another controller acts for that RayCluster.
     """
     from orchestrator.controller.service import ControllerActor
 
@@ -40,14 +46,23 @@ def start_controller(spec: ClusterSpec, log_dir: str, cluster: RayCluster | None
     actor = detached(ControllerActor, name, options)
     node_host = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
     try:
-        handle = actor.remote(spec, log_dir, cluster or RayCluster(spec.name), node_host)
+        handle = actor.remote(spec, log_dir, cluster or RayCluster(spec.name), node_host, _residence(kubernetes))
     except ValueError:  # Ray's word for a name that another caller took in between
         raise _taken(spec.name) from None
     try:
         return str(ray.get(handle.start.remote(), timeout=_START))
     except (RayError, GetTimeoutError) as error:
-        ray.kill(handle, no_restart=True)
+        _clear(spec.name)
         raise ours(error, "controller") from None
+
+
+def _residence(kubernetes: str) -> Any:
+    """Nothing of Kubernetes is imported where there is none."""
+    if not kubernetes:
+        return None
+    from orchestrator.controller.kube.resident import resident_in
+
+    return partial(resident_in, kubernetes)
 
 
 def require_name(name: str) -> None:
@@ -100,6 +115,11 @@ def stop_controller(name: str, drain_seconds: float) -> None:
             _shut_down(handle, drain_seconds)
         except (RayError, GetTimeoutError) as error:
             log.warning("shutdown_failed", error=ours(error, name), cluster=name)
+    _clear(name)
+
+
+def _clear(name: str) -> None:
+    """Ends what there still is of a cluster, by force, and forgets it."""
     remove(_controller_name(name))  # first, or Ray could restart it and it would fill what is emptied here
     # What a controller that died or hung left behind; of gateways first, as they need the workers.
     for rest in sorted(names(name), key=lambda rest: "/gateway-" not in rest):

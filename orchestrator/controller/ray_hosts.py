@@ -118,6 +118,7 @@ def _host(node: Row, names: Mapping[str, str], available: Mapping[str, float], o
         cpus=total.get("CPU", 0.0),
         memory_bytes=int(total.get("memory", 0)),
         labels=dict(labels),
+        address=node["NodeManagerAddress"],
     )
 
 

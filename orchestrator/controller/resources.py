@@ -63,11 +63,13 @@ def footprint(order: WorkerAssignment) -> Footprint:
 
 
 def _selectors(order: WorkerAssignment, bundles: int) -> tuple[Mapping[str, str], ...]:
-    """The host of each bundle's stage, or the kinds that any of them may be on."""
+    """The host of each bundle's stage, or the kinds and labels that any of them may be on."""
     stages = len(order.hosts)
     if stages:
         return tuple({NODE_ID: order.hosts[index * stages // bundles]} for index in range(bundles))
-    return ({ACCELERATOR: f"in({','.join(order.gpu)})"},) * bundles if order.gpu else ()
+    kinds = {ACCELERATOR: f"in({','.join(order.gpu)})"} if order.gpu else {}
+    anywhere = {**kinds, **order.selector}
+    return (anywhere,) * bundles if anywhere else ()
 
 
 def why_waiting(need: Footprint, nodes: Iterable[Machine], *, infeasible: bool) -> str:

@@ -171,7 +171,7 @@ class Roster:
     async def _until_ready(self, entry: _Entry, actor: ActorPort) -> None:
         await actor.start()
         word = await _within(self._bounds.snapshot, actor.snapshot(), "its first account")
-        entry.seen = replace(entry.seen, snapshot=word, ready_at=self._clock())
+        entry.seen = replace(entry.seen, snapshot=word, ready_at=self._clock() - word.ready_for)
         self._enter(entry, WorkerState.READY)
         log.info("ready", actor=entry.seen.slot.slot_id, epoch=entry.seen.epoch, address=word.address)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from orchestrator.controller.course import Progress
+from orchestrator.core.course import Progress
 from orchestrator.core.readiness import SlotReport, cluster_ready, reports
 from orchestrator.core.slots import Kind, Observed, slots_of
 from orchestrator.core.spec import ClusterSpec, ModelSpec, Role

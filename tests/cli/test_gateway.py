@@ -6,10 +6,13 @@ import asyncio
 import signal
 import sys
 from asyncio.subprocess import PIPE, STDOUT, Process
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
+import grpc
+import grpc.aio
 import httpx
 import pytest
 
@@ -18,6 +21,8 @@ from orchestrator.core.errors import ClusterUnreachable
 from orchestrator.core.spec import ClusterSpec, Role
 from orchestrator.core.types import GatewayAssignment
 from orchestrator.gateway.process import GatewayProcess, Outside
+from orchestrator.proto import inference_pb2 as pb
+from orchestrator.proto import inference_pb2_grpc
 from tests.cli.test_end_to_end import free_ports
 from tests.gateway.support import FakeController, cluster, model
 from tests.workers.support import mock_worker
@@ -27,10 +32,11 @@ ENGINE = {"block_size": 16, "max_model_len": 512, "step_seconds": 0.02}
 
 
 class Gateway:
-    """One that runs; ``url`` is where it listens."""
+    """One that runs; ``url`` and ``rpc`` are where it listens."""
 
-    def __init__(self, process: Process, url: str) -> None:
+    def __init__(self, process: Process, url: str, rpc: str = "") -> None:
         self.process = process
+        self.rpc = rpc
         self.url = url
         self.http = httpx.AsyncClient(base_url=url, timeout=SECONDS)
 
@@ -67,9 +73,9 @@ async def serving(linger: str) -> AsyncIterator[Gateway]:
     engine = mock_worker(Role.SERVE, "m", worker_id="m-serve-0", **ENGINE)
     async with engine as worker, FakeController(without_gateways()) as controller:
         controller.add("m", Role.SERVE, "m-serve-0", worker.address)
-        port = free_ports(1)[0]
-        process = await program(controller.address, "--http", f"127.0.0.1:{port}", "--linger", linger)
-        gateway = Gateway(process, f"http://127.0.0.1:{port}")
+        http, rpc = (f"127.0.0.1:{port}" for port in free_ports(2))
+        process = await program(controller.address, "--http", http, "--grpc", rpc, "--linger", linger)
+        gateway = Gateway(process, f"http://{http}", rpc)
         try:
             await gateway.line("listens")
             await gateway.until(200)
@@ -79,6 +85,14 @@ async def serving(linger: str) -> AsyncIterator[Gateway]:
             if process.returncode is None:
                 process.kill()
             await process.wait()
+
+
+async def test_it_waits_for_a_controller_for_as_long_as_it_is_told_to() -> None:
+    process = await program(f"127.0.0.1:{free_ports(1)[0]}", "--wait", "0.5")
+    async with asyncio.timeout(SECONDS):
+        said, _ = await process.communicate()
+    assert process.returncode == of_error(ClusterUnreachable(""))
+    assert "no controller answers, for 0.5 s" in said.decode()
 
 
 async def test_it_serves_and_leaves_in_order() -> None:
@@ -106,7 +120,40 @@ async def test_a_second_signal_cuts_off_what_runs_and_says_so() -> None:
         gateway.process.send_signal(signal.SIGTERM)
         await gateway.line("cut off")
         assert await gateway.process.wait() == 1
-        await asyncio.gather(long, return_exceptions=True)
+        answer = await long
+        assert (answer.status_code, answer.json()["error"]["code"], answer.headers["retry-after"]) == (
+            503,
+            "not_ready",
+            "1",
+        )
+
+
+async def test_whoever_calls_as_it_ends_is_told_to_come_again() -> None:
+    """By gRPC, whose own way to stop a server answers calls that come at that moment with CANCELLED."""
+    told: Counter[tuple[grpc.StatusCode, str]] = Counter()
+    async with serving(linger="0.1") as gateway:
+        lanes = [asyncio.create_task(_calls_until_gone(gateway, told)) for _ in range(8)]
+        async with asyncio.timeout(SECONDS):
+            while told[grpc.StatusCode.OK, ""] < 20:  # noqa: ASYNC110 - of another process
+                await asyncio.sleep(0.01)
+        gateway.process.send_signal(signal.SIGTERM)
+        assert await gateway.process.wait() == 0
+        await asyncio.gather(*lanes)
+    assert {code for code, _ in told} == {grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE}, told
+    assert any("draining" in words for _, words in told), told
+
+
+async def _calls_until_gone(gateway: Gateway, told: Counter[tuple[grpc.StatusCode, str]]) -> None:
+    sampling = pb.SamplingParams(max_tokens=1, ignore_eos=True)
+    request = pb.GenerateRequest(model="m", token_ids=pb.TokenIds(ids=[1, 2, 3]), sampling=sampling)
+    while gateway.process.returncode is None:
+        async with grpc.aio.insecure_channel(gateway.rpc, options=[("grpc.enable_http_proxy", 0)]) as channel:
+            try:
+                async for _ in inference_pb2_grpc.InferenceStub(channel).Generate(request):
+                    pass
+                told[grpc.StatusCode.OK, ""] += 1
+            except grpc.aio.AioRpcError as error:
+                told[error.code(), error.details() or ""] += 1
 
 
 async def test_stopped_while_it_waits_for_a_controller() -> None:

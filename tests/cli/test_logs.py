@@ -23,6 +23,13 @@ def test_the_last_lines_of_each_with_its_name(runs: Runs, capsys: pytest.Capture
     assert "gateway" not in capsys.readouterr().out
 
 
+def test_of_a_cluster_elsewhere_it_is_told_where_logs_are(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["logs", "--address", "auto"]) == 2
+    said = capsys.readouterr().err
+    assert "logs are files on the machine that wrote them" in said
+    assert str(run_folder.home()) in said
+
+
 def test_an_unknown_worker_is_named_with_those_there_are(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
     (runs().logs / "gateway-0.log").write_text("here\n")
     assert main(["logs", "decode"]) == 2

@@ -21,7 +21,7 @@ from orchestrator.cli.progress import Progress
 from orchestrator.cli.run_folder import RunFolder, RunRecord
 from orchestrator.config import dumps, parse
 from orchestrator.controller.fleet import Bulletin, FleetServer
-from orchestrator.core.errors import ClusterUnreachable, DoesNotFit
+from orchestrator.core.errors import ClusterUnreachable, DoesNotFit, NotKept
 from orchestrator.core.planning.hosts import Topology
 from orchestrator.core.spec import Bind, ClusterSpec, Endpoint, Role
 from orchestrator.proto import cluster_pb2 as pb
@@ -53,6 +53,7 @@ class Control:
         self.asked: list[tuple[ClusterSpec, bool]] = []
         self.ends = ("done", "")
         self.becomes = True
+        self.kept = True
         self.bulletin = Bulletin(status("rolled back", "that was before"))
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
@@ -73,10 +74,13 @@ class Control:
 
     async def _upgrade(self, spec: ClusterSpec, makes_room: bool, full: object) -> None:
         self.asked.append((spec, makes_room))
+        kept, self.kept = self.kept, True
         if self.becomes:
             self._server.respecify(dumps(spec))
         self.bulletin.publish(status("rolling"))
         self._loop.call_later(0.1, self.bulletin.publish, status(*self.ends))
+        if not kept:
+            raise NotKept("Ray's store has not taken it", hint="it begins by itself")
 
     def close(self) -> None:
         self._call(self._server.stop())
@@ -134,6 +138,17 @@ def test_what_was_rolled_back_is_exit_1_with_the_reason(
     record = RunFolder.of("upgraded").read()
     assert record is not None
     assert record.config == "old.yaml"
+
+
+def test_one_that_cant_be_remembered_yet_is_told_and_followed_all_the_same(
+    control: Control, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    control.kept = False
+    assert main(["upgrade", changed(tmp_path)]) == Exit.OK
+    said = capsys.readouterr().out
+    assert "Ray's store has not taken it (it begins by itself)" in said
+    assert "upgrade: done" in said
+    assert len(control.asked) == 1
 
 
 @pytest.mark.parametrize(("becomes", "code", "told"), [(True, Exit.OK, "done"), (False, Exit.FAILED, "rolled back")])

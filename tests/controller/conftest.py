@@ -13,7 +13,7 @@ import pytest
 from orchestrator.controller.assignments import Assigner
 from orchestrator.controller.controller import Controller
 from orchestrator.controller.placer import Patience
-from orchestrator.controller.ports import Memory
+from orchestrator.controller.ports import Ground, Memory
 from orchestrator.controller.roster import Bounds
 from orchestrator.controller.status import cluster_status
 from orchestrator.core.slots import Observed
@@ -49,7 +49,7 @@ def spec_of(*, replicas: int = 1, **controller: Any) -> ClusterSpec:
     pools = {role: PoolSpec(role, replicas) for role in (Role.PREFILL, Role.DECODE)}
     return ClusterSpec(
         "test",
-        (ModelSpec("m", "none", pools),),
+        (ModelSpec("m", "tiny:llama", pools),),
         gateway=GatewaySpec(processes=1),
         controller=ControllerSpec(**controller),
     )
@@ -59,7 +59,12 @@ class Bench:
     """A controller that runs, its cluster, its clock and the statuses it published."""
 
     def __init__(
-        self, spec: ClusterSpec, cluster: FakeCluster, bounds: Bounds = QUICK, memory: Memory | None = None
+        self,
+        spec: ClusterSpec,
+        cluster: FakeCluster,
+        bounds: Bounds = QUICK,
+        memory: Memory | None = None,
+        ground: Ground | None = None,
     ) -> None:
         self.spec = spec
         self.cluster = cluster
@@ -75,6 +80,7 @@ class Bench:
             bounds=bounds,
             patience=HASTY,
             memory=memory or Memory("", began_ms=BEGAN_MS),
+            ground=ground,
         )
         self.running = asyncio.create_task(self._run())
         self.crashed = False

@@ -8,10 +8,11 @@ from __future__ import annotations
 import asyncio
 import copy
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from orchestrator.controller.ports import ActorLost, Memory, Order, belongs, name_of, slot_and_epoch
+from orchestrator.controller.resources import NODE_ID
 from orchestrator.core.errors import SegueError, StaleEpoch
 from orchestrator.core.planning.hosts import Host, Topology
 from orchestrator.core.spec import Device
@@ -23,6 +24,18 @@ HERE = Host("id-here", "here", gpus=8, gpu="L4", cpus=8)
 
 def slot_of(name: str) -> str:
     return name.rpartition("/")[2].partition("@")[0]
+
+
+def chosen(selector: Mapping[str, str], host: Host) -> bool:
+    """Whether Ray's label selector takes it: VALUE, in(A,B) or !in(A,B), where what has no such label is in nothing."""
+    labels = {**host.labels, NODE_ID: host.host_id}
+
+    def takes(word: str, found: str) -> bool:
+        if word.startswith("!"):
+            return not takes(word[1:], found)
+        return found in word.removeprefix("in(").removesuffix(")").split(",")
+
+    return all(takes(word, labels.get(name, "")) for name, word in selector.items())
 
 
 @dataclass
@@ -254,12 +267,14 @@ class FakeCluster:
         if order.hosts:
             wanted = tuple(host_id for host_id in order.hosts for _ in range(order.tensor_parallel))
             return wanted if self._fits(order, wanted) else ()
-        able = {host_id: host for host_id, host in self.hosts.items() if not order.gpu or host.gpu in order.gpu}
+        able = {
+            host_id: host
+            for host_id, host in self.hosts.items()
+            if (not order.gpu or host.gpu in order.gpu) and chosen(order.selector, host)
+        }
         everywhere = [(host_id,) * devices for host_id in able]
         if order.pipeline_parallel > 1:  # device by device, as Ray packs them
-            everywhere.append(
-                tuple(host_id for host_id, host in self.hosts.items() for _ in range(host.gpus))[:devices]
-            )
+            everywhere.append(tuple(host_id for host_id, host in able.items() for _ in range(host.gpus))[:devices])
             everywhere = [wanted for wanted in everywhere if len(wanted) == devices]
         return next((wanted for wanted in everywhere if self._fits(order, wanted)), ())
 

@@ -33,6 +33,9 @@ class Home(FakeCluster):
 
     def resign(self) -> None: ...
 
+    def identity(self) -> str:
+        return "of this Ray"
+
     async def ages(self) -> list[float]:
         return []
 

@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
 
+from orchestrator.controller.placer import Placer
 from orchestrator.controller.ports import ActorLost, ActorPort, ClusterPort, Memory, Order, actor_name, name_of
+from orchestrator.controller.resources import NODE_ID
 from orchestrator.core.errors import StaleEpoch, WorkerStartFailed
 from orchestrator.core.planning.hosts import Host
-from orchestrator.core.spec import Backend, Bind, Device, Role
+from orchestrator.core.spec import Backend, Bind, ClusterSpec, Device, ModelSpec, PoolSpec, Role
 from orchestrator.core.types import GatewayAssignment, WorkerAssignment, WorkerState
 from tests.controller.fake_cluster import FakeCluster, Gate
 
@@ -41,8 +43,8 @@ class Levers(Protocol):
     def scarce(self) -> Device:
         """A device of which there is just one."""
 
-    def add_host(self, gpus: int, rack: str) -> str:
-        """A machine with that label; its id."""
+    def add_host(self, gpus: int, rack: str, **labels: str) -> str:
+        """A machine with these labels; its id."""
 
     def lose_host(self, host_id: str) -> None: ...
 
@@ -72,9 +74,9 @@ class FakeLevers:
         self.cluster.capacity = 1
         return Device.GPU
 
-    def add_host(self, gpus: int, rack: str) -> str:
+    def add_host(self, gpus: int, rack: str, **labels: str) -> str:
         host_id = f"id-{len(self.cluster.hosts)}"
-        self.cluster.add_host(Host(host_id, host_id, gpus, cpus=2 * gpus, labels={"rack": rack}))
+        self.cluster.add_host(Host(host_id, host_id, gpus, cpus=2 * gpus, labels={"rack": rack, **labels}))
         return host_id
 
     def lose_host(self, host_id: str) -> None:
@@ -113,8 +115,8 @@ class RayLevers:
     def scarce(self) -> Device:
         return Device.GPU
 
-    def add_host(self, gpus: int, rack: str) -> str:
-        node = self._add_node(gpus, rack=rack)
+    def add_host(self, gpus: int, rack: str, **labels: str) -> str:
+        node = self._add_node(gpus, rack=rack, **labels)
         self._nodes[node.node_id] = node
         return str(node.node_id)
 
@@ -333,6 +335,60 @@ async def test_machines_are_told_with_their_labels_and_what_there_is_for_this_cl
     async with asyncio.timeout(WAIT):
         while host_id in await host_ids(levers):  # noqa: ASYNC110
             await asyncio.sleep(0.05)
+
+
+def own(role: Role) -> dict[str, str]:
+    """Labels of hosts that are one pool's."""
+    return {"segue.io/model": "m", "segue.io/role": role.value}
+
+
+async def test_pools_with_hosts_of_their_own_are_never_on_each_others(levers: Levers) -> None:
+    """By the plan where there is one for a slot, and where the machinery chooses: both hosts would take any of them."""
+    large, small = levers.add_host(4, "r0", **own(Role.PREFILL)), levers.add_host(2, "r0", **own(Role.DECODE))
+    roles = (Role.PREFILL, Role.DECODE)
+    pools = {role: PoolSpec(role, 1, Device.GPU) for role in roles}
+    spec = ClusterSpec("contract", (ModelSpec("m", "none", pools),), bind=Bind.NODE)
+    placer = Placer(spec, levers.cluster)
+    orders = [
+        replace(worker_order(levers, f"m-{role}-{slot}", device=Device.GPU), role=role)
+        for slot in ("0", "spare-0")  # of spares no plan knows
+        for role in roles
+    ]
+    async with asyncio.timeout(2 * WAIT):
+        met = [await placer.reserve(order, lambda _: None) for order in orders]
+    assert [bool(order.hosts) for order in met if isinstance(order, WorkerAssignment)] == [True, True, False, False]
+    there = (await levers.cluster.topology()).reserved
+    assert there == {
+        "m-prefill-0": (large,),
+        "m-prefill-spare-0": (large,),
+        "m-decode-0": (small,),
+        "m-decode-spare-0": (small,),
+    }
+    waits = asyncio.create_task(
+        placer.reserve(replace(worker_order(levers, "m-decode-spare-1", device=Device.GPU)), lambda _: None)
+    )
+    telling = await waits_for_room(levers, waits)
+    assert "m-decode-spare-1" not in telling
+
+
+async def waits_for_room(levers: Levers, waits: asyncio.Task[Order]) -> Mapping[str, tuple[str, ...]]:
+    """What is reserved once the machinery has found no room for it; then it is given up."""
+    while not any("spare-1" in name for name in await levers.cluster.names()):  # noqa: ASYNC110
+        await asyncio.sleep(0.05)
+    done, _ = await asyncio.wait({waits}, timeout=2)
+    assert not done
+    waits.cancel()
+    await asyncio.wait({waits})
+    return (await levers.cluster.topology()).reserved
+
+
+async def test_the_machinery_keeps_off_hosts_that_are_others_or_about_to_go(levers: Levers) -> None:
+    others, closing = levers.add_host(4, "r0", **own(Role.PREFILL)), levers.add_host(4, "r0")
+    free = levers.add_host(1, "r0", **{"segue.io/role": "serve"})
+    selector = {"segue.io/model": "!in(m,x)", NODE_ID: f"!in({closing})", "rack": "r0"}
+    await reserved(levers, worker_order(levers, device=Device.GPU, selector=selector))
+    assert (await levers.cluster.topology()).reserved == {DECODE: (free,)}
+    assert others not in (await levers.cluster.topology()).reserved[DECODE]
 
 
 async def test_of_a_slot_that_is_filled_twice_the_newest_place_counts(levers: Levers) -> None:

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from orchestrator.config import loads
-from orchestrator.controller import ray_cluster, ray_hosts
+from orchestrator.controller import ray_cluster, ray_hosts, ray_memory
 from orchestrator.controller.ray_cluster import RayCluster
 from orchestrator.controller.ray_controller import start_controller, stop_controller
 from orchestrator.core.errors import ClusterUnreachable, ConfigError
@@ -191,6 +191,7 @@ async def test_a_port_that_is_taken_is_told_and_leaves_nothing(run: Run, tmp_pat
         await asyncio.to_thread(start_controller, other, str(tmp_path), RayCluster("other", standin_worker))
     with pytest.raises(ClusterUnreachable):
         stop_controller("other", 1.0)
+    assert ray_memory.ages("other") == [], "it has claimed a term, which is nobody's now"
 
 
 def gpu_spec(replicas: int, tensor: int) -> ClusterSpec:

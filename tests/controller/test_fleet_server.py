@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
 
 import grpc
 import pytest
@@ -14,7 +16,15 @@ from orchestrator.config import dumps
 from orchestrator.controller.fleet import Bulletin, FleetServer
 from orchestrator.core.errors import ClusterUnreachable, ConfigError
 from orchestrator.core.planning.hosts import Host, Topology
-from orchestrator.core.spec import ClusterSpec, Endpoint
+from orchestrator.core.spec import (
+    ClusterSpec,
+    ControllerSpec,
+    Endpoint,
+    GatewaySpec,
+    HealthSpec,
+    Role,
+    TelemetrySpec,
+)
 from orchestrator.proto import cluster_pb2, cluster_pb2_grpc, fleet_pb2, fleet_pb2_grpc
 from tests.controller.conftest import spec_of
 
@@ -155,3 +165,37 @@ async def test_what_the_controller_sees_below_it_reaches_a_planner_as_it_is() ->
 async def test_a_controller_that_cant_see_says_why(served: Served) -> None:
     with pytest.raises(ClusterUnreachable, match="Ray does not answer"):
         await asyncio.to_thread(rpc.topology, f"127.0.0.1:{served.port}")
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"gateway": GatewaySpec(processes=-1)}, "gateway.processes"),
+        ({"gateway": GatewaySpec(silence_seconds=0.5)}, "gateway.silence_seconds"),
+        ({"gateway": GatewaySpec(http=Endpoint("127.0.0.1", 70_000))}, "gateway.http"),
+        ({"gateway": GatewaySpec(health=HealthSpec(slow=0.0))}, "gateway.health.slow"),
+        ({"controller": ControllerSpec(drain_timeout=-1.0)}, "controller.drain_timeout"),
+        ({"telemetry": TelemetrySpec(log_level="shout")}, "telemetry.log_level"),
+        ({"models": ()}, "models"),
+    ],
+)
+async def test_what_a_file_would_be_refused_for_is_refused_as_an_upgrade_too(
+    served: Served, change: dict[str, Any], named: str
+) -> None:
+    spec = replace(spec_of(), **change)
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await served.fleet.Upgrade(fleet_pb2.UpgradeRequest(spec_json=dumps(spec)), timeout=WAIT)
+    assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert named in str(raised.value.details())
+
+
+async def test_a_pool_that_is_filed_under_another_role_is_refused(served: Served) -> None:
+    spec = spec_of()
+    [(role, pool)] = list(spec.models[0].pools.items())[:1]
+    other = Role.DECODE if role is not Role.DECODE else Role.PREFILL
+    model = replace(spec.models[0], pools={**spec.models[0].pools, role: replace(pool, role=other)})
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await served.fleet.Upgrade(
+            fleet_pb2.UpgradeRequest(spec_json=dumps(replace(spec, models=(model,)))), timeout=WAIT
+        )
+    assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT

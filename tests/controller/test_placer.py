@@ -267,3 +267,68 @@ def test_replicas_on_cpus_are_planned_beside_those_on_gpus(replicas: int) -> Non
     cpus = [plan.hosts[f"m-decode-{number}"] for number in range(replicas)]
     expected = [("id-a", "id-b")] if replicas == 1 else [("id-a", "id-a"), ("id-b", "id-b")]
     assert sorted(tuple(sorted(hosts)) for hosts in cpus) == expected
+
+
+# Pools on hosts of their own
+
+
+def pools_apart(prefill: int = 1, decode: int = 1) -> ClusterSpec:
+    pools = {
+        Role.PREFILL: PoolSpec(Role.PREFILL, prefill, Device.GPU),
+        Role.DECODE: PoolSpec(Role.DECODE, decode, Device.GPU),
+    }
+    return replace(spec_of(), models=(ModelSpec("m", "none", pools),))
+
+
+def own(name: str, role: Role, gpus: int = 1) -> Host:
+    return host(name, gpus, **{"segue.io/model": "m", "segue.io/role": role.value})
+
+
+async def test_a_pool_is_on_its_own_hosts_also_where_others_have_room(start: Start) -> None:
+    cluster = FakeCluster(hosts=[own("p", Role.PREFILL, 4), own("d", Role.DECODE, 1)])
+    bench = start(pools_apart(2, 2), cluster)
+    await bench.until(lambda: "1 of 2 nodes are for other pools" in bench.worker("m-decode-1").stage)
+    await until(lambda: any(order.selector for order in cluster.orders.values()))
+    await bench.settle()
+    assert sorted(where(cluster).values()) == [("id-d",), ("id-p",), ("id-p",)]
+    cluster.add_host(own("D", Role.DECODE, 1))
+    await bench.until(lambda: bench.status.ready and bench.state("m-decode-1") is WorkerState.READY)
+    assert where(cluster)["m-decode-1"] == ("id-D",)
+
+
+async def test_what_waits_for_room_anywhere_hears_of_hosts_that_come_to_be_its_own(start: Start) -> None:
+    cluster = FakeCluster(hosts=[host("a", 1)])
+    bench = start(pools_apart(), cluster)
+    await until(lambda: len(cluster.waiting) == 1 and cluster.reserved)
+    [waits] = cluster.waiting
+    cluster.hosts["id-b"] = own("b", Role(slot_of(waits).split("-")[1]), 1)  # nobody that waits is told
+    await all_ready(bench)
+    await bench.until(lambda: bench.status.ready)
+    assert where(cluster)[slot_of(waits)] == ("id-b",)
+
+
+async def test_a_host_that_is_to_go_gets_nothing_more_until_it_is_to_stay(start: Start) -> None:
+    cluster = FakeCluster(hosts=[host("a", 1), host("b", 1)])
+    bench = start(spec_of(1), cluster)
+    await bench.ready()
+    [used] = where(cluster)[SLOT]
+    [empty] = cluster.hosts.keys() - {used}
+    placer = bench.controller._placer
+    assert await placer.close({used, empty}) == {empty}  # what has something is not closed
+    assert await placer.close({empty}) == {empty}
+    cluster.lose_host(used)
+    await bench.until(lambda: bench.state(SLOT) is WorkerState.DEAD)
+    bench.later(2)
+    await until(lambda: any(order.selector for order in cluster.orders.values()))
+    assert not where(cluster)
+    assert await placer.close(set()) == set()
+    await bench.ready()
+    assert where(cluster) == {SLOT: (empty,)}
+
+
+async def test_no_host_counts_as_closed_as_long_as_nobody_knows_what_is_on_it(start: Start) -> None:
+    cluster = FakeCluster(hosts=[host("a", 1), host("b", 1)])
+    bench = start(spec_of(1), cluster)
+    await bench.ready()
+    cluster.topology_error = SegueError("Ray is busy")
+    assert await bench.controller._placer.close({"id-a", "id-b"}) == set()

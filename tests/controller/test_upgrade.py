@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from orchestrator.config import digest, dumps, loads
-from orchestrator.controller.course import Course
-from orchestrator.core.errors import ConfigError, WorkerStartFailed
+from orchestrator.controller.course import aim, resumed
+from orchestrator.core.course import Course
+from orchestrator.core.errors import ConfigError, NotKept, WorkerStartFailed
 from orchestrator.core.spec import ClusterSpec, ModelSpec, PoolSpec, Role, RolloutSpec
 from orchestrator.core.types import WorkerState
 from tests.controller.conftest import DECODE, GATEWAY, PREFILL, Bench, spec_of
@@ -190,9 +191,9 @@ async def test_a_controller_that_comes_later_goes_on_with_what_it_finds(start: S
     """The course follows from what there is: one that starts with a previous specification can still go back to it."""
     bench = start()
     await at_rest(bench)
-    course = Course(
-        replace(bench.controller._assigner, spec=changed(bench.spec, Role.DECODE, max_num_seqs=7)), bench.spec
-    )
+    assigner = bench.controller._assigner
+    new = replace(assigner, spec=changed(bench.spec, Role.DECODE, max_num_seqs=7))
+    course = Course(aim(new), aim(assigner))
     step = course.step(bench.controller.observed.actors, bench.now)
     assert [slot.slot_id for slot in step.slots][-1] == "m-decode-spare-0"
     assert course.progress.phase == "rolling"
@@ -220,6 +221,20 @@ async def test_it_is_answered_and_acted_on_only_once_the_next_controller_would_g
     await through(bench)
 
 
+async def test_whoever_asks_while_rays_store_is_away_hears_so_in_time_and_it_goes_on_by_itself(start: Start) -> None:
+    bench = start()
+    await at_rest(bench)
+    store = bench.cluster.freeze("remember", "controller")
+    bench.controller.upgrade(changed(bench.spec, max_num_seqs=7))
+    await store.reached.wait()
+    with pytest.raises(NotKept, match=r"cluster test: Ray's store has not taken it .*\(it begins by itself then"):
+        await bench.controller.remembered(within=0.01)
+    assert orders(bench, "drain") == []
+    store.open()
+    await bench.controller.remembered()
+    await through(bench)
+
+
 async def test_the_next_controller_goes_on_with_the_way_back_and_with_what_was_allowed(start: Start) -> None:
     first = start(spec_of(replicas=2))
     await at_rest(first)
@@ -232,8 +247,8 @@ async def test_the_next_controller_goes_on_with_the_way_back_and_with_what_was_a
         await first.controller.remembered()
         memory = await first.cluster.recall()
         assert memory is not None
-        course = Course.resumed(replace(first.controller._assigner, spec=loads(memory.spec_json)), memory)
-        assert (course.progress.phase, course.goal.makes_room) == (state, True)
+        course = resumed(replace(first.controller._assigner, spec=loads(memory.spec_json)), memory)
+        assert (course.progress.phase, course.aim.goal.makes_room) == (state, True)
     await first.crash()
     then = start(first.spec, first.cluster.another(), memory=memory)
     await then.until(lambda: then.statuses)
