@@ -89,16 +89,18 @@ CASES: dict[str, Values] = {
     "bare": file("local")
     | {
         "networkPolicy": {"enabled": False},
+        "kubernetes": {"enabled": False},
         "serviceAccount": {"create": False, "name": "mine"},
         "gateway": {"podDisruptionBudget": {"enabled": False}, "topologySpread": []},
     },
     "closed": file("local")
     | {
+        "kubernetes": {"readNodes": False},
         "networkPolicy": {
             "clients": [{"podSelector": {"matchLabels": {"app": "web"}}}],
             "scrapers": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}],
             "dashboard": [{"namespaceSelector": {}}],
-        }
+        },
     },
     "pod-monitor": file("local") | {"monitoring": {"podMonitor": True, "labels": {"release": "prometheus"}}},
     "service-monitor": file("local") | {"monitoring": {"serviceMonitor": True, "dashboards": True}},

@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import json
 import subprocess
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,11 @@ import pytest
 import yaml
 
 from tests.kube.cases import CASES, Values
-from tests.kube.tools import ROOT, NotFetchedError, Tools, fetched
+from tests.kube.emulator.kinds import Schemas
+from tests.kube.emulator.server import Server, serving
+from tests.kube.emulator.state import State
+from tests.kube.schemas import Kubernetes
+from tests.kube.tools import NEWEST, ROOT, NotFetchedError, Tools, fetched
 
 CHART = ROOT / "deploy" / "helm" / "segue"
 HELM_SECONDS = 60
@@ -34,6 +39,20 @@ def tools() -> Tools:
     if isinstance(found, str):
         pytest.skip(found)
     return found
+
+
+@pytest.fixture(scope="session")
+def schemas(tools: Tools) -> Schemas:
+    return Schemas(tools)
+
+
+@pytest.fixture
+def emulator(tools: Tools, schemas: Schemas) -> Iterator[Server]:
+    """An API server of this test's own, which has to have had no error in itself."""
+    with serving(State(schemas, Kubernetes(tools, NEWEST))) as server:
+        yield server
+    assert not server.failures
+    assert not [each.name for each in threading.enumerate() if "process_request" in each.name], "threads left behind"
 
 
 class Chart:

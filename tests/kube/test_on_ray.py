@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shlex
 import signal
 import subprocess
@@ -17,8 +18,14 @@ import yaml
 
 from orchestrator.cli.parser import build_parser
 from tests.cli.test_end_to_end import START_SECONDS, free_ports, segue, wait_until
+from tests.kube.account import TOKEN, mount
 from tests.kube.cases import CASES
 from tests.kube.conftest import Object, of
+from tests.kube.emulator.kinds import Schemas
+from tests.kube.emulator.server import Server, serving
+from tests.kube.emulator.state import State
+from tests.kube.schemas import Kubernetes
+from tests.kube.tools import NEWEST, Tools
 from tests.ray_jobs import ray_jobs
 from tests.ray_nodes import ray_nodes
 
@@ -85,6 +92,53 @@ def test_ray_answers_its_probes_without_a_token(chart):
             wait_until(partial(is_well, url), url, START_SECONDS)
 
 
+class ApiServer:
+    """The emulator, as a pod finds it: over TLS, with a token."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+
+    @property
+    def refused(self) -> list[str]:
+        return self._server.access.refused
+
+    def let(self, namespace: str, objects: list[Object]) -> None:
+        """Whoever brings the token may do what these Roles say."""
+        self._server.access.bind("segue", f"system:serviceaccount:{namespace}:r-segue", objects)
+        state = self._server.state
+        with state.changed:
+            kind = next(kind for kind in state.things if kind.plural == "rayclusters")
+            state.create(kind, namespace, copy.deepcopy(of(objects, "RayCluster")), "helm")
+
+    def _things(self, plural: str) -> dict[str, Object]:
+        state = self._server.state
+        with state.changed:
+            things = next(things for kind, things in state.things.items() if kind.plural == plural)
+            return {name: copy.deepcopy(thing) for (_, name), thing in things.items()}
+
+    def reasons(self) -> set[str]:
+        return {each["reason"] for each in self._things("events").values()}
+
+    def state(self) -> str:
+        return self._things("configmaps").get("r-segue-status", {"data": {"state": ""}})["data"]["state"]
+
+    def holder(self) -> str:
+        return self._things("leases")["r-segue-controller"]["spec"]["holderIdentity"]
+
+
+@pytest.fixture
+def api_server(tools: Tools, schemas: Schemas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiServer]:
+    folder = tmp_path / "account"
+    monkeypatch.setenv("SEGUE_KUBERNETES_ACCOUNT", str(folder))
+    with serving(State(schemas, Kubernetes(tools, NEWEST)), mount(folder)) as server:
+        host, port = server.server_address[:2]
+        monkeypatch.setenv("KUBERNETES_SERVICE_HOST", str(host))
+        monkeypatch.setenv("KUBERNETES_SERVICE_PORT", str(port))
+        server.access.token = TOKEN
+        yield ApiServer(server)
+    assert not server.failures
+
+
 @contextmanager
 def running(words: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
     with log.open("wb") as output:
@@ -97,8 +151,11 @@ def running(words: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 
 @pytest.mark.ray
-def test_the_rendered_configuration_answers_a_prompt(chart, tmp_path, monkeypatch):
-    """A laptop's file, all on loopback, by the words of the sidecar, of a gateway's pod and of ``helm test``."""
+def test_the_rendered_configuration_answers_a_prompt(chart, api_server, tmp_path, monkeypatch):
+    """A laptop's file, all on loopback, by the words of the sidecar, of a gateway's pod and of ``helm test``.
+
+    The controller calls an API server with the token of a pod, which lets it do what the chart's Roles say.
+    """
     http, grpc, controller = free_ports(3)
     text = f"""
 cluster: {{name: from-the-chart}}
@@ -112,6 +169,7 @@ models:
     done = chart.template({"clusterFile": text})
     assert done.returncode == 0, done.stderr
     objects = [each for each in yaml.safe_load_all(done.stdout) if each]
+    api_server.let("llm", objects)
     file = tmp_path / "cluster.yaml"
     file.write_text(of(objects, "ConfigMap", "-spec")["data"]["cluster.yaml"], encoding="utf-8")
     monkeypatch.setenv("SEGUE_HOME", str(tmp_path / "home"))
@@ -143,14 +201,22 @@ models:
                 said = segue(*asked, seconds=60)
                 assert said.returncode == 0, said.stderr
                 assert said.stdout.strip()
+                wait_until(lambda: "ModelReady" in api_server.reasons(), "the event", START_SECONDS)
+                wait_until(lambda: api_server.state().startswith("ready, since "), "the status", START_SECONDS)
+                assert api_server.holder().startswith("from-the-chart@session_")
                 # As a changed ConfigMap comes into the pod, and as helm's notes have it carried out.
                 file.write_text(file.read_text(encoding="utf-8").replace("0.01", "0.02"), encoding="utf-8")
                 changed = segue("upgrade", str(file), "--address", address, seconds=START_SECONDS)
                 assert changed.returncode == 0, changed.stdout + changed.stderr
                 assert "engine.step_seconds: 0.01 -> 0.02" in changed.stdout
+                wait_until(lambda: "UpgradeDone" in api_server.reasons(), "the event", START_SECONDS)
             assert "from-the-chart" in log.read_text(encoding="utf-8")
             with running(up, tmp_path / "again.log"):
                 again = tmp_path / "again.log"
                 wait_until(lambda: "found running" in again.read_text(encoding="utf-8"), "the sidecar", START_SECONDS)
         finally:
             segue("down", "--address", address, "--name", "from-the-chart", seconds=90)
+    assert api_server.holder() == "", "whoever comes next need not wait"
+    assert api_server.state().startswith("ended, since ")
+    assert {"UpgradeBegun", "WorkerDrained", "ClusterDraining"} <= api_server.reasons()
+    assert not api_server.refused

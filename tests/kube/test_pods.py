@@ -11,8 +11,9 @@ import yaml
 from orchestrator import config
 from orchestrator.controller.assignments import Assigner
 from orchestrator.controller.resources import footprint
+from orchestrator.core.planning.owners import MODEL, ROLE, label_of, owner_for, owner_of
 from orchestrator.core.slots import Kind, Slot
-from orchestrator.core.spec import Device
+from orchestrator.core.spec import Device, Role
 from tests.kube.cases import CASES
 from tests.kube.conftest import CHART, Object, of
 from tests.kube.looking import containers, pods, selects
@@ -71,6 +72,38 @@ def test_what_has_an_owner_gets_no_replicas(chart, case):
     for group in cluster["workerGroupSpecs"]:
         assert ("replicas" in group) == (not cluster["enableInTreeAutoscaling"])
         assert group["minReplicas"] <= group.get("replicas", group["minReplicas"]) <= group["maxReplicas"]
+
+
+@every_case
+def test_nodes_of_ray_say_whose_they_are_as_the_planner_reads_it(chart, case):
+    owners = []
+    for group in of(chart.objects(case), "RayCluster")["spec"]["workerGroupSpecs"]:
+        meta = group["template"]["metadata"]
+        model, role = meta["annotations"]["segue.io/model"], meta["labels"]["segue.io/role"]
+        assert group["labels"] == {MODEL: label_of(model), ROLE: role, "segue.io/group": group["groupName"]}
+        owners.append(owner_of(group["labels"]))
+        assert owner_for(model, Role(role), owners) == owners[-1]
+    assert len(set(owners)) == len(owners)
+
+
+def test_any_models_name_is_the_same_label_in_the_chart_as_in_the_planner(charts):
+    names = ("m", "Qwen/Qwen3-8B", "-a-", "A" * 40, "a" * 29 + "--b", "a" * 29 + ".b", "é", "a_b", "x--y", "1.5")
+    models = [{"name": name, "source": "org/Name", "pools": {"serve": {}}} for name in names]
+    done = charts("helm4").template({"cluster": {"cluster": {"name": "names"}, "models": models}})
+    assert not done.returncode, done.stderr
+    documents = [each for each in yaml.safe_load_all(done.stdout) if each]
+    groups = of(documents, "RayCluster")["spec"]["workerGroupSpecs"]
+    assert [group["labels"][MODEL] for group in groups] == [label_of(name) for name in names]
+    assert all(re.fullmatch("[a-z0-9]([a-z0-9-]*[a-z0-9])?", group["groupName"]) for group in groups)
+
+
+@every_case
+def test_a_group_has_room_for_the_spares_of_an_upgrade(chart, case):
+    cluster = of(chart.objects(case), "RayCluster")["spec"]
+    for group in cluster["workerGroupSpecs"]:
+        if not cluster["enableInTreeAutoscaling"]:
+            assert group["maxReplicas"] == group["replicas"] + 1, "as many as controller.rollout.surge"
+            assert group["minReplicas"] == group["replicas"]
 
 
 @every_case
@@ -207,6 +240,9 @@ def test_grace_periods_add_up(chart, case, tmp_path):
         if name.endswith("-gateway"):
             (linger,) = [int(arg.partition("=")[2]) for arg in main["args"] if arg.startswith("--linger=")]
             assert spec["terminationGracePeriodSeconds"] >= linger + drain + 15
+            (wait,) = [int(arg.partition("=")[2]) for arg in main["args"] if arg.startswith("--wait=")]
+            deployment = of(objects, "Deployment", "-gateway")["spec"]
+            assert wait == deployment["progressDeadlineSeconds"] - 600, "it waits for as long as a start may take"
         else:
             # What runs on a worker goes on for as long as the gateways take to finish.
             command, seconds = main["lifecycle"]["preStop"]["exec"]["command"]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ast
-import functools
 import json
 import re
 
@@ -87,31 +85,30 @@ def test_tokens_come_by_reference(chart):
     assert of(chart.objects("token"), "RayCluster")["spec"]["authOptions"] == {"mode": "token", "secretName": "ray"}
 
 
-@functools.cache
-def imported() -> set[str]:
-    """Every top-level module that the code imports."""
-    files = [file for folder in ("orchestrator", "workers") for file in (ROOT / folder).rglob("*.py")]
-    nodes = [node for file in files for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))]
-    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
-    names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
-    return {name.split(".")[0] for name in names}
+@every_case
+def test_only_the_head_gets_a_token_and_a_role_that_names_what_it_may(chart, case):
+    objects = chart.objects(case)
+    roles = [each for each in objects if each["kind"] in ("Role", "ClusterRole")]
+    head = of(objects, "RayCluster")["spec"]["headGroupSpec"]["template"]["spec"]
+    assert bool(roles) == ("--kubernetes" in head["initContainers"][0]["args"][0]) == (case != "bare")
+    for rule in [rule for role in roles for rule in role["rules"]]:
+        assert not any("*" in rule[field] for field in ("verbs", "resources", "apiGroups"))
+        if rule["resources"] != ["events"] and {"get", "update", "patch", "delete"} & set(rule["verbs"]):
+            assert rule["resourceNames"], "what is written is bound to our own names"
+    for each in objects:
+        if each["kind"] in ("RoleBinding", "ClusterRoleBinding"):
+            (subject,) = each["subjects"]
+            assert (subject["name"], subject["namespace"]) == (head["serviceAccountName"], "llm")
+            assert each["roleRef"]["name"] in [role["metadata"]["name"] for role in roles]
+    for name, _, spec in pods(objects):
+        assert spec["automountServiceAccountToken"] is (name == "head" and case != "bare"), name
 
 
 @every_case
-def test_rights_are_those_that_the_code_uses(chart, case):
-    """None, as long as nothing here imports Kubernetes' client. Whoever adds that adds the verbs to the chart."""
-    objects = chart.objects(case)
-    roles = [each for each in objects if each["kind"] in ("Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding")]
-    assert bool(roles) == ("kubernetes" in imported())
-    assert not any(
-        "*" in rule.get(field, [])
-        for role in roles
-        for rule in role.get("rules", [])
-        for field in ("verbs", "resources", "apiGroups")
-    )
-    for name, _, spec in pods(objects):
-        # KubeRay's autoscaler, which runs in the head's pod, calls Kubernetes.
-        assert spec["automountServiceAccountToken"] is (name == "head" and case == "autoscaled"), name
+def test_no_policy_stands_between_the_controller_and_kubernetes(chart, case):
+    for each in chart.objects(case):
+        if each["kind"] == "NetworkPolicy":
+            assert each["spec"]["policyTypes"] == ["Ingress"], "outgoing traffic is not bound"
 
 
 @every_case

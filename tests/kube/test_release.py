@@ -5,28 +5,22 @@ from __future__ import annotations
 import copy
 import json
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from orchestrator.cli.parser import build_parser
-from tests.kube.cases import CASES, Values
+from tests.kube.cases import CASES, Values, block
 from tests.kube.conftest import CHART
-from tests.kube.emulator.kinds import KINDS, Schemas
-from tests.kube.emulator.server import Server, serving
-from tests.kube.emulator.state import Object, State
-from tests.kube.schemas import Kubernetes
-from tests.kube.tools import HELMS, NEWEST, Tools
+from tests.kube.emulator.kinds import KINDS
+from tests.kube.emulator.server import Server
+from tests.kube.emulator.state import Object
+from tests.kube.tools import HELMS, Tools
 
 GATEWAY, RAY = ("llm", "r-segue-gateway"), ("llm", "r-segue")
 LOCAL = CASES["cpu-pd"]
-
-
-@pytest.fixture(scope="session")
-def schemas(tools: Tools) -> Schemas:
-    return Schemas(tools)
 
 
 class Cluster:
@@ -95,10 +89,8 @@ def helm_name(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def cluster(helm_name: str, tools: Tools, schemas: Schemas, tmp_path: Path) -> Iterator[Cluster]:
-    with serving(State(schemas, Kubernetes(tools, NEWEST))) as server:
-        yield Cluster(server, tools, tools.helm(helm_name), tmp_path)
-        assert not server.failures
+def cluster(helm_name: str, tools: Tools, emulator: Server, tmp_path: Path) -> Cluster:
+    return Cluster(emulator, tools, tools.helm(helm_name), tmp_path)
 
 
 def gateways(values: Values, **more: Any) -> Values:
@@ -194,6 +186,40 @@ def test_worker_groups_that_rays_autoscaler_changed(cluster, helm_name):
     group = cluster.get("RayCluster", RAY)["spec"]["workerGroupSpecs"][0]
     assert "replicas" not in group
     assert group["minReplicas"] == 1, "so that KubeRay never goes below what the configuration needs"
+
+
+def replicas(count: int) -> Values:
+    """The configuration with so many replicas in its first group, and two in the other."""
+    return block(prefill={"replicas": count}, decode={"replicas": 2})
+
+
+def counts(cluster: Cluster) -> list[tuple[int, int, int]]:
+    groups = cluster.get("RayCluster", RAY)["spec"]["workerGroupSpecs"]
+    return [(group["minReplicas"], group["replicas"], group["maxReplicas"]) for group in sorted(groups, key=name_of)]
+
+
+def name_of(group: Object) -> str:
+    return str(group["groupName"])
+
+
+def test_an_upgrade_takes_back_no_worker_pods_that_the_controller_gave(cluster, helm_name):
+    """KubeRay would end pods of its own choice, as it would where an upgrade asked for fewer."""
+    cluster.install(replicas(3))
+    assert counts(cluster) == [(2, 2, 3), (3, 3, 4)]
+
+    def spare(thing: Object) -> None:
+        for group in thing["spec"]["workerGroupSpecs"]:
+            group["replicas"] = group["maxReplicas"]
+
+    cluster.change("RayCluster", RAY, "segue", spare)
+    for count, expected in ((3, [(2, 3, 3), (3, 4, 4)]), (1, [(2, 3, 3), (1, 4, 4)]), (6, [(2, 3, 3), (6, 6, 7)])):
+        said = cluster.upgrade(replicas(count))
+        if said.returncode:
+            assert helm_name == "helm4"
+            assert 'conflict with "segue": .spec.workerGroupSpecs' in said.stderr
+            said = cluster.upgrade(replicas(count), "--force-conflicts")
+        assert said.returncode == 0, said.stderr
+        assert counts(cluster) == expected
 
 
 def test_a_dry_run_changes_nothing(cluster):

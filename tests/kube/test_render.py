@@ -52,10 +52,16 @@ def test_both_helms_render_the_same(charts, case):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_no_crd_and_nothing_outside_the_namespace(chart, case):
+def test_no_crd_and_nothing_outside_the_namespace_but_the_right_to_read_nodes(chart, case):
     for each in chart.objects(case):
-        assert each["kind"] not in ("CustomResourceDefinition", "ClusterRole", "ClusterRoleBinding", "Namespace")
-        assert each["metadata"].get("namespace", "llm") == "llm"
+        assert each["kind"] not in ("CustomResourceDefinition", "Namespace")
+        if each["kind"] in ("ClusterRole", "ClusterRoleBinding"):
+            assert case not in ("bare", "closed"), "where it was not to be"
+            assert each["metadata"]["name"].startswith("segue:llm:"), "a release may have that name elsewhere"
+            if each["kind"] == "ClusterRole":
+                assert each["rules"] == [{"apiGroups": [""], "resources": ["nodes"], "verbs": ["list", "watch"]}]
+        else:
+            assert each["metadata"].get("namespace", "llm") == "llm"
 
 
 def test_a_file_goes_into_the_cluster_as_it_is(chart):

@@ -54,6 +54,13 @@ KINDS = (
     Kind("gateway.networking.k8s.io", "v1", "httproutes", "HTTPRoute"),
     Kind("monitoring.coreos.com", "v1", "podmonitors", "PodMonitor"),
     Kind("monitoring.coreos.com", "v1", "servicemonitors", "ServiceMonitor"),
+    Kind("", "v1", "nodes", "Node", False, ("no",)),
+    Kind("coordination.k8s.io", "v1", "leases", "Lease"),
+    Kind("events.k8s.io", "v1", "events", "Event", short=("ev",)),
+    Kind("rbac.authorization.k8s.io", "v1", "roles", "Role"),
+    Kind("rbac.authorization.k8s.io", "v1", "rolebindings", "RoleBinding"),
+    Kind("rbac.authorization.k8s.io", "v1", "clusterroles", "ClusterRole", False),
+    Kind("rbac.authorization.k8s.io", "v1", "clusterrolebindings", "ClusterRoleBinding", False),
     Kind("ray.io", "v1", "rayclusters", "RayCluster"),
 )
 

@@ -8,6 +8,46 @@ from typing import Any
 from tests.kube.emulator.kinds import Schema, Schemas
 
 Path = tuple[Any, ...]
+JSON_PATCH = "application/json-patch+json"
+
+
+class PatchError(Exception):
+    """It can't be applied to this object."""
+
+
+def patched(live: Any, operations: list[dict[str, Any]]) -> Any:
+    """JSON patch (RFC 6902): add, remove, replace and test. Raises PatchError."""
+    result = copy.deepcopy(live)
+    for each in operations:
+        *above, last = [part.replace("~1", "/").replace("~0", "~") for part in each["path"].split("/")[1:]]
+        try:
+            place = result
+            for part in above:
+                place = place[int(part)] if isinstance(place, list) else place[part]
+            _operate(place, last, each)
+        except (KeyError, IndexError, ValueError, TypeError):
+            raise PatchError(each["path"]) from None
+    return result
+
+
+def _operate(place: Any, last: str, operation: dict[str, Any]) -> None:
+    what = operation["op"]
+    key: Any = int(last) if isinstance(place, list) and last != "-" else last
+    if what == "add":
+        if isinstance(place, list):
+            place.insert(len(place) if key == "-" else key, operation["value"])
+        else:
+            place[key] = operation["value"]
+        return
+    found = place[key]
+    if what == "test" and found != operation["value"]:
+        raise PatchError(operation["path"])
+    if what == "replace":
+        place[key] = operation["value"]
+    elif what == "remove":
+        del place[key]
+    elif what != "test":
+        raise PatchError(what)
 
 
 def merged(live: Any, patch: Any) -> Any:

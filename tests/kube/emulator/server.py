@@ -5,20 +5,24 @@ from __future__ import annotations
 import copy
 import json
 import re
+import socket
+import ssl
 import threading
-import time
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar
 from urllib.parse import parse_qs, urlsplit
 
 import yaml
 
-from tests.kube.emulator import wire
+from tests.kube.emulator import watching, wire
+from tests.kube.emulator.access import Access
 from tests.kube.emulator.kinds import KINDS, Kind
+from tests.kube.emulator.patches import JSON_PATCH
 from tests.kube.emulator.state import Key, Object, RefusedError, State
+from tests.kube.emulator.watching import Query, wanted
 from tests.kube.tools import NEWEST
 
 PATH = re.compile(
@@ -26,27 +30,63 @@ PATH = re.compile(
     r"/(?P<plural>[a-z]+)(?:/(?P<name>[^/]+))?(?:/(?P<sub>[a-z]+))?"
 )
 VERBS = ["create", "delete", "get", "list", "patch", "update", "watch"]
-Query = dict[str, str]
+Hook = Callable[[str, str], None]
+
+
+class LostError(Exception):
+    """Raised by a hook: the client gets no answer, its connection is closed."""
 
 
 class Server(ThreadingHTTPServer):
-    """One of these is an API server with nothing in it but two namespaces."""
+    """One of these is an API server with nothing in it but two namespaces.
 
-    daemon_threads = True
+    ``before`` and ``after`` are called with method and path around what a request does, in a thread of its own: they
+    may wait, and raise RefusedError or LostError.
+    """
 
-    def __init__(self, state: State) -> None:
+    daemon_threads = False  # so that none is left behind when it is closed
+
+    def __init__(self, state: State, tls: ssl.SSLContext | None = None) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
+        self.tls = tls is not None
+        if tls is not None:
+            self.socket = tls.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
         self.state = state
+        self.access = Access()
+        self.before: Hook = lambda method, path: None
+        self.after: Hook = lambda method, path: None
         self.failures: list[str] = []  # of the emulator itself: a test has to see them
+        self._open: set[socket.socket] = set()
         for name in ("default", "llm"):
             with state.changed:
                 state.create(
                     KINDS[0], "", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}, "test"
                 )
 
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self._open.add(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        self._open.discard(request)
+        super().shutdown_request(request)
+
+    def drop_all(self) -> None:
+        """Breaks every connection."""
+        for each in list(self._open):
+            with suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+
+    def end_watches(self, *, dropping: bool = False) -> None:
+        """Each as a server that has enough of it, or as a connection that breaks."""
+        with self.state.changed:
+            self.state.dropping = dropping
+            self.state.era += 1
+            self.state.changed.notify_all()
+
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
+        return f"http{'s' if self.tls else ''}://127.0.0.1:{self.server_address[1]}"
 
     def kubeconfig(self) -> str:
         cluster, context = {"server": self.url}, {"cluster": "emulator", "user": "test", "namespace": "llm"}
@@ -63,8 +103,8 @@ class Server(ThreadingHTTPServer):
 
 
 @contextmanager
-def serving(state: State) -> Iterator[Server]:
-    server = Server(state)
+def serving(state: State, tls: ssl.SSLContext | None = None) -> Iterator[Server]:
+    server = Server(state, tls)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
     try:
@@ -72,6 +112,8 @@ def serving(state: State) -> Iterator[Server]:
     finally:
         server.shutdown()
         thread.join()
+        server.end_watches()
+        server.drop_all()
         server.server_close()
 
 
@@ -94,8 +136,9 @@ class Handler(BaseHTTPRequestHandler):
                 self._send(*answer)
         except RefusedError as refused:
             status = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "metadata": {}}
-            self._send(refused.code, status | {"message": str(refused), "reason": refused.reason, "code": refused.code})
-        except (BrokenPipeError, ConnectionResetError):
+            words = {"message": str(refused), "reason": refused.reason, "code": refused.code}
+            self._send(refused.code, status | words, refused.headers)
+        except (LostError, OSError):
             self.close_connection = True
         except Exception:
             self.server.failures.append(f"{self.command} {self.path}\n{traceback.format_exc()}")
@@ -105,11 +148,13 @@ class Handler(BaseHTTPRequestHandler):
 
     do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _go  # noqa: N815 - http.server's names
 
-    def _send(self, code: int, thing: Object | str) -> None:
+    def _send(self, code: int, thing: Object | str, headers: dict[str, str] | None = None) -> None:
         body = (thing if isinstance(thing, str) else json.dumps(thing)).encode()
         self.send_response(code)
         self.send_header("Content-Type", "text/plain" if isinstance(thing, str) else "application/json")
         self.send_header("Content-Length", str(len(body)))
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)
 
@@ -122,13 +167,20 @@ class Handler(BaseHTTPRequestHandler):
         if not parts or not kind:
             raise RefusedError(404, "NotFound", "the server could not find the requested resource")
         key = (parts["namespace"] or "", parts["name"] or "")
-        if self.command == "GET" and query.get("watch") in ("1", "true"):
+        watch = self.command == "GET" and query.get("watch") in ("1", "true")
+        agent = (self.headers.get("User-Agent") or "").partition("/")[0]
+        self.server.access.know(self.headers.get("Authorization") or "")
+        self.server.access.require(self.command, kind, key[0], key[1], agent, watch=watch)
+        self.server.before(self.command, path)
+        if watch:
             if key[1]:
                 query["fieldSelector"] = f"metadata.name={key[1]}"
             return self._watch(kind, key[0], query)
         with self.server.state.changed:
             code, thing = self._carry_out(kind, key, parts["sub"] or "", query, self._decoded(body))
-            return code, copy.deepcopy(thing)
+            thing = copy.deepcopy(thing)
+        self.server.after(self.command, path)
+        return code, thing
 
     def _decoded(self, body: bytes) -> Object:
         form = (self.headers.get("Content-Type") or "").partition(";")[0]
@@ -136,6 +188,8 @@ class Handler(BaseHTTPRequestHandler):
             return {}
         if form == "application/vnd.kubernetes.protobuf":
             return wire.decoded(body)
+        if form == JSON_PATCH:
+            return {"operations": json.loads(body)}
         return dict(yaml.safe_load(body) if "yaml" in form else json.loads(body))
 
     def _carry_out(self, kind: Kind, key: Key, sub: str, query: Query, body: Object) -> tuple[int, Object | str]:
@@ -170,45 +224,19 @@ class Handler(BaseHTTPRequestHandler):
         return 200, state.delete(kind, key)
 
     def _watch(self, kind: Kind, namespace: str, query: Query) -> None:
-        """Events from a version on, or what there is first, until ``timeoutSeconds``."""
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
-        state, ends = self.server.state, time.monotonic() + float(query.get("timeoutSeconds", "60"))
-        since = int(query.get("resourceVersion") or 0)
-        with state.changed:
-            place = len(state.events)
-            if since:
-                place = next((at for at, event in enumerate(state.events) if event.version > since), place)
-            else:
-                for each in state.things[kind].values():
-                    self._event("ADDED", each, namespace, query)
-            if query.get("sendInitialEvents") == "true":
-                meta = {"resourceVersion": str(state.version), "annotations": {"k8s.io/initial-events-end": "true"}}
-                self._chunk(
-                    {
-                        "type": "BOOKMARK",
-                        "object": {"kind": kind.name, "apiVersion": kind.api_version, "metadata": meta},
-                    }
-                )
-        while (left := ends - time.monotonic()) > 0:
-            with state.changed:
-                if place == len(state.events):
-                    state.changed.wait(min(left, 1.0))
-                events, place = state.events[place:], len(state.events)
-            for event in events:
-                if event.kind is kind:
-                    self._event(event.verb, event.thing, namespace, query)
-        self.wfile.write(b"0\r\n\r\n")
-
-    def _event(self, verb: str, thing: Object, namespace: str, query: Query) -> None:
-        if wanted(thing, namespace, query):
-            self._chunk({"type": verb, "object": thing})
+        self.wfile.flush()
+        watching.stream(self.server.state, kind, namespace, query, self._chunk)
+        if self.server.state.dropping:
+            self.close_connection = True  # as a connection that breaks: without the end of its body
+        else:
+            self.wfile.write(b"0\r\n\r\n")
 
     def _chunk(self, thing: Object) -> None:
-        line = json.dumps(thing).encode() + b"\n"
-        self.wfile.write(b"%x\r\n%s\r\n" % (len(line), line))
+        self.wfile.write(watching.line(thing))
         self.wfile.flush()
 
 
@@ -216,25 +244,6 @@ def scale_of(thing: Object) -> Object:
     meta = {name: thing["metadata"][name] for name in ("name", "namespace", "uid", "resourceVersion")}
     count = {"replicas": thing["spec"]["replicas"]}
     return {"kind": "Scale", "apiVersion": "autoscaling/v1", "metadata": meta, "spec": count, "status": count}
-
-
-def wanted(thing: Object, namespace: str, query: Query) -> bool:
-    """By namespace, label selector (equality and sets) and the field metadata.name."""
-    meta = thing["metadata"]
-    labels = meta.get("labels") or {}
-    for term in re.findall(r"(?:[^,(]|\([^)]*\))+", query.get("labelSelector", "")):
-        if sets := re.fullmatch(r"\s*(\S+)\s+(in|notin)\s+\(([^)]*)\)\s*", term):
-            inside = labels.get(sets[1]) in [each.strip() for each in sets[3].split(",")]
-            if inside != (sets[2] == "in"):
-                return False
-        elif "=" in term:
-            name, value = re.split("!=|==|=", term)
-            if (labels.get(name) == value) == ("!=" in term):
-                return False
-        elif term not in labels:
-            return False
-    field = re.fullmatch(r"metadata\.name==?(.+)", query.get("fieldSelector", ""))
-    return (not namespace or meta.get("namespace") == namespace) and (not field or field[1] == meta["name"])
 
 
 def discovered(path: str) -> Object | None:

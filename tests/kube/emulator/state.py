@@ -14,7 +14,7 @@ from typing import Any
 
 from tests.kube.emulator.kinds import KINDS, Kind, Schemas
 from tests.kube.emulator.ownership import ConflictError, Owners
-from tests.kube.emulator.patches import merged, strategic
+from tests.kube.emulator.patches import JSON_PATCH, PatchError, merged, patched, strategic
 from tests.kube.schemas import Kubernetes
 
 Object = dict[str, Any]
@@ -22,15 +22,17 @@ Key = tuple[str, str]  # namespace and name
 APPLY, STRATEGIC, MERGE = (
     f"application/{kind}" for kind in ("apply-patch+yaml", "strategic-merge-patch+json", "merge-patch+json")
 )
+# The whole of what Kubernetes says of a JSON patch that can't be applied, be it that a `test` in it fails.
+CANNOT_APPLY = "the server rejected our request due to an error in our request"
 GENERATED = ("uid", "creationTimestamp", "generation", "resourceVersion")
 
 
 class RefusedError(Exception):
     """What the server answers with instead."""
 
-    def __init__(self, code: int, reason: str, message: str) -> None:
+    def __init__(self, code: int, reason: str, message: str, headers: dict[str, str] | None = None) -> None:
         super().__init__(message)
-        self.code, self.reason = code, reason
+        self.code, self.reason, self.headers = code, reason, headers
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,9 @@ class State:
     owners: dict[tuple[Kind, Key], Owners] = field(default_factory=dict)
     events: list[Event] = field(default_factory=list)
     version: int = 100
+    oldest: int = 0  # version from which a watch may begin
+    era: int = 0  # of watches: those of an earlier one end
+    dropping: bool = False
 
     def get(self, kind: Kind, key: Key) -> Object:
         if key not in self.things[kind]:
@@ -86,7 +91,13 @@ class State:
             return self._apply(kind, key, patch, manager, force=force, dry=dry)
         old = self.get(kind, key)
         self._unchanged_since(kind, key, patch)
-        if form == MERGE:
+        if form == JSON_PATCH:
+            try:
+                new = patched(old, patch["operations"])
+            except PatchError:
+                raise RefusedError(422, "Invalid", CANNOT_APPLY) from None
+            self._unchanged_since(kind, key, new)
+        elif form == MERGE:
             new = merged(old, patch)
         elif form == STRATEGIC and kind.group not in ("ray.io", "gateway.networking.k8s.io", "monitoring.coreos.com"):
             new = strategic(old, patch, self.schemas.of(kind), self.schemas)
@@ -161,7 +172,7 @@ class State:
     def _check(self, kind: Kind, thing: Object) -> None:
         """As a strict request would be: an unknown field is as wrong as a wrong one."""
         asked = {name: value for name, value in thing.items() if name != "status"}
-        complaints = self.kubernetes.complaints(asked)
+        complaints = self.kubernetes.complaints(asked) or event_rules(asked)
         if complaints:
             name = thing.get("metadata", {}).get("name", "")
             raise RefusedError(422, "Invalid", f'{kind.name} "{name}" is invalid: {complaints[0]}')
@@ -205,6 +216,25 @@ class State:
         self._store(kind, (key[0], name), thing)
 
 
+def event_rules(thing: Object) -> list[str]:
+    """What Kubernetes asks of a new Event beyond its schema."""
+    if (thing["apiVersion"], thing["kind"]) != ("events.k8s.io/v1", "Event"):
+        return []
+    wrong = [name for name in ("eventTime", "action", "reason", "reportingController") if not thing.get(name)]
+    wrong += [name for name in ("action", "reason", "reportingInstance") if len(thing.get(name, "")) > 128]
+    if not thing.get("reportingInstance"):
+        wrong.append("reportingInstance")
+    if thing.get("type") not in ("Normal", "Warning"):
+        wrong.append("type")
+    if len(thing.get("note", "").encode()) > 1024:
+        wrong.append("note")
+    if thing.get("regarding", {}).get("namespace") != thing["metadata"].get("namespace"):
+        wrong.append("involvedObject.namespace")
+    if any(name.startswith("deprecated") for name in thing):
+        wrong.append("deprecated fields")
+    return [f"{name}: not as it has to be" for name in wrong]
+
+
 def _now() -> str:
     return datetime.fromtimestamp(time.time(), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
@@ -228,7 +258,8 @@ def _report(kind: Kind, thing: Object) -> None:
     elif kind.plural == "pods":
         once = thing["spec"].get("restartPolicy") == "Never"
         ready = {"type": "Ready", "status": "False" if once else "True"}
-        thing["status"] = {"phase": "Succeeded" if once else "Running", "conditions": [ready], "startTime": _now()}
+        well = {"phase": "Succeeded" if once else "Running", "conditions": [ready], "startTime": _now()}
+        thing.setdefault("status", well)  # or what somebody said of it since
     elif kind.plural == "services":
         thing["spec"].setdefault("clusterIP", f"10.96.0.{generation}")
     elif kind.plural == "persistentvolumeclaims":

@@ -47,15 +47,16 @@
 {{- $value | int -}}
 {{- end -}}
 
-{{/* A name for Kubernetes; what has to be changed for it gets a digest, so that two models never have one name. */}}
+{{/* A name for Kubernetes; what has to be changed for it gets a digest, so that two models never have one name. core.planning.owners makes the same. */}}
 {{- define "segue.dns" -}}
 {{- $plain := regexReplaceAll "[^a-z0-9-]+" (lower .) "-" | trunc 30 | trimAll "-" -}}
-{{- if eq $plain . -}}{{ $plain }}{{- else -}}{{ $plain }}-{{ sha256sum . | trunc 5 }}{{- end -}}
+{{- if eq $plain . -}}{{ $plain }}{{- else -}}{{ default "model" $plain }}-{{ sha256sum . | trunc 5 }}{{- end -}}
 {{- end -}}
 
 {{/*
 The worker groups that the configuration's pools come to, as a YAML list of
-{name, model, source, role, gpus: of a pod, hosts: pods of a replica, replicas: of the group, settings: of its pods}.
+{name, model, source, role, gpus: of a pod, hosts: pods of a replica, replicas: of the group, together: replicas of the pool
+in one of these, settings: of its pods}.
 */}}
 {{- define "segue.groups" -}}
 {{- $root := . -}}
@@ -89,13 +90,24 @@ The worker groups that the configuration's pools come to, as a YAML list of
 {{- toYaml $groups -}}
 {{- end -}}
 
-{{/* How a pool is cut into pods: {gpus, hosts, replicas}. */}}
+{{/* The worker groups' counts in what runs, by name; of none where nothing does, or nobody can be asked (helm template). */}}
+{{- define "segue.counts" -}}
+{{- $counts := dict -}}
+{{- $there := lookup "ray.io/v1" "RayCluster" .Release.Namespace (include "segue.fullname" .) -}}
+{{- range (dig "spec" "workerGroupSpecs" list $there) -}}
+{{- $_ := set $counts .groupName (default 0 .replicas) -}}
+{{- end -}}
+{{- toYaml $counts -}}
+{{- end -}}
+
+{{/* How a pool is cut into pods: {gpus, hosts, replicas, together: replicas of the pool in one of the group}. */}}
 {{- define "segue.cut" -}}
 {{- $tensor := include "segue.count" (dict "pool" .pool "key" "tensor_parallel" "path" .path) | int -}}
 {{- $pipeline := include "segue.count" (dict "pool" .pool "key" "pipeline_parallel" "path" .path) | int -}}
 {{- $replicas := include "segue.count" (dict "pool" .pool "key" "replicas" "path" .path) | int -}}
 {{- $gpus := 0 -}}
 {{- $hosts := 1 -}}
+{{- $together := 1 -}}
 {{- if or (eq (dig "device" "" .pool) "gpu") (dig "gpu" "" .pool) -}}
 {{- if ne .root.Values.accelerator "gpu" -}}
 {{- fail (printf "accelerator: it is %s, but %s asks for GPUs; set accelerator=gpu" .root.Values.accelerator .path) -}}
@@ -113,12 +125,13 @@ The worker groups that the configuration's pools come to, as a YAML list of
 {{- $gpus = div (mul $tensor $pipeline) $hosts -}}
 {{- $share := dig "share" 1.0 .pool | float64 -}}
 {{- if lt $share 1.0 -}}
-{{- $together := divf 1.0001 $share | floor -}}
+{{- $together = divf 1.0001 $share | floor | int -}}
 {{- $replicas = divf $replicas $together | ceil | int -}}
 {{- end -}}
 {{- end -}}
 gpus: {{ $gpus }}
 hosts: {{ $hosts }}
+together: {{ $together }}
 replicas: {{ $replicas }}
 {{- end -}}
 
