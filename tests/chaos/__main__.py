@@ -9,6 +9,7 @@ import os
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -66,10 +67,17 @@ def report(outcome: Outcome) -> dict[str, Any]:
         "outcomes": codes(outcome),
         "connected again": sum(len(each.attempts) - 1 for each in outcome.transcripts),
         "tokens": sum(attempt.output_tokens for each in outcome.transcripts for attempt in each.attempts),
-        "faults": {name: {"count": count, **_spread(pauses(outcome, name))} for name, count in sorted(faults.items())},
+        "faults": {name: each for kind, count in sorted(faults.items()) for name, each in _rows(outcome, kind, count)},
         "losses": [each.attempts[-1].said for each in outcome.transcripts if each.outcome in LOSSES][:20],
         "wrong": outcome.wrong,
     }
+
+
+def _rows(outcome: Outcome, kind: str, count: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    alone = sum(not each.left for each in outcome.struck if each.fault.kind.name == kind)
+    yield kind, {"count": count - alone, **_spread(pauses(outcome, kind))}
+    if alone:
+        yield f"{kind}, nobody left", {"count": alone, **_spread(pauses(outcome, kind, alone=True))}
 
 
 def _spread(seconds: list[float]) -> dict[str, float | int]:

@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from random import Random
 from signal import SIGCONT, SIGSTOP
+from traceback import format_exception
 
 import grpc
 import grpc.aio
@@ -19,10 +20,10 @@ from orchestrator.core import errors
 from orchestrator.proto import cluster_pb2 as pb
 from orchestrator.proto import cluster_pb2_grpc, fleet_pb2, fleet_pb2_grpc
 from tests.chaos.checker import Accounts, Window, accounts, check, settled
-from tests.chaos.clients import Clients
+from tests.chaos.clients import CHANNEL, Clients, request_id
 from tests.chaos.faults import DECODE, GATEWAY, KINDS, NODE, PREFILL, Fault, Kind, choose, serving
 from tests.chaos.ground import GATEWAYS, MODEL, Ground
-from tests.chaos.transcript import Ask, Transcript
+from tests.chaos.transcript import Ask, Transcript, story
 
 AFTERMATH = 5.0  # seconds after a gateway's loss in which connections to it may still turn out to be broken
 SOON = 3.0  # seconds for an answer of a process that may be stopped
@@ -32,11 +33,12 @@ NOBODY_SECONDS = 0.5
 
 @dataclass
 class Struck:
-    """A fault and when it was."""
+    """A fault and when it was. ``left``: others of its sort that had not been struck themselves."""
 
     fault: Fault
     began: float
     ended: float = 0.0
+    left: int = 0
 
 
 @dataclass
@@ -80,13 +82,20 @@ class Campaign:
         striker = asyncio.create_task(self._strike_until(load))
         await asyncio.wait([load], timeout=self._most_seconds)
         in_time = load.done()
+        late = [] if in_time else [await self._told_of(one) for one in list(self.clients.open.values())]
         load.cancel()
-        await asyncio.gather(load, striker, return_exceptions=True)
+        parts = await asyncio.gather(load, striker, return_exceptions=True)
         seconds = time.monotonic() - began
         await asyncio.gather(*self._stopped)
         windows = [_window(each) for each in self.struck if each.fault.kind.breaks_connections]
-        wrong = check(self.clients.transcripts, windows)
-        wrong += [] if in_time else [f"the load was not through after {self._most_seconds:g} s"]
+        stops = [
+            Window(each.began, each.ended)
+            for each in self.struck
+            if each.fault.kind.sort == GATEWAY and each.fault.kind.signal is SIGSTOP
+        ]
+        wrong = check(self.clients.transcripts, windows, stops)
+        wrong[:0] = [f"not through after {self._most_seconds:g} s: {each}" for each in late]
+        wrong[:0] = ["".join(format_exception(part)) for part in parts if isinstance(part, BaseException) and in_time]
         found = Accounts()
         try:
             found = await self._whole()
@@ -112,6 +121,16 @@ class Campaign:
                 return await cluster_pb2_grpc.ClusterStub(channel).Status(pb.StatusRequest(), timeout=SOON)
         return None
 
+    async def _told_of(self, one: Transcript) -> str:
+        """What its client and gateways know of a request that does not end."""
+        told = [story(one, time.monotonic())]
+        asked = pb.ExplainRequest(request_id=request_id(one.ask))
+        for _ in range(4 * GATEWAYS):
+            async with grpc.aio.insecure_channel(self._ground.cluster.grpc, options=CHANNEL) as channel:
+                with suppress(grpc.aio.AioRpcError):
+                    told.append(str(await cluster_pb2_grpc.ClusterStub(channel).Explain(asked, timeout=SOON)))
+        return "\n".join(dict.fromkeys(told))
+
     # ---- faults
 
     async def _strike_until(self, load: asyncio.Task[None]) -> None:
@@ -119,11 +138,12 @@ class Campaign:
             await asyncio.wait([load], timeout=self._rng.uniform(0.5, 1.5) * self._every)
             if load.done():
                 return
-            fault = await self._next()
-            if fault is not None and not load.done():
-                self._strike(fault)
+            found = await self._next()
+            if found is not None and not load.done():
+                self._strike(*found)
 
-    async def _next(self) -> Fault | None:
+    async def _next(self) -> tuple[Fault, int] | None:
+        """What strikes, and how many of its sort are then left."""
         status = await self.status()
         if status is None:
             return None
@@ -133,16 +153,20 @@ class Campaign:
         wanted = tuple(self.first[:1]) or self._kinds
         whole = sum(len(there[sort]) for sort in (DECODE, PREFILL, GATEWAY)) == self._ground.size - 1
         fault = choose(there, busy, self._rng, wanted, whole=whole)
-        return fault if fault is not None and self._ground.owns(fault.pid) else None
+        if fault is None or not self._ground.owns(fault.pid):
+            return None
+        # The status may still name those that were killed a moment ago.
+        gone = {fault.pid, *(each.fault.pid for each in self.struck if each.fault.kind.signal is not SIGSTOP), *busy}
+        return fault, len(set(there[fault.kind.sort].values()) - gone)
 
     def _spare_nodes(self) -> dict[str, int]:
         """Those that may go: not the head."""
         raylets = self._ground.raylets()
         return {f"node {each.pid}": each.pid for each in raylets[1:]}
 
-    def _strike(self, fault: Fault) -> None:
+    def _strike(self, fault: Fault, left: int) -> None:
         now = time.monotonic()
-        struck = Struck(fault, now)
+        struck = Struck(fault, now, left=left)
         self._busy[fault.pid] = now + fault.seconds + 5.0  # its end may be told a little later
         try:
             os.kill(fault.pid, fault.kind.signal)
@@ -214,11 +238,16 @@ def _window(struck: Struck) -> Window:
     return Window(struck.began - 0.1, max(struck.began, struck.ended) + AFTERMATH)
 
 
-def pauses(outcome: Outcome, name: str) -> list[float]:
-    """How long streams stood still that a fault of this kind fell upon, seconds, sorted."""
-    times = [each.began for each in outcome.struck if each.fault.kind.name == name]
-    gaps = [gap for one in outcome.transcripts for attempt in one.attempts for gap in attempt.gaps]
-    return sorted(gap.seconds for gap in gaps if any(gap.began <= at <= gap.began + gap.seconds for at in times))
+def pauses(outcome: Outcome, name: str, alone: bool = False) -> list[float]:
+    """How long streams stood still that a fault of this kind fell upon, seconds, sorted: those that others of its sort
+    could take over, or (``alone``) those of which one of the faults in that time left nobody to."""
+    struck = [each for each in outcome.struck if each.fault.kind.name == name]
+    found = []
+    for gap in (gap for one in outcome.transcripts for attempt in one.attempts for gap in attempt.gaps):
+        under = [each for each in struck if gap.began <= each.began <= gap.began + gap.seconds]
+        if under and any(not each.left for each in under) is alone:
+            found.append(gap.seconds)
+    return sorted(found)
 
 
 def codes(outcome: Outcome) -> dict[str, int]:

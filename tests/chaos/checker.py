@@ -6,15 +6,16 @@ It reads what anyone can read: the clients' transcripts, a gateway's status and 
 from __future__ import annotations
 
 import asyncio
-import urllib.request
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
+import aiohttp
 import grpc.aio
 from prometheus_client.parser import text_string_to_metric_families
 
 from orchestrator.core import errors
 from orchestrator.proto import cluster_pb2, cluster_pb2_grpc
+from tests.chaos.bounds import within
 from tests.chaos.transcript import CANCELLED, DONE, Attempt, Transcript
 
 # What a cluster may say to a request that is right in itself, while it loses parts.
@@ -24,6 +25,7 @@ ALLOWED = {
 }
 DEADLINE_SLACK = 5.0  # seconds on a busy machine
 LOOK_SECONDS = 0.2
+READ_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,8 @@ class Window:
     ended: float
 
 
-def wrong_with(transcript: Transcript, windows: Sequence[Window] = ()) -> list[str]:
-    """What of the promises a request's transcript breaks, in words."""
+def wrong_with(transcript: Transcript, windows: Sequence[Window] = (), stops: Sequence[Window] = ()) -> list[str]:
+    """What of the promises a request's transcript breaks, in words. ``stops``: when a gateway's process was stopped."""
     ask, found = transcript.ask, []
     expected = ask.expected()
     for number, attempt in enumerate(transcript.attempts):
@@ -50,7 +52,7 @@ def wrong_with(transcript: Transcript, windows: Sequence[Window] = ()) -> list[s
             if not any(window.began <= at <= window.ended for window in windows):
                 found.append("its connection broke, and no gateway was lost then")
     if transcript.attempts:
-        found += _wrong_end(transcript, expected)
+        found += _wrong_end(transcript, expected, stops)
     return [f"request {ask.number}: {each}" for each in found]
 
 
@@ -68,7 +70,7 @@ def _wrong_tokens(expected: list[int], attempt: Attempt) -> list[str]:
     return found
 
 
-def _wrong_end(transcript: Transcript, expected: list[int]) -> list[str]:
+def _wrong_end(transcript: Transcript, expected: list[int], stops: Sequence[Window]) -> list[str]:
     ask, attempt, outcome = transcript.ask, transcript.attempts[-1], transcript.outcome
     if outcome == DONE:
         missing = [index for index in range(ask.n) if not attempt.finished.get(index)]
@@ -82,9 +84,15 @@ def _wrong_end(transcript: Transcript, expected: list[int]) -> list[str]:
         return ["a deadline that it had not set was exceeded"]
     if outcome not in ALLOWED:
         return [f"it ended with {outcome}"]
-    if ask.deadline is not None and attempt.ended - attempt.began > ask.deadline + DEADLINE_SLACK:
-        return [f"it outlived its deadline of {ask.deadline:g} s: {attempt.ended - attempt.began:.1f} s"]
+    lived = attempt.ended - attempt.began - _stopped(attempt, stops)
+    if ask.deadline is not None and lived > ask.deadline + DEADLINE_SLACK:
+        return [f"it outlived its deadline of {ask.deadline:g} s: {lived:.1f} s"]
     return []
+
+
+def _stopped(attempt: Attempt, stops: Sequence[Window]) -> float:
+    """Seconds of it in which its gateway may have been stopped, and could tell nobody anything."""
+    return sum(max(0.0, min(each.ended, attempt.ended) - max(each.began, attempt.began)) for each in stops)
 
 
 @dataclass
@@ -115,15 +123,16 @@ async def accounts(url: str, rpc: str, gateways: int = 1) -> Accounts:
     """Read over the ports that everyone has. Each call of a shared port reaches one of ``gateways`` processes."""
     found = Accounts()
     seen: set[str] = set()
-    for _ in range(50 * gateways):
-        for gateway, name, value in await asyncio.to_thread(_scraped, f"{url}/metrics"):
-            seen.add(gateway)
-            if name in _OPEN:
-                found.open[gateway, name] = value
-            elif name in HELD:
-                found.held[gateway, name] = value
-        if len(seen) >= gateways:
-            break
+    async with within(READ_SECONDS, "reading what gateways hold"), _each_its_connection() as client:
+        for _ in range(50 * gateways):
+            for gateway, name, value in await _scraped(client, f"{url}/metrics"):
+                seen.add(gateway)
+                if name in _OPEN:
+                    found.open[gateway, name] = value
+                elif name in HELD:
+                    found.held[gateway, name] = value
+            if len(seen) >= gateways:
+                break
     assert len(seen) >= gateways, f"only {sorted(seen)} answered for themselves"
     async with grpc.aio.insecure_channel(rpc, options=(("grpc.use_local_subchannel_pool", 1),)) as channel:
         status = await cluster_pb2_grpc.ClusterStub(channel).Status(cluster_pb2.StatusRequest(), timeout=10)
@@ -132,10 +141,16 @@ async def accounts(url: str, rpc: str, gateways: int = 1) -> Accounts:
     return found
 
 
-def _scraped(url: str) -> list[tuple[str, str, float]]:
+def _each_its_connection() -> aiohttp.ClientSession:
+    """On the loop, and not in its threads, which others may have left in waits of their own."""
+    connector, limit = aiohttp.TCPConnector(force_close=True), aiohttp.ClientTimeout(total=10)
+    return aiohttp.ClientSession(connector=connector, timeout=limit, raise_for_status=True)
+
+
+async def _scraped(client: aiohttp.ClientSession, url: str) -> list[tuple[str, str, float]]:
     """(gateway, series, value), summed over its other labels."""
-    with urllib.request.urlopen(url, timeout=10) as answer:  # noqa: S310 - a gateway's own address
-        text = answer.read().decode()
+    async with client.get(url) as answer:
+        text = await answer.text()
     found: dict[tuple[str, str], float] = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
@@ -155,6 +170,6 @@ async def settled(read: Callable[[], asyncio.Future[Accounts]], seconds: float) 
         await asyncio.sleep(LOOK_SECONDS)
 
 
-def check(transcripts: Iterable[Transcript], windows: Sequence[Window] = ()) -> list[str]:
+def check(transcripts: Iterable[Transcript], windows: Sequence[Window] = (), stops: Sequence[Window] = ()) -> list[str]:
     """All that is wrong with all of them."""
-    return [each for transcript in transcripts for each in wrong_with(transcript, windows)]
+    return [each for transcript in transcripts for each in wrong_with(transcript, windows, stops)]

@@ -28,6 +28,11 @@ class Broken(Exception):  # noqa: N818
     """The connection went away in the middle, or there was none."""
 
 
+def request_id(ask: Ask) -> str:
+    """By which gateways know it, in all of its attempts."""
+    return f"chaos-{ask.number}"
+
+
 class Clients:
     """So many requests at a time, until all are through."""
 
@@ -36,6 +41,7 @@ class Clients:
         self._rpc = rpc
         self._model = model
         self.transcripts: list[Transcript] = []  # of requests that are through
+        self.open: dict[int, Transcript] = {}  # of those that are not, by their asks' numbers
 
     async def run(self, asks: Iterable[Ask], at_a_time: int) -> None:
         waiting = iter(asks)
@@ -46,14 +52,14 @@ class Clients:
 
     async def _lane(self, waiting: Iterator[Ask], http: aiohttp.ClientSession) -> None:
         for ask in waiting:
-            transcript = Transcript(ask)
+            transcript = self.open[ask.number] = Transcript(ask)
             try:
                 async with asyncio.timeout(MOST_SECONDS):
                     await self._persist(transcript, http)
             except TimeoutError:
                 transcript.attempts[-1].ends.append(HUNG)
             finally:
-                self.transcripts.append(transcript)
+                self.transcripts.append(self.open.pop(ask.number))
 
     async def _persist(self, transcript: Transcript, http: aiohttp.ClientSession) -> None:
         ask = transcript.ask
@@ -70,7 +76,9 @@ class Clients:
                 attempt.ended = time.monotonic()
 
     async def _over_http(self, ask: Ask, attempt: Attempt, http: aiohttp.ClientSession) -> None:
-        headers = {"x-request-timeout": str(ask.deadline)} if ask.deadline else {}
+        headers = {"x-request-id": request_id(ask)}
+        if ask.deadline:
+            headers["x-request-timeout"] = str(ask.deadline)
         try:
             async with http.post(f"{self._url}/v1/completions", json=self._body(ask), headers=headers) as response:
                 if response.status != 200:
@@ -114,7 +122,8 @@ class Clients:
             ignore_eos=True,
             stop_token_ids=[] if ask.stop_token is None else [ask.stop_token],
         )
-        asked = pb.GenerateRequest(model=self._model, token_ids=pb.TokenIds(ids=ask.prompt), sampling=sampling)
+        prompt = pb.TokenIds(ids=ask.prompt)
+        asked = pb.GenerateRequest(model=self._model, token_ids=prompt, sampling=sampling, request_id=request_id(ask))
         async with grpc.aio.insecure_channel(self._rpc, options=CHANNEL) as channel:
             call = inference_pb2_grpc.InferenceStub(channel).Generate(asked, timeout=ask.deadline)
             try:

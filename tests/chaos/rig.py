@@ -12,6 +12,7 @@ from typing import Any
 from orchestrator.core import messages as m
 from orchestrator.core.session import TABLE, Session, Signal, State
 from orchestrator.core.spec import Role
+from tests.chaos.bounds import within
 from tests.chaos.checker import Accounts, accounts, check, settled
 from tests.chaos.clients import Clients
 from tests.chaos.proxy import Proxy, proxied
@@ -81,7 +82,7 @@ class Rig:
         place = self.places[worker_id]
         self.kill(worker_id)
         self.stack.controller.remove(worker_id)
-        await place.stack.aclose()
+        await _gone(place)
         place.stack, place.epoch = AsyncExitStack(), place.epoch + 1
         context = mock_worker(place.role, "m", worker_id=worker_id, epoch=place.epoch, **self._engine)
         place.worker = await place.stack.enter_async_context(context)
@@ -97,10 +98,10 @@ class Rig:
                 place.proxy.mend()
         driver = self.stack.gateway.driver
         await self.until(lambda: all(driver.workers[i].epoch == p.epoch if i in driver.workers else False
-                                     for i, p in self.places.items()))  # fmt: skip
+                                     for i, p in self.places.items()), what="sessions with all workers")  # fmt: skip
 
-    async def until(self, true: Callable[[], object], seconds: float = 20.0) -> None:
-        async with asyncio.timeout(seconds):
+    async def until(self, true: Callable[[], object], seconds: float = 20.0, what: str = "what is waited for") -> None:
+        async with within(seconds, what):
             while not true():
                 await self.stack.gateway.status_changed(0.01)
 
@@ -158,6 +159,11 @@ class Rig:
         assert not wrong, "\n".join(wrong)
 
 
+async def _gone(place: Place) -> None:
+    async with within(20.0, f"the end of {place.worker_id}, its link and its server"):
+        await place.stack.aclose()
+
+
 @asynccontextmanager
 async def rig(prefill: int = 2, decode: int = 2, **engine: Any) -> AsyncIterator[Rig]:
     """Prefill and decode apart; no worker of the stack itself, but each behind a link of its own."""
@@ -170,7 +176,7 @@ async def rig(prefill: int = 2, decode: int = 2, **engine: Any) -> AsyncIterator
             stack.controller.remove(worker_id)
             await made.until(lambda worker_id=worker_id: worker_id not in stack.gateway.driver.workers)
             await made.revive(worker_id)
-            ends.push_async_callback(lambda place=place: place.stack.aclose())
+            ends.push_async_callback(_gone, place)
         stack.workers.clear()
         await made.mended()
         yield made

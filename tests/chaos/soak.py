@@ -18,6 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import aiohttp
 import psutil
 
 from tests.chaos.campaign import Campaign
@@ -120,7 +121,7 @@ async def _sample(there: Ground, campaign: Campaign, samples: Samples) -> None:
                 samples.add("threads", called, process.num_threads())
     workers = [worker for model in status.models for pool in model.pools for worker in pool.workers]
     samples.add("KV blocks", "in use", sum(worker.kv_blocks_used for worker in workers))
-    with suppress(OSError, AssertionError):
+    with suppress(OSError, AssertionError, aiohttp.ClientError):
         found = await accounts(there.cluster.url, there.cluster.grpc, GATEWAYS)
         for (gateway, name), value in found.held.items():
             if name == "segue_tasks":

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,7 +40,7 @@ async def until_struck(campaign: Campaign) -> None:
     assert ended[DONE] >= 0.8 * len(outcome.transcripts), told
 
 
-def test_each_kind_of_fault_under_load_breaks_no_promise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_each_kind_of_fault_under_load_breaks_no_promise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # a Ray on loopback is found there only so
     with ground(tmp_path, prefill=1, decode=3, nodes=2) as there:
-        asyncio.run(until_struck(Campaign(there, seed=3, every=1.5, first=KINDS, most_seconds=150)))
+        await until_struck(Campaign(there, seed=3, every=1.5, first=KINDS, most_seconds=150))

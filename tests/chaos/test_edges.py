@@ -6,15 +6,14 @@ After each the one checker looks at what the client got and at what is left.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-import pytest_asyncio
 
 from orchestrator.core import messages as m
 from orchestrator.core.session import TABLE, Session, Signal, State
-from tests.chaos.rig import Edge, Rig, rig
+from tests.chaos.rig import Edge, Rig
 from tests.chaos.transcript import CANCELLED, DONE, Ask
 
 PROMPT = tuple(range(1, 60))
@@ -44,19 +43,6 @@ APART_FROM_THESE: set[Edge] = {
 }
 
 
-@pytest_asyncio.fixture(scope="module")
-async def shared() -> AsyncIterator[Rig]:
-    async with rig() as made:
-        yield made
-
-
-@pytest_asyncio.fixture
-async def whole(shared: Rig) -> AsyncIterator[Rig]:
-    shared.taken.clear()
-    yield shared
-    await shared.checked()
-
-
 def test_no_edge_is_left_out() -> None:
     table = {(state, signal) for state, row in TABLE.items() for signal in row}
     assert set(WAYS) | APART_FROM_THESE == table
@@ -68,10 +54,7 @@ def strike(rig: Rig, victim: str) -> Callable[[Session], None]:
     had: dict[str, str] = {}
 
     def now(session: Session) -> None:
-        decision = session.decision
         where = {PREFILL: session.prefill_worker, DECODE: session.decode_worker}
-        if decision is not None:
-            where = {PREFILL: decision.prefill or "", DECODE: decision.decode}
         worker_id = where[victim] or had.get(victim) or f"m-{victim}-0"
         rig.kill(worker_id)
 

@@ -4,28 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 
 import pytest
-import pytest_asyncio
 
+from orchestrator.core.session import Session, Signal, State
+from tests.chaos.proxy import proxied
 from tests.chaos.rig import SILENCE, Rig, rig
 from tests.chaos.transcript import DONE, Ask
+from workers import mock_transfer
 
 PROMPT = tuple(range(1, 40))
 LONG = Ask(1, PROMPT, 300)
-
-
-@pytest_asyncio.fixture(scope="module")
-async def shared() -> AsyncIterator[Rig]:
-    async with rig() as made:
-        yield made
-
-
-@pytest_asyncio.fixture
-async def whole(shared: Rig) -> AsyncIterator[Rig]:
-    yield shared
-    await shared.checked()
 
 
 def decoding(rig: Rig) -> str:
@@ -57,6 +47,42 @@ async def test_a_frozen_prefill_worker_costs_its_silence_and_no_answer(whole: Ri
     [transcript] = await whole.ask(Ask(2, PROMPT, 4))
     assert transcript.outcome == DONE
     assert time.monotonic() - began < SILENCE + 5.0
+
+
+async def test_a_prefill_worker_that_freezes_in_mid_transfer_holds_its_decode_half_up_for_no_second(
+    whole: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The decode engine would wait for it far longer than anybody is silent."""
+    monkeypatch.setattr(mock_transfer, "_TIMEOUT", 60.0)
+    async with AsyncExitStack() as stack:
+        ways = {}
+        for worker_id in ("m-prefill-0", "m-prefill-1"):
+            place = whole.places[worker_id]
+            assert place.worker is not None
+            engine = place.worker.engine
+            ways[worker_id] = await stack.enter_async_context(proxied(f"127.0.0.1:{engine._port}"))
+            monkeypatch.setattr(engine, "_port", int(ways[worker_id].address.rpartition(":")[2]))
+        frozen: list[str] = []
+
+        def freeze(session: Session) -> None:
+            proxy = whole.places[session.prefill_worker].proxy
+            assert proxy is not None
+            proxy.hold()
+            ways[session.prefill_worker].hold()
+            frozen.append(session.prefill_worker)
+
+        whole.at((State.PREFILLING, Signal.PREFILL_DONE), freeze)
+        asking = asyncio.create_task(whole.ask(Ask(5, PROMPT, 4)))
+        await whole.until(lambda: frozen and frozen[0] not in whole.stack.gateway.driver.workers)
+        known = time.monotonic()
+        assert not asking.done()
+        [transcript] = await asyncio.wait_for(asking, 20.0)
+        assert transcript.outcome == DONE
+        assert time.monotonic() - known < 1.0
+        assert whole.taken.count((State.DECODING, Signal.LOST)) == 1
+        for way in ways.values():
+            way.release()
+        await whole.checked()
 
 
 async def test_a_slow_link_is_no_frozen_worker(whole: Rig) -> None:

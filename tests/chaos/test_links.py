@@ -6,12 +6,15 @@ import asyncio
 from collections.abc import Iterator
 from random import Random
 
+from tests.chaos.bounds import within
 from tests.chaos.campaign import LOSSES
+from tests.chaos.clients import MOST_SECONDS
 from tests.chaos.rig import SILENCE, Rig, rig
 from tests.chaos.transcript import Ask, asks
 
 MOST, AT_A_TIME = 3000, 12
 FAULTS = 8  # each way twice
+THROUGH_SECONDS = MOST_SECONDS + 60.0  # no request takes longer than the first, and the faults take the rest
 
 
 def until_disturbed(told: list[str]) -> Iterator[Ask]:
@@ -47,8 +50,9 @@ async def test_links_that_go_wrong_break_no_promise() -> None:
     async with rig() as made:
         told: list[str] = []
         load = asyncio.create_task(made.clients.run(until_disturbed(told), AT_A_TIME))
-        await disturb(made, load, Random(5), told)
-        await load
+        async with within(THROUGH_SECONDS, "requests over links that go wrong"):
+            await disturb(made, load, Random(5), told)
+            await load
         transcripts = list(made.clients.transcripts)
         assert len(told) >= FAULTS
         assert any(signal == "lost" for _, signal in made.taken), told

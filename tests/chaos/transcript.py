@@ -98,6 +98,17 @@ class Transcript:
         return ends[0] if ends else "none"
 
 
+def story(one: Transcript, now: float) -> str:
+    """A request's attempts in words, their times as seconds before ``now``."""
+    how = "gRPC" if one.ask.grpc else "HTTP"
+    told = [
+        f"began {now - each.began:.1f} s ago, {each.output_tokens} tokens, ends {each.ends}"
+        + (f", broke {now - each.broke_at:.1f} s ago" if each.broke_at is not None else "")
+        for each in one.attempts
+    ]
+    return f"request {one.ask.number} over {how}, {one.ask.max_tokens} tokens, n={one.ask.n}: {'; '.join(told)}"
+
+
 def asks(count: int, seed: int, longest: int = 64) -> Iterator[Ask]:
     """A mix: short and long, over HTTP and gRPC, several sequences, seeds, stops, clients that leave, deadlines."""
     rng = Random(seed)

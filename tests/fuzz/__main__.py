@@ -12,7 +12,6 @@ import subprocess
 import sys
 import time
 import warnings
-from dataclasses import asdict
 from pathlib import Path
 from random import SystemRandom
 from tempfile import mkdtemp
@@ -21,7 +20,7 @@ from typing import Any
 from hypothesis.errors import HypothesisWarning
 
 from tests.fuzz.aim import Aim, aimed
-from tests.fuzz.engine import Tally, fuzz
+from tests.fuzz.engine import Finding, Tally, fuzz
 from tests.fuzz.idlers import BOUND_SECONDS, Idlers
 from tests.fuzz.schema_cases import document
 from tests.fuzz.surfaces import SHARES, surfaces
@@ -75,6 +74,8 @@ class Run:
             count = surface.round if self._chosen.round else -(-self._chosen.cases * SHARES[name] // whole)
             seeds = (seed for seed in self._seeds() if time.monotonic() < self._until)
             self.tallies.append(fuzz(surface, self._aim, seeds, count, lambda tally, n=count: _progress(tally, n)))
+            for finding in self.tallies[-1].findings:
+                _found(finding)
 
     def _seeds(self) -> Any:
         first = self._chosen.seed
@@ -83,6 +84,11 @@ class Run:
 
 def _progress(tally: Tally, count: int) -> None:
     show(f"  {tally.surface:7} {tally.cases:6} of {count}  {tally.seconds:6.0f} s  findings {len(tally.findings)}")
+
+
+def _found(finding: Finding) -> None:
+    show(f"\n{finding.surface}: {finding.error[:2000]}\n  case: {finding.case[:2000]}")
+    show(f"  again: make fuzz ARGS='--only {finding.surface} --seed {finding.round_seed} --round'\n")
 
 
 def faults(before: dict[str, Any], after: dict[str, Any], seen: dict[str, Any], idle: tuple[int, Any]) -> list[str]:
@@ -112,9 +118,6 @@ def table(tallies: list[Tally]) -> None:
     for tally in tallies:
         if tally.slowest > 1.0:
             show(f"  slowest of {tally.surface}: {tally.slowest_case}")
-    for finding in (finding for tally in tallies for finding in tally.findings):
-        show(f"\n{finding.surface}: {finding.error[:2000]}\n  case: {finding.case[:2000]}")
-        show(f"  again: make fuzz ARGS='--only {finding.surface} --seed {finding.round_seed} --round'")
 
 
 def main() -> int:
@@ -149,7 +152,7 @@ def main() -> int:
     for line in wrong:
         show(f"WRONG: {line}")
     if chosen.json:
-        report = {"seed": chosen.seed, "surfaces": [asdict(tally) for tally in run.tallies], "bystander": seen}
+        report = {"seed": chosen.seed, "surfaces": [tally.report() for tally in run.tallies], "bystander": seen}
         Path(chosen.json).write_text(json.dumps({**report, "wrong": wrong, "before": before, "after": after}, indent=1))
     return 1 if wrong or any(tally.findings for tally in run.tallies) else 0
 

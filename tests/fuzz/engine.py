@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
@@ -15,6 +16,7 @@ from tests.fuzz.aim import Aim
 
 ROUND = 500
 SLOW_SECONDS = 5.0  # what no case may take, whatever is in it
+SHRINK_SECONDS = 15.0  # for a smaller case, once one has failed: the others wait for their turn
 
 
 class HungError(BaseException):
@@ -60,6 +62,10 @@ class Tally:
         if seconds > self.slowest:
             self.slowest, self.slowest_case = seconds, repr(case)[:300]
 
+    def report(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {**asdict(replace(self, outcomes=Counter())), "outcomes": dict(self.outcomes)}
+
 
 class Watch:
     """Tells after each case whether the target logged an error, or died."""
@@ -88,8 +94,13 @@ class OneRound:
     def run(self, round_seed: int, count: int) -> None:
         """Adds to the tally, and a finding if a case failed."""
 
+        failed_at = math.inf
+
         def case(value: Any) -> None:
+            nonlocal failed_at
             began = time.monotonic()
+            if began > failed_at + SHRINK_SECONDS:
+                return  # the smallest one so far will do
             try:
                 outcome = self._surface.run(value)
                 taken = time.monotonic() - began
@@ -100,6 +111,7 @@ class OneRound:
                 self._last = repr(value), "no answer in time"
                 raise HungError from error
             except Exception as error:
+                failed_at = min(failed_at, time.monotonic())
                 self._tally.add("FAILED", time.monotonic() - began, value)
                 self._last = repr(value), f"{type(error).__name__}: {error}"
                 raise

@@ -22,7 +22,6 @@ from typing import Any
 
 import psutil
 import uvloop
-from vllm.exceptions import VLLMClientError
 
 from orchestrator.config import dumps
 from orchestrator.controller.fleet import Bulletin, FleetServer
@@ -47,8 +46,8 @@ class Faults(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         cause = getattr(record, "segue_error", None) or (record.exc_info[1] if record.exc_info else None)
-        if isinstance(cause, VLLMClientError) or record.getMessage() == "session broke":
-            return  # vLLM logs some of its refusals with their trace; they are answered as refusals
+        if record.getMessage() == "session broke":
+            return  # a rogue worker's, and said of it
         self.count += 1
         place = ""
         if cause is not None and (frame := cause.__traceback__) is not None:

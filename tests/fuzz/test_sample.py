@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import strategies as st
 
-from tests.fuzz import judge
+from tests.fuzz import engine, judge
 from tests.fuzz.aim import Aim, aimed
 from tests.fuzz.bystander import events
 from tests.fuzz.engine import Surface, fuzz
@@ -114,6 +114,22 @@ def test_a_finding_is_the_smallest_case_that_has_it() -> None:
     (finding,) = tally.findings
     assert (finding.case, finding.round_seed) == ("1000", 0)
     assert "broke" in finding.error
+
+
+def test_a_smaller_case_is_not_looked_for_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    target, tried = Deaf(), []
+    monkeypatch.setattr(engine, "SHRINK_SECONDS", 0.0)
+
+    def run(number: int) -> str:
+        tried.append(number)
+        target.errors_logged += number >= 1000
+        return "fine"
+
+    tally = fuzz(Surface("numbers", st.integers(0, 5000), run), target, range(1), 200)  # type: ignore[arg-type]
+    (finding,) = tally.findings
+    assert finding.case == str(tried[-1])
+    assert [number >= 1000 for number in tried].count(True) == 1
+    assert json.loads(json.dumps(tally.report()))["outcomes"] == dict(tally.outcomes)
 
 
 def test_a_case_that_hangs_is_a_finding_and_not_tried_again() -> None:
