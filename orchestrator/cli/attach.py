@@ -125,6 +125,6 @@ def gateway_on(address: str, name: str | None) -> tuple[str, str]:
     """host:port of HTTP and gRPC of a gateway that serves a cluster on that Ray. Raises NotReady too."""
     status = rpc.status(controller_on(address, name))
     for gateway in status.gateways:
-        if gateway.state == "ready":
+        if gateway.state == "ready" and not gateway.outside:
             return gateway.http, gateway.grpc
     raise NotReady(f"cluster {status.name} has no gateway of its own that is ready", hint="see segue status")

@@ -95,8 +95,8 @@ class _Absence:
 
 
 def serving(status: Any) -> Any | None:
-    """The first gateway that is ready; None if none is."""
-    return next((gateway for gateway in status.gateways if gateway.state == "ready"), None)
+    """The first of its own gateways that is ready; None if none is."""
+    return next((each for each in status.gateways if each.state == "ready" and not each.outside), None)
 
 
 def show(status: Any, progress: Progress) -> None:

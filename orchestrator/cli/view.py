@@ -44,7 +44,16 @@ def as_json(status: Any, *, away: bool) -> dict[str, Any]:
             for model in status.models
         ],
         "gateways": [
-            {"id": one.id, "http": one.http, "grpc": one.grpc, "pid": one.pid, "state": one.state}
+            {
+                "id": one.id,
+                "http": one.http,
+                "grpc": one.grpc,
+                "pid": one.pid,
+                "state": one.state,
+                "stage": one.stage,
+                "detail": one.detail,
+                "outside": one.outside,
+            }
             for one in status.gateways
         ],
         "controller": {
@@ -164,10 +173,18 @@ def _kv_bar(worker: Any) -> Text:
 def _gateways(status: Any) -> list[Text]:
     return [
         Text.assemble(
-            (f"gateway {one.id}  ", "dim"), _state(one), (f"  http://{one.http}  grpc {one.grpc}  pid {one.pid}", "dim")
+            (f"gateway {one.id}  ", "dim"), _state(one), (f"{_addresses(one)}  pid {one.pid}{_whose(one)}", "dim")
         )
         for one in status.gateways
     ]
+
+
+def _addresses(gateway: Any) -> str:
+    return f"  http://{gateway.http}  grpc {gateway.grpc}" if gateway.http else ""
+
+
+def _whose(gateway: Any) -> str:
+    return "  outside of Ray" if gateway.outside else ""
 
 
 def _controller(control: Any, away: bool) -> Text:

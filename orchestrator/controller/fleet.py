@@ -6,15 +6,18 @@ Watchers get the newest view, not every view: one that reads slowly skips what i
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import asdict
 from typing import Any
+from urllib.parse import unquote
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from orchestrator.config import checked, loads
-from orchestrator.core.errors import ConfigError, NotKept, SegueError
+from orchestrator.controller.guests import LEASE_SECONDS, Guests
+from orchestrator.core.errors import ConfigError, InvalidRequest, NotKept, SegueError
 from orchestrator.core.planning.hosts import Topology
 from orchestrator.core.rollout import PoolKey
 from orchestrator.core.spec import ClusterSpec, Endpoint, Role
@@ -35,10 +38,18 @@ Upgrade = Callable[[ClusterSpec, bool, Sequence[PoolKey]], Awaitable[None]]
 
 
 class Bulletin:
-    """The newest status, and a way to wait for a newer one."""
+    """The newest status, with the gateways that others started, and a way to wait for a newer one."""
 
-    def __init__(self, first: cluster_pb2.ClusterStatus) -> None:
-        self._status = first
+    def __init__(
+        self,
+        first: cluster_pb2.ClusterStatus,
+        guests: Guests | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._own = self._status = first
+        self._guests = guests or Guests()
+        self._clock = clock
+        self._look: asyncio.TimerHandle | None = None  # for those whose leases end
         self._changed = asyncio.Event()
 
     @property
@@ -47,11 +58,32 @@ class Bulletin:
 
     def publish(self, status: cluster_pb2.ClusterStatus) -> None:
         """Replaces the status and wakes all watchers, unless nothing changed."""
+        self._own = status
+        self._tell()
+
+    def attend(self, word: cluster_pb2.GatewayStatus, host: str) -> None:
+        """A gateway that others started is there. Raises as ``Guests.heard`` does."""
+        self._guests.heard(word, host, self._clock())
+        self._tell()
+
+    def _tell(self) -> None:
+        there = self._guests.there(self._clock())
+        if there and self._look is None:
+            self._look = asyncio.get_running_loop().call_later(LEASE_SECONDS / 2, self._look_again)
+        status = self._own
+        if there:
+            status = cluster_pb2.ClusterStatus()
+            status.CopyFrom(self._own)
+            status.gateways.extend(there)
         if status == self._status:
             return
         self._status = status
         self._changed.set()
         self._changed = asyncio.Event()
+
+    def _look_again(self) -> None:
+        self._look = None
+        self._tell()
 
     async def follow(self, interval: float) -> AsyncIterator[cluster_pb2.ClusterStatus]:
         """The status now, and again after each change, at most once an interval (seconds)."""
@@ -107,6 +139,23 @@ class _Fleet(fleet_pb2_grpc.FleetServicer):
         except SegueError as error:
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
         return fleet_pb2.UpgradeReply()
+
+    async def Attend(  # noqa: N802
+        self, request: fleet_pb2.AttendRequest, context: Context
+    ) -> fleet_pb2.AttendReply:
+        try:
+            self._bulletin.attend(request.gateway, _host(context.peer()))
+        except InvalidRequest as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        except SegueError as error:
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
+        return fleet_pb2.AttendReply()
+
+
+def _host(peer: str) -> str:
+    """Of gRPC's word for who calls, ``ipv4:10.0.0.7:5000``; empty where it is none with a host."""
+    kind, _, address = unquote(peer).partition(":")
+    return address.rpartition(":")[0] if kind in ("ipv4", "ipv6") else ""
 
 
 class _Cluster(cluster_pb2_grpc.ClusterServicer):

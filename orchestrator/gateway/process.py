@@ -16,8 +16,10 @@ from orchestrator.core.errors import ClusterUnreachable, SegueError
 from orchestrator.core.spec import ClusterSpec, Endpoint
 from orchestrator.core.terms import Terms
 from orchestrator.core.types import ActorSnapshot, GatewayAssignment, WorkerState
+from orchestrator.gateway.attendance import attend
 from orchestrator.gateway.serving import Serving
 from orchestrator.gateway.watch import first_spec
+from orchestrator.proto import cluster_pb2
 from orchestrator.telemetry import logs, tracing
 from orchestrator.telemetry.output import write_output_to
 from orchestrator.telemetry.redact import Words
@@ -26,6 +28,7 @@ FIRST_SNAPSHOT_SECONDS = 30.0
 YOUNG_OBJECTS = 10_000  # before the youngest are looked through; Python's 700 come together in one request
 CLOSE_SECONDS = 10.0
 REFUSING_SECONDS = 30.0  # after which whoever is to end the process has given up on it, and others may have the port
+_DETAIL_CHARACTERS = 1000  # of a long trace, that a status can do without
 
 log = logs.events("gateway")
 
@@ -73,6 +76,9 @@ class GatewayProcess:
 
     async def snapshot(self, term: int | None = None) -> ActorSnapshot:
         self._terms.heed(term)
+        return self._word()
+
+    def _word(self) -> ActorSnapshot:
         served = self._serving.gateway.served if self._serving is not None else None
         return ActorSnapshot(
             state=self._state,
@@ -114,6 +120,7 @@ class GatewayProcess:
 
     def leave(self) -> None:
         """Says that it is not ready, and serves all the same, until those who send requests have noticed."""
+        self._state = WorkerState.DRAINING
         if self._serving is not None:
             self._serving.gateway.leaving = True
 
@@ -169,17 +176,31 @@ class GatewayProcess:
     async def _live(self, serving: Serving, spec: ClusterSpec, stopping: asyncio.Event) -> None:
         """Until it is to stop."""
         async with asyncio.TaskGroup() as group:
-            running = group.create_task(serving.gateway.run(self._assignment.controller))
+            running = [group.create_task(serving.gateway.run(self._assignment.controller))]
+            if self._outside:
+                running.append(group.create_task(attend(self._assignment.controller, self._to_attend)))
             for model in spec.models:
                 self._stage = f"loading the front end of {model.name}"
                 await serving.gateway.build_front(model)
             self._stage = "opening ports"
             self._http, self._grpc = serving.bind()
             _keep_for_good()
-            opening = group.create_task(self._open(serving))
+            running.append(group.create_task(self._open(serving)))
             await stopping.wait()
-            running.cancel()
-            opening.cancel()
+            for task in running:
+                task.cancel()
+
+    def _to_attend(self) -> cluster_pb2.GatewayStatus:
+        word = self._word()
+        return cluster_pb2.GatewayStatus(
+            id=self._assignment.gateway_id,
+            http=word.address,
+            grpc=word.grpc_address,
+            pid=word.actor_pid,
+            state=word.state,
+            detail=word.detail[:_DETAIL_CHARACTERS],
+            stage=word.stage,
+        )
 
     async def _open(self, serving: Serving) -> None:
         """Listens in its turn. One that waits for it is ready: it has all that is its own to get."""

@@ -21,8 +21,8 @@ from orchestrator.core.errors import ClusterUnreachable
 from orchestrator.core.spec import ClusterSpec, Role
 from orchestrator.core.types import GatewayAssignment
 from orchestrator.gateway.process import GatewayProcess, Outside
+from orchestrator.proto import cluster_pb2, cluster_pb2_grpc, inference_pb2_grpc
 from orchestrator.proto import inference_pb2 as pb
-from orchestrator.proto import inference_pb2_grpc
 from tests.cli.test_end_to_end import free_ports
 from tests.gateway.support import FakeController, cluster, model
 from tests.workers.support import mock_worker
@@ -48,6 +48,16 @@ class Gateway:
     async def ask(self, tokens: int) -> httpx.Response:
         body = {"model": "m", "prompt": [1, 2, 3], "max_tokens": tokens, "ignore_eos": True}
         return await self.http.post("/v1/completions", json=body)
+
+    async def listed(self, state: str) -> cluster_pb2.GatewayStatus:
+        """As any gateway tells of it, once its state is that."""
+        async with asyncio.timeout(SECONDS), grpc.aio.insecure_channel(self.rpc) as channel:
+            stub = cluster_pb2_grpc.ClusterStub(channel)
+            while True:
+                told = (await stub.Status(cluster_pb2.StatusRequest())).gateways
+                if [one.state for one in told] == [state]:
+                    return told[0]
+                await asyncio.sleep(0.05)
 
     async def line(self, part: str) -> str:
         assert self.process.stdout is not None
@@ -93,6 +103,15 @@ async def test_it_waits_for_a_controller_for_as_long_as_it_is_told_to() -> None:
         said, _ = await process.communicate()
     assert process.returncode == of_error(ClusterUnreachable(""))
     assert "no controller answers, for 0.5 s" in said.decode()
+
+
+async def test_the_status_of_the_cluster_has_it() -> None:
+    async with serving(linger="60") as gateway:
+        listed = await gateway.listed("ready")
+        assert (f"http://{listed.http}", listed.grpc, listed.pid) == (gateway.url, gateway.rpc, gateway.process.pid)
+        assert listed.outside
+        gateway.process.send_signal(signal.SIGTERM)
+        await gateway.listed("draining")
 
 
 async def test_it_serves_and_leaves_in_order() -> None:

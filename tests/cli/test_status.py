@@ -65,6 +65,23 @@ def test_the_table_is_plain_text_when_piped(
     assert "http://127.0.0.1:8000" in shown
 
 
+def test_gateways_of_others_are_listed_as_such(
+    cluster: FakeCluster, runs: Runs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs(grpc=cluster.address)
+    told = status()
+    told.gateways.add(id="pod-1", state="starting", stage="importing vLLM", pid=7, outside=True)
+    told.gateways.add(id="pod-2", http="10.0.0.2:80", grpc="10.0.0.2:90", state="ready", detail="can't", outside=True)
+    cluster.tell(told)
+    assert main(["status"]) == 0
+    own, first, second = [line.rstrip() for line in capsys.readouterr().out.splitlines() if line.startswith("gateway")]
+    assert "outside" not in own
+    assert first == "gateway pod-1  starting importing vLLM  pid 7  outside of Ray"
+    assert second == "gateway pod-2  ready can't  http://10.0.0.2:80  grpc 10.0.0.2:90  pid 0  outside of Ray"
+    assert main(["status", "--json"]) == 0
+    assert [one["outside"] for one in json.loads(capsys.readouterr().out)["gateways"]] == [False, True, True]
+
+
 def test_not_ready_is_exit_3_and_says_why(cluster: FakeCluster, runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
     runs(grpc=cluster.address)
     failed = worker("decode", "failed", detail="out of memory")

@@ -13,6 +13,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from orchestrator.cli import rpc
 from orchestrator.config import dumps
+from orchestrator.controller import fleet, guests
 from orchestrator.controller.fleet import Bulletin, FleetServer
 from orchestrator.core.errors import ClusterUnreachable, ConfigError
 from orchestrator.core.planning.hosts import Host, Topology
@@ -74,6 +75,28 @@ async def test_the_first_snapshot_comes_at_once_with_the_spec_and_each_change_af
         served.bulletin.publish(status(epoch))
         snapshot = await watch.read()
         assert (snapshot.status.controller.epoch, snapshot.spec_json) == (epoch, "")
+
+
+async def test_gateways_of_others_are_in_the_status_for_as_long_as_they_say_so(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (fleet, guests):
+        monkeypatch.setattr(module, "LEASE_SECONDS", 0.4)
+    watch = served.fleet.Watch(fleet_pb2.FleetWatchRequest(), timeout=WAIT)
+    await watch.read()
+    word = cluster_pb2.GatewayStatus(id="pod-1", http="0.0.0.0:80", grpc="10.0.0.9:90", state="ready")
+    await served.fleet.Attend(fleet_pb2.AttendRequest(gateway=word))
+    served.bulletin.publish(status(1))
+    (told,) = (await watch.read()).status.gateways
+    assert (told.id, told.http, told.grpc, told.outside) == ("pod-1", "127.0.0.1:80", "10.0.0.9:90", True)
+    assert not (await watch.read()).status.gateways  # it has said no more
+
+
+async def test_a_gateway_without_a_name_is_not_listed(served: Served) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as refusal:
+        await served.fleet.Attend(fleet_pb2.AttendRequest())
+    assert refusal.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert not (await served.cluster.Status(cluster_pb2.StatusRequest())).gateways
 
 
 async def test_a_specification_that_changed_comes_once_with_what_is_told_next(served: Served) -> None:

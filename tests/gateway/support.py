@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ import httpx
 
 from orchestrator.config import dumps
 from orchestrator.controller import fleet
+from orchestrator.controller.guests import Guests
 from orchestrator.core.spec import (
     Backend,
     ClusterSpec,
@@ -51,6 +53,7 @@ class FakeController(fleet_pb2_grpc.FleetServicer):
         self._spec = spec
         self._workers: dict[tuple[str, Role], list[cluster_pb2.WorkerStatus]] = {}
         self._news = asyncio.Event()
+        self.guests = Guests()
         self._server = grpc.aio.server(options=fleet.OPTIONS)
         fleet_pb2_grpc.add_FleetServicer_to_server(self, self._server)
         self.address = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
@@ -88,7 +91,13 @@ class FakeController(fleet_pb2_grpc.FleetServicer):
             for role in spec.pools:
                 workers = self._workers.get((spec.name, role), [])
                 entry.pools.add(role=role.value, replicas=1, workers=workers)
+        status.gateways.extend(self.guests.there(time.monotonic()))
         return fleet_pb2.FleetSnapshot(status=status, spec_json=dumps(self._spec))
+
+    async def Attend(self, request: Any, context: Any) -> fleet_pb2.AttendReply:  # noqa: N802
+        self.guests.heard(request.gateway, "", time.monotonic())
+        self.publish()
+        return fleet_pb2.AttendReply()
 
     async def Watch(self, request: Any, context: Any) -> AsyncIterator[fleet_pb2.FleetSnapshot]:  # noqa: N802
         while True:
