@@ -59,7 +59,7 @@ class Dispatch:
     def _send(
         self, flight: Flight, wire_id: str, worker_id: str, request: cc.EngineCoreRequest, trace: Mapping[str, str]
     ) -> None:
-        self._flights.sent(flight, wire_id)
+        self._flights.sent(flight, wire_id, worker_id)
         parts = cc.encode_request(request)
         if sum(map(len, parts)) > REQUEST_BYTES:
             what = f"it takes more than {REQUEST_BYTES >> 20} MiB once its images, audio or embeddings are unpacked"

@@ -249,18 +249,19 @@ class Driver:
                 flight.core.fail(command.request_id, SegueError("the request could not be sent to a worker"))
 
     def _broken(self, event: m.Event) -> None:
-        """A defect costs the request that the event was about, nobody else's."""
-        flight = None
+        """A defect costs the requests that the event was about, nobody else's."""
+        hurt: Sequence[Flight | None] = ()
         if isinstance(event, m.Arrived | m.Cancelled):
-            flight = self._flights.get(event.request_id)
+            hurt = (self._flights.get(event.request_id),)
         elif isinstance(event, m.PrefillEnded | m.FirstToken | m.DecodeEnded | m.Refused):
-            flight = self._flights.of_wire(event.wire_id)
-        if flight is None:
-            return
-        if not isinstance(event, m.Cancelled):
-            self._feed.put_now(m.Cancelled(flight.request_id, flight.output_tokens))
-        self._flights.end(flight.request_id)  # if the brain did not come that far
-        flight.core.fail(flight.request_id, SegueError("the request met a defect of the gateway"))
+            hurt = (self._flights.of_wire(event.wire_id),)
+        elif isinstance(event, m.WorkerDown):
+            hurt = self._flights.at(event.worker_id)
+        for flight in filter(None, hurt):
+            if not isinstance(event, m.Cancelled):
+                self._feed.put_now(m.Cancelled(flight.request_id, flight.output_tokens))
+            self._flights.end(flight.request_id)  # if the brain did not come that far
+            flight.core.fail(flight.request_id, SegueError("the request met a defect of the gateway"))
 
     def _carry_out(self, command: m.Command) -> None:
         match command:

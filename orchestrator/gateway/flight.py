@@ -103,6 +103,7 @@ class Flights:
     def __init__(self) -> None:
         self._by_request: dict[str, Flight] = {}
         self._by_wire: dict[str, Flight] = {}
+        self._at: dict[str, str] = {}  # wire -> worker
         self._orphans: dict[str, Mapping[str, Any]] = {}
         self._none = asyncio.Event()
         self._none.set()
@@ -124,6 +125,11 @@ class Flights:
             if flight.decode_worker == worker_id and flight.output_tokens
         )
 
+    def at(self, worker_id: str) -> tuple[Flight, ...]:
+        """Those of which a half was sent there, and not aborted."""
+        wires = (wire for wire, worker in self._at.items() if worker == worker_id)
+        return tuple({flight.request_id: flight for flight in map(self._by_wire.__getitem__, wires)}.values())
+
     def of_wire(self, wire_id: str) -> Flight | None:
         """None for what was aborted, or has ended."""
         return self._by_wire.get(wire_id)
@@ -136,18 +142,20 @@ class Flights:
         self._by_request[flight.request_id] = flight
         self._none.clear()
 
-    def sent(self, flight: Flight, wire_id: str) -> None:
+    def sent(self, flight: Flight, wire_id: str, worker_id: str) -> None:
         flight.wires.append(wire_id)
         self._by_wire[wire_id] = flight
+        self._at[wire_id] = worker_id
 
     def aborted(self, wire_id: str) -> None:
         self._by_wire.pop(wire_id, None)
+        self._at.pop(wire_id, None)
 
     def end(self, request_id: str) -> Flight | None:
         """Takes it out of the books; None if it is not there."""
         flight = self._by_request.pop(request_id, None)
         for wire_id in flight.wires if flight else ():
-            self._by_wire.pop(wire_id, None)
+            self.aborted(wire_id)
         if not self._by_request:
             self._none.set()
         return flight

@@ -179,6 +179,19 @@ async def test_no_defect_leaves_a_request_without_an_end(world: World, at: list[
     assert set(world.core.failed) == {"bad"}
 
 
+async def test_a_defect_at_a_loss_costs_those_that_were_there(world: World) -> None:
+    for request_id in ("decoding", "prefilling", "prefilling too"):
+        world.ask(request_id)
+    world.outputs("p", prefilled("decoding~p1"))
+    assert world.links["d"].submitted == ["decoding~d1"]
+    world.journal.fault = lambda event: _raise() if isinstance(event, m.WorkerDown) else None
+    world.driver.closed(world.links["d"], "it died")
+    assert set(world.core.failed) == {"decoding"}
+    world.driver.closed(world.links["p"], "it died")
+    assert set(world.core.failed) == {"decoding", "prefilling", "prefilling too"}
+    assert await world.driver.idle(0.1)
+
+
 async def test_an_end_that_can_not_be_counted_is_told_all_the_same(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
