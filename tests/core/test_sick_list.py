@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import count
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -28,6 +30,7 @@ class Ward:
         self.records: dict[str, Record] = {}
         self.now = 0.0
         self.told: list[m.Sick] = []
+        self.numbers = count()
         for name in names:
             self.up(name)
 
@@ -277,7 +280,7 @@ def act(ward: Ward, what: str, name: str, number: int) -> None:
     elif what == "later":
         ward.later(5.0 * number)
     elif what == "ask":
-        ward.asked(ward.request(f"{ward.now} {len(ward.told)} {number}"))
+        ward.asked(ward.request(f"r{next(ward.numbers)}"))
     elif record.view is None:
         return
     elif what in ("sicken", "slow") and not apart:
@@ -292,10 +295,10 @@ def act(ward: Ward, what: str, name: str, number: int) -> None:
 
 @given(st.lists(ACTS, min_size=20, max_size=80), st.integers(1, 6), st.sampled_from((0.0, 0.1, 0.3, 0.9)))
 def test_whatever_comes_the_books_balance_and_the_pool_has_all_that_are_not_apart(
-    acts: list[tuple[str, int]], count: int, share: float
+    acts: list[tuple[str, int]], workers: int, share: float
 ) -> None:
-    names = [f"w{n}" for n in range(count)]
+    names = [f"w{n}" for n in range(workers)]
     ward = Ward(*names, most_out=share)
     for what, number in acts:
-        act(ward, what, names[number % count], number)
+        act(ward, what, names[number % workers], number)
         ward.check()
