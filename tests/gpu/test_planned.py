@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 from orchestrator.core.planning.devices import DeviceKind
 from orchestrator.planning import catalogue
 from tests.gpu.support import gpus
-from tests.workers.planned import CPU_SHARE, WEIGHED, check
+from tests.workers.planned import CPU_SHARE, WEIGHED, check, node_memory
 from tests.workers.support import WorkerProcess, engine_process
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
@@ -50,9 +50,9 @@ def made(folder: Path, tokenizer: str, layers: int) -> str:
 
 def kind_of(worker: WorkerProcess, device: str) -> DeviceKind:
     """The catalogue's entry for what the first rank runs on, whose memory it states within 3%."""
-    found = worker.ranks()[0]
     if device == "cpu":
-        return replace(catalogue.this_cpu(), memory_bytes=found["memory"])  # vLLM divides up one NUMA node
+        return replace(catalogue.this_cpu(), memory_bytes=node_memory(worker))
+    found = worker.ranks()[0]
     if found["device"] not in catalogue.builtin():
         pytest.skip(f"the catalogue has no {found['device']}")
     kind = catalogue.builtin().find(found["device"])

@@ -27,6 +27,12 @@ CPU_SHARE = round(5e9 / memory_bytes(), 3)  # where vLLM sizes the KV: allocator
 _log = logging.getLogger(__name__)
 
 
+def node_memory(worker: WorkerProcess) -> int:
+    """Bytes of the NUMA node that vLLM divided up for an engine. Those of a virtual machine may be others by now."""
+    (found, *_) = re.findall(r" set \([\d.]+/([\d.]+)\) GiB", worker.log.read_text())
+    return int(float(found) * (1 << 30))
+
+
 def check(worker: WorkerProcess, model: str, engine: Mapping[str, Any], device: DeviceKind) -> Fit:
     """Each rank's weights within 1%; KV within 3% where vLLM works it out by itself, to the byte where it is told.
 

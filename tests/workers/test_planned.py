@@ -14,7 +14,7 @@ from orchestrator.core.planning.fits import NoFit, predicted
 from orchestrator.core.planning.shape_config import shape_of
 from orchestrator.core.planning.weights import checkpoint_bytes
 from orchestrator.planning.catalogue import this_cpu
-from tests.workers.planned import CPU_SHARE, WEIGHED, check
+from tests.workers.planned import CPU_SHARE, WEIGHED, check, node_memory
 from tests.workers.support import TINY_ENGINE, WorkerProcess, engine_process
 
 
@@ -37,7 +37,7 @@ def test_smollm2(smollm2_path: str, tensor: int, engine: dict[str, object], tmp_
     engine = {"max_model_len": 512, "max_num_seqs": 8, "enforce_eager": True, "block_size": 32, **engine, **WEIGHED}
     cut = {"source": smollm2_path, "tensor_parallel": tensor, "engine": engine}
     with engine_process("serve", tmp_path, **cut) as worker:
-        memory = worker.ready().ranks()[0]["memory"]  # vLLM divides up one NUMA node
+        memory = node_memory(worker.ready())
         check(worker, smollm2_path, engine, replace(this_cpu(), memory_bytes=memory))
 
 
