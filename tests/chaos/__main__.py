@@ -1,4 +1,8 @@
-"""The long form: ``python -m tests.chaos --requests 10000 --seed 1``. Exit 0 if every promise was kept, else 1."""
+"""The long form: ``python -m tests.chaos --requests 10000 --seed 1``. Exit 0 if every promise was kept, else 1.
+
+``--engines`` has real ones of a tiny model. What they say without faults is recorded first, and what they say under
+faults is held to it.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +13,19 @@ import os
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from random import Random
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from tests.chaos.campaign import LOSSES, Campaign, Outcome, codes, pauses
-from tests.chaos.faults import KINDS
-from tests.chaos.ground import ground
-from tests.chaos.transcript import asks
+from tests.chaos.clients import Clients
+from tests.chaos.faults import ENGINE_KINDS, KINDS
+from tests.chaos.ground import MODEL, Ground, ground
+from tests.chaos.transcript import Ask, asks, quiet, recorded
 
 
 def main() -> int:
@@ -31,6 +37,7 @@ def main() -> int:
     parser.add_argument("--prefill", type=int, default=2)
     parser.add_argument("--decode", type=int, default=4)
     parser.add_argument("--nodes", type=int, default=2)
+    parser.add_argument("--engines", action="store_true", help="real engines (1 to 2 GB each) instead of mocks")
     parser.add_argument("--longest", type=int, default=64, help="tokens of the longest answers")
     parser.add_argument(
         "--most-seconds", type=float, default=1800.0, help="after which what is not through is given up"
@@ -40,19 +47,30 @@ def main() -> int:
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # a Ray on loopback is found there only so
-    kinds = tuple(kind for kind in KINDS if args.only in kind.name)
+    kinds = tuple(kind for kind in (ENGINE_KINDS if args.engines else KINDS) if args.only in kind.name)
     with (
         tempfile.TemporaryDirectory(prefix="chaos") as passing,
-        ground(Path(args.home or passing), args.prefill, args.decode, args.nodes) as there,
+        ground(Path(args.home or passing), args.prefill, args.decode, args.nodes, engines=args.engines) as there,
     ):
+        wanted: Iterable[Ask] = asks(args.requests, args.seed, args.longest)
+        if args.engines:
+            wanted = asyncio.run(in_quiet(there, list(wanted), args.at_a_time))
         campaign = Campaign(there, args.seed, args.every, kinds, first=kinds, most_seconds=args.most_seconds)
-        outcome = asyncio.run(campaign.run(asks(args.requests, args.seed, args.longest), args.at_a_time))
+        outcome = asyncio.run(campaign.run(wanted, args.at_a_time))
     told = report(outcome)
     if args.json:
         print(json.dumps(told, indent=2))  # noqa: T201
     else:
         show(told)
     return 1 if outcome.wrong else 0
+
+
+async def in_quiet(there: Ground, wanted: list[Ask], at_a_time: int) -> list[Ask]:
+    """The same requests, held to what comes of them while nothing goes wrong."""
+    clients, rng = Clients(there.cluster.url, there.cluster.grpc, MODEL), Random(0)
+    await clients.run([quiet(ask) for ask in wanted], at_a_time)
+    answers = {one.ask.number: one for one in clients.transcripts}
+    return [recorded(ask, answers[ask.number], rng) for ask in wanted]
 
 
 def report(outcome: Outcome) -> dict[str, Any]:

@@ -215,6 +215,7 @@ class Campaign:
         status = await self.status()
         if status is not None:
             known = {pid for sort in serving(status).values() for pid in sort.values()}
+            known |= {each.engine_pid for model in status.models for pool in model.pools for each in pool.workers}
             strays = [each for each in self._ground.actors() if each.pid not in known]
             found += [f"a process that nobody knows of: {_command(each)}" for each in strays]
             slots = {each.id for model in status.models for pool in model.pools for each in pool.workers}

@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from orchestrator.core import errors
 from orchestrator.proto import cluster_pb2, cluster_pb2_grpc
 from tests.chaos.bounds import within
-from tests.chaos.transcript import CANCELLED, DONE, Attempt, Transcript
+from tests.chaos.transcript import CANCELLED, DONE, Ask, Attempt, Transcript
 
 # What a cluster may say to a request that is right in itself, while it loses parts.
 ALLOWED = {
@@ -39,10 +39,9 @@ class Window:
 def wrong_with(transcript: Transcript, windows: Sequence[Window] = (), stops: Sequence[Window] = ()) -> list[str]:
     """What of the promises a request's transcript breaks, in words. ``stops``: when a gateway's process was stopped."""
     ask, found = transcript.ask, []
-    expected = ask.expected()
     for number, attempt in enumerate(transcript.attempts):
         last = number == len(transcript.attempts) - 1
-        found += _wrong_tokens(expected, attempt)
+        found += _wrong_tokens(ask, attempt)
         if attempt.late:
             found.append(f"{attempt.late} events after the end")
         if last and len(attempt.ends) != 1:
@@ -52,13 +51,14 @@ def wrong_with(transcript: Transcript, windows: Sequence[Window] = (), stops: Se
             if not any(window.began <= at <= window.ended for window in windows):
                 found.append("its connection broke, and no gateway was lost then")
     if transcript.attempts:
-        found += _wrong_end(transcript, expected, stops)
+        found += _wrong_end(transcript, stops)
     return [f"request {ask.number}: {each}" for each in found]
 
 
-def _wrong_tokens(expected: list[int], attempt: Attempt) -> list[str]:
+def _wrong_tokens(ask: Ask, attempt: Attempt) -> list[str]:
     found = []
     for index, tokens in attempt.tokens.items():
+        expected = ask.expected(index)
         if tokens != expected[: len(tokens)]:
             first = next((at for at, pair in enumerate(zip(tokens, expected, strict=False)) if pair[0] != pair[1]), -1)
             found.append(f"sequence {index} has other tokens than without faults, from {first} of {len(tokens)}")
@@ -70,14 +70,16 @@ def _wrong_tokens(expected: list[int], attempt: Attempt) -> list[str]:
     return found
 
 
-def _wrong_end(transcript: Transcript, expected: list[int], stops: Sequence[Window]) -> list[str]:
+def _wrong_end(transcript: Transcript, stops: Sequence[Window]) -> list[str]:
     ask, attempt, outcome = transcript.ask, transcript.attempts[-1], transcript.outcome
     if outcome == DONE:
         missing = [index for index in range(ask.n) if not attempt.finished.get(index)]
-        reason = "stop" if ask.stop_token is not None and expected[-1] == ask.stop_token else "length"
-        others = {each for ends in attempt.finished.values() for each in ends if each != reason}
         wrong = [f"done, and sequences {missing} never finished"] if missing else []
-        return wrong + ([f"it finished with {others}, not {reason}"] if others else [])
+        for index, ends in attempt.finished.items():
+            reason = "stop" if ask.expected(index)[-1] == ask.stop_token else "length"
+            if others := set(ends) - {reason}:
+                wrong.append(f"sequence {index} finished with {others}, not {reason}")
+        return wrong
     if outcome == CANCELLED:
         return []
     if outcome == errors.DeadlineExceeded.code and ask.deadline is None:

@@ -26,6 +26,7 @@ class Kind:
 
 
 DECODE, PREFILL, GATEWAY, CONTROLLER, NODE = "decode worker", "prefill worker", "gateway", "controller", "node"
+ENGINE = "decode engine"  # a process of its own, behind a decode worker's, where the engine is no mock
 KINDS = (
     Kind("kill -9 decode worker", DECODE, SIGKILL, least=2, weight=3.0),
     Kind("kill -9 prefill worker", PREFILL, SIGKILL, least=0, weight=2.0),
@@ -37,6 +38,13 @@ KINDS = (
     Kind("SIGSTOP gateway", GATEWAY, SIGSTOP, (0.5, 8.0), least=1, weight=1.0),
     Kind("kill -9 controller", CONTROLLER, SIGKILL, weight=0.7),
     Kind("SIGSTOP controller", CONTROLLER, SIGSTOP, (1.0, 10.0), weight=1.0),
+)
+
+
+ENGINE_KINDS = (
+    *KINDS,
+    Kind("kill -9 decode engine", ENGINE, SIGKILL, least=2, weight=2.0),
+    Kind("SIGSTOP decode engine", ENGINE, SIGSTOP, (7.0, 12.0), least=2, weight=1.0),
 )
 
 
@@ -52,11 +60,13 @@ class Fault:
 
 def serving(status: pb.ClusterStatus) -> dict[str, dict[str, int]]:
     """By sort, who serves and in which process."""
-    found: dict[str, dict[str, int]] = {DECODE: {}, PREFILL: {}, GATEWAY: {}, CONTROLLER: {}, NODE: {}}
+    found: dict[str, dict[str, int]] = {DECODE: {}, PREFILL: {}, ENGINE: {}, GATEWAY: {}, CONTROLLER: {}, NODE: {}}
     for model in status.models:
         for pool in model.pools:
-            sort = found[f"{pool.role} worker"]
-            sort |= {each.id: each.actor_pid for each in pool.workers if each.state == "ready" and each.actor_pid}
+            well = [each for each in pool.workers if each.state == "ready" and each.actor_pid]
+            found[f"{pool.role} worker"] |= {each.id: each.actor_pid for each in well}
+            if pool.role == "decode":
+                found[ENGINE] |= {each.id: each.engine_pid for each in well if each.engine_pid != each.actor_pid}
     found[GATEWAY] |= {each.id: each.pid for each in status.gateways if each.state == "ready" and not each.stage}
     if status.controller.pid:
         found[CONTROLLER]["controller"] = status.controller.pid

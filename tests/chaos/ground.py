@@ -1,4 +1,5 @@
-"""A cluster as people start it, on Ray nodes of its own, with mock workers in bulk; and what its processes are."""
+"""A cluster as people start it, on Ray nodes of its own, with mock workers in bulk or a few real engines; and what its
+processes are."""
 
 from __future__ import annotations
 
@@ -14,14 +15,16 @@ import psutil
 
 from tests.e2e.conftest import RealCluster, free_ports, running
 from tests.ray_nodes import Nodes, several_nodes
+from tests.workers.support import TINY_ENGINE
 
 MODEL, MARK = "m", "SEGUE_CHAOS_RUN"
 GATEWAYS = 2
+ENGINES_SILENCE = 6  # an engine that starts takes all of a small machine for a while
 
 
-def spec(prefill: int, decode: int) -> dict[str, Any]:
+def spec(prefill: int, decode: int, *, engines: bool = False) -> dict[str, Any]:
     http, grpc, controller = free_ports(3)
-    engine = {
+    mock = {
         "step_seconds": 0.02,
         "max_model_len": 1024,
         "block_size": 16,
@@ -29,7 +32,7 @@ def spec(prefill: int, decode: int) -> dict[str, Any]:
         "lease_seconds": 5.0,
         "restores": True,
     }
-    pool = {"backend": "mock", "device": "cpu"}
+    pool = {"device": "cpu"} if engines else {"backend": "mock", "device": "cpu"}
     return {
         "cluster": {"name": "chaos"},
         "gateway": {
@@ -37,7 +40,7 @@ def spec(prefill: int, decode: int) -> dict[str, Any]:
             "grpc": f"127.0.0.1:{grpc}",
             "processes": GATEWAYS,
             "queue_seconds": 60,
-            "silence_seconds": 4,
+            "silence_seconds": ENGINES_SILENCE if engines else 4,
         },
         "controller": {
             "listen": f"127.0.0.1:{controller}",
@@ -49,7 +52,7 @@ def spec(prefill: int, decode: int) -> dict[str, Any]:
                 "name": MODEL,
                 "source": "tiny:llama",
                 "routing": {"prefill": "apart"},
-                "engine": engine,
+                "engine": TINY_ENGINE if engines else mock,
                 "pools": {"prefill": {**pool, "replicas": prefill}, "decode": {**pool, "replicas": decode}},
             }
         ],
@@ -80,8 +83,8 @@ class Ground:
         return sorted(found, key=lambda each: each.create_time())
 
     def actors(self) -> list[psutil.Process]:
-        """Of workers, gateways and the controller."""
-        names = ("ray::WorkerActor", "ray::GatewayProcess", "ray::ControllerActor")
+        """Of workers, their engines, gateways and the controller."""
+        names = ("ray::WorkerActor", "ray::GatewayProcess", "ray::ControllerActor", "VLLM::")
         return [each for each in self.processes() if _title(each).startswith(names)]
 
 
@@ -107,11 +110,11 @@ def _title(process: psutil.Process) -> str:
 
 
 @contextmanager
-def ground(home: Path, prefill: int, decode: int, nodes: int) -> Iterator[Ground]:
+def ground(home: Path, prefill: int, decode: int, nodes: int, *, engines: bool = False) -> Iterator[Ground]:
     mark = uuid.uuid4().hex  # (a title that Ray gives to a process would be written over its environment)
     memory = set(os.listdir("/dev/shm"))  # noqa: S108
     with (
         several_nodes(nodes, **{MARK: mark, "SPT_NOENV": "1"}) as there,
-        running(spec(prefill, decode), home, "--address", there.address) as cluster,
+        running(spec(prefill, decode, engines=engines), home, "--address", there.address) as cluster,
     ):
         yield Ground(cluster, there, mark, prefill + decode + GATEWAYS + 1, memory)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from random import Random
 
 import pytest
 
 from tests.chaos.checker import DEADLINE_SLACK, Window, wrong_with
-from tests.chaos.transcript import DONE, Ask, Attempt, Transcript
+from tests.chaos.transcript import DONE, Ask, Attempt, Transcript, quiet, recorded
 
 ASK = Ask(1, (1, 2, 3), 4)
 
@@ -49,3 +50,34 @@ def test_a_deadline_runs_on_but_not_while_its_gateway_is_stopped() -> None:
     assert any("outlived" in each for each in wrong_with(late))
     assert any("outlived" in each for each in wrong_with(late, stops=[Window(5.0, 10.5)]))
     assert wrong_with(late, stops=[Window(11.0, 13.0)]) == []
+
+
+RECORDED = {0: [5, 6, 7, 8], 1: [9, 6, 5, 8]}
+
+
+def held_to(ask: Ask, ends: str = DONE) -> Ask:
+    answer = Attempt(began=0.0, tokens=RECORDED, finished={0: ["length"], 1: ["length"]}, ends=[ends])
+    return recorded(ask, Transcript(quiet(ask), [answer]), Random(1))
+
+
+def test_sequences_are_each_held_to_what_they_were_in_quiet() -> None:
+    ask = held_to(replace(ASK, n=2))
+    ends = {0: ["length"], 1: ["length"]}
+    assert wrong_with(answered(ask, tokens=RECORDED, finished=ends)) == []
+    swapped = {0: RECORDED[1], 1: RECORDED[0]}
+    assert sum("other tokens" in each for each in wrong_with(answered(ask, tokens=swapped, finished=ends))) == 2
+
+
+def test_a_stop_token_cuts_off_only_sequences_that_have_it() -> None:
+    ask = replace(held_to(replace(ASK, n=2)), stop_token=7)
+    cut = {0: [5, 6, 7], 1: RECORDED[1]}
+    assert wrong_with(answered(ask, tokens=cut, finished={0: ["stop"], 1: ["length"]})) == []
+    assert wrong_with(answered(ask, tokens=RECORDED, finished={0: ["length"], 1: ["length"]}))
+
+
+def test_what_is_asked_in_quiet_is_whole_and_leaves_nothing_to_chance() -> None:
+    ask = replace(ASK, n=2, stop_token=7, cancel_after=1, deadline=0.1)
+    assert quiet(ask) == Ask(1, ASK.prompt, ASK.max_tokens, n=2, seed=1)
+    assert held_to(ask).stop_token in RECORDED[0]
+    with pytest.raises(ValueError, match="in quiet"):
+        held_to(ask, ends="worker_lost")

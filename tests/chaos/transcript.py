@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from zlib import crc32
 
@@ -18,7 +18,8 @@ HUNG = "hung"
 
 @dataclass(frozen=True)
 class Ask:
-    """One request. ``cancel_after``: tokens after which the client leaves; ``deadline``: seconds that it gives."""
+    """One request. ``cancel_after``: tokens after which the client leaves; ``deadline``: seconds that it gives;
+    ``known``: what each of its sequences was when nothing went wrong, of an engine whose tokens can't be told."""
 
     number: int
     prompt: tuple[int, ...]
@@ -29,9 +30,17 @@ class Ask:
     stop_token: int | None = None
     cancel_after: int | None = None
     deadline: float | None = None
+    known: tuple[tuple[int, ...], ...] = ()
 
-    def expected(self) -> list[int]:
-        """The fault-free transcript, each of ``n`` sequences alike: what the mock's tokens are is in their tokens."""
+    def expected(self, index: int = 0) -> list[int]:
+        """The fault-free transcript of a sequence."""
+        if not self.known:
+            return self._of_a_mock()
+        tokens = list(self.known[index])
+        return tokens[: tokens.index(self.stop_token) + 1] if self.stop_token in tokens else tokens
+
+    def _of_a_mock(self) -> list[int]:
+        """What its tokens are is in the tokens before, and so each of ``n`` sequences is like the others."""
         tokens, vocabulary = array("I", self.prompt), Vocabulary()
         checksum, made = crc32(tokens.tobytes()), []
         while len(made) < self.max_tokens:
@@ -127,3 +136,19 @@ def asks(count: int, seed: int, longest: int = 64) -> Iterator[Ask]:
         elif kind < 0.33:
             over["deadline"] = rng.choice((0.05, 0.3, 30.0))
         yield Ask(**{**ask.__dict__, **over})  # type: ignore[arg-type]
+
+
+def quiet(ask: Ask) -> Ask:
+    """The same with nothing that cuts it short and nothing left to chance, so that it says what it will be again."""
+    seed = ask.number if ask.n > 1 and ask.seed is None else ask.seed
+    return replace(ask, seed=seed, stop_token=None, cancel_after=None, deadline=None)
+
+
+def recorded(ask: Ask, quietly: Transcript, rng: Random) -> Ask:
+    """``ask``, held to what came of it when nothing went wrong."""
+    (attempt,) = quietly.attempts
+    if attempt.ends != [DONE]:
+        raise ValueError(f"request {ask.number} ended with {attempt.ends} in quiet: {attempt.said}")
+    known = tuple(tuple(attempt.tokens[index]) for index in range(ask.n))
+    stop = None if ask.stop_token is None else rng.choice(known[0])
+    return replace(ask, seed=quietly.ask.seed, stop_token=stop, known=known)
