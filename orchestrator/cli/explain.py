@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 
 from orchestrator.cli import reading, rpc, run_folder, story_view, terminal
 from orchestrator.cli.exits import Exit
-from orchestrator.core.errors import ClusterUnreachable, SegueError
+from orchestrator.core.errors import ClusterUnreachable, NotReady, SegueError
 from orchestrator.record.codec import encode
 from orchestrator.record.lookup import look_up
 from orchestrator.record.recording import Recording
@@ -19,6 +20,7 @@ from orchestrator.record.story import RequestStory
 # many as there are leave one out in a case of ten million.
 _CALLS = 16
 _SERVING = ("ready", "draining")
+OUTSIDE_SECONDS = 3.0  # for a gateway that may be out of this machine's reach
 
 
 class NotKnown(SegueError):  # noqa: N818  # named as its relatives in core.errors
@@ -74,15 +76,21 @@ def _address(args: argparse.Namespace) -> str:
 
 
 def _live(address: str, request_id: str) -> Answer:
-    """Asks until each gateway process has answered: they share a port, and none is to be had by itself."""
-    gateways = [one.id for one in rpc.status(address).gateways if one.state in _SERVING]
+    """Asks until each gateway process has answered. A cluster's own share a port, and none is to be had by itself;
+    others have addresses."""
+    gateways = [one for one in rpc.status(address).gateways if one.state in _SERVING]
+    sharing = {one.id for one in gateways if not one.outside}
     answers: dict[str, Found] = {}
-    for _ in range(max(1, _CALLS * len(gateways))):
+    for _ in range(max(1, _CALLS * len(sharing))):
         found = rpc.explain(address, request_id)
         answers.setdefault(found.gateway, found)
-        if answers.keys() >= set(gateways):
+        if answers.keys() >= sharing:
             break
-    silent = tuple(name for name in gateways if name not in answers)
+    for one in gateways:
+        if one.outside and one.id not in answers:
+            with suppress(ClusterUnreachable, NotReady):  # it is named with those that are silent
+                answers[one.id] = rpc.explain(one.grpc, request_id, OUTSIDE_SECONDS)
+    silent = tuple(one.id for one in gateways if one.id not in answers)
     return Answer(merged(request_id, list(answers.values())), tuple(sorted(answers)), silent)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import grpc
 import grpc.aio
 
+from orchestrator.gateway.watch import OPTIONS
 from orchestrator.proto import cluster_pb2, fleet_pb2, fleet_pb2_grpc
 from orchestrator.telemetry import logs
 
@@ -20,7 +21,7 @@ async def attend(controller: str, word: Callable[[], cluster_pb2.GatewayStatus])
     """Says it for ever, or until a controller says that it knows of no such thing. One that is away is the fleet
     watch's to tell of."""
     told: grpc.StatusCode | None = None
-    async with grpc.aio.insecure_channel(controller) as channel:
+    async with grpc.aio.insecure_channel(controller, options=OPTIONS) as channel:
         stub = fleet_pb2_grpc.FleetStub(channel)
         while True:
             try:

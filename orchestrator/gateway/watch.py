@@ -21,7 +21,7 @@ from orchestrator.telemetry import logs
 
 RETRY_SECONDS = 1.0
 GONE_SECONDS = 30.0  # without a word, after which another cluster is its successor, whatever the clocks said
-_OPTIONS = (
+OPTIONS = (
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5_000),
     ("grpc.max_reconnect_backoff_ms", 1_000),  # gRPC's own is two minutes
@@ -62,7 +62,7 @@ async def watch_fleet(controller: str, watcher_id: str, take: Callable[[fleet_pb
         watcher_id: who watches, for the controller's log.
     """
     lost, newest, clock = False, _Newest(), asyncio.get_running_loop().time
-    async with grpc.aio.insecure_channel(controller, options=_OPTIONS) as channel:
+    async with grpc.aio.insecure_channel(controller, options=OPTIONS) as channel:
         stub = fleet_pb2_grpc.FleetStub(channel)
         while True:
             try:

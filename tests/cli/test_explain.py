@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.cli import explain
 from orchestrator.cli.main import main
 from orchestrator.core import messages as m
 from orchestrator.proto import cluster_pb2_grpc
@@ -169,6 +170,25 @@ def test_a_process_that_could_not_be_reached_is_named(shared: Shared, capsys: py
     shared.gateways[0].finish("r")
     assert main(["explain", "r", "--address", shared.address]) == 0
     assert "not asked, as no connection reached it: gateway-3" in capsys.readouterr().err
+
+
+def test_gateways_of_others_are_asked_where_they_are(
+    cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(explain, "OUTSIDE_SECONDS", 0.3)
+    other, elsewhere = FakeCluster(), Gateway("s0", name="pod-2")
+    elsewhere.finish("chatcmpl-6f1-0a1b2c3d")
+    other.explain, cluster.explain = elsewhere.explain, Gateway("s0", name="pod-1").explain
+    with serving(other):
+        told = status()
+        del told.gateways[:]
+        for name, address in (("pod-1", cluster.address), ("pod-2", other.address), ("pod-3", "127.0.0.1:1")):
+            told.gateways.add(id=name, grpc=address, state="ready", outside=True)
+        cluster.tell(told)
+        assert main(["explain", "chatcmpl-6f1", "--address", cluster.address, "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["gateways"], said["not_asked"]) == (["pod-1", "pod-2"], ["pod-3"])
+    assert [story["gateway"] for story in said["stories"]] == ["pod-2"]
 
 
 def test_a_request_that_was_forgotten_says_how_to_keep_them(
