@@ -70,14 +70,14 @@ _STATES = {
 
 
 def fleet_steps(status: Any) -> Iterator[tuple[str, StepState, str]]:
-    """A ClusterStatus as (step, state, detail), workers first."""
+    """A ClusterStatus as (step, state, detail), workers first. Gateways that others started are theirs to wait for."""
     several = len(status.models) > 1
     for model in status.models:
         for pool in model.pools:
             for worker in pool.workers:
                 name = f"{model.name} {worker.id}" if several and model.name not in worker.id else worker.id
                 yield f"worker {name}", _state(worker), _detail(worker)
-    for gateway in status.gateways:
+    for gateway in _own(status):
         detail = f"http {gateway.http}, grpc {gateway.grpc}" if gateway.state == "ready" else _detail(gateway)
         yield f"gateway {gateway.id}", _state(gateway), detail
 
@@ -104,4 +104,8 @@ def why(actor: Any) -> str:
 def broken(status: Any) -> Iterable[Any]:
     """Workers and gateways that are down now."""
     workers = [worker for model in status.models for pool in model.pools for worker in pool.workers]
-    return [actor for actor in (*workers, *status.gateways) if actor.state in ("failed", "dead")]
+    return [actor for actor in (*workers, *_own(status)) if actor.state in ("failed", "dead")]
+
+
+def _own(status: Any) -> list[Any]:
+    return [gateway for gateway in status.gateways if not gateway.outside]

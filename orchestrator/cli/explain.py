@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from orchestrator.cli import reading, rpc, run_folder, story_view, terminal
 from orchestrator.cli.exits import Exit
-from orchestrator.core.errors import ClusterUnreachable, NotReady, SegueError
+from orchestrator.core.errors import ClusterUnreachable, SegueError
 from orchestrator.record.codec import encode
 from orchestrator.record.lookup import look_up
 from orchestrator.record.recording import Recording
@@ -20,6 +20,7 @@ from orchestrator.record.story import RequestStory
 # many as there are leave one out in a case of ten million.
 _CALLS = 16
 _SERVING = ("ready", "draining")
+_AT_A_TIME = 16
 OUTSIDE_SECONDS = 3.0  # for a gateway that may be out of this machine's reach
 
 
@@ -86,12 +87,20 @@ def _live(address: str, request_id: str) -> Answer:
         answers.setdefault(found.gateway, found)
         if answers.keys() >= sharing:
             break
-    for one in gateways:
-        if one.outside and one.id not in answers:
-            with suppress(ClusterUnreachable, NotReady):  # it is named with those that are silent
-                answers[one.id] = rpc.explain(one.grpc, request_id, OUTSIDE_SECONDS)
+    others = [one.grpc for one in gateways if one.outside and one.grpc and one.id not in answers]
+    with ThreadPoolExecutor(_AT_A_TIME) as pool:
+        for found in filter(None, pool.map(lambda each: _asked(each, request_id), others)):
+            answers.setdefault(found.gateway, found)
     silent = tuple(one.id for one in gateways if one.id not in answers)
     return Answer(merged(request_id, list(answers.values())), tuple(sorted(answers)), silent)
+
+
+def _asked(address: str, request_id: str) -> Found | None:
+    """What a gateway outside of Ray knows; None where it can't be reached from here, whatever is there instead."""
+    try:
+        return rpc.explain(address, request_id, OUTSIDE_SECONDS)
+    except SegueError:  # it is named with those that are silent
+        return None
 
 
 def _plain(request_id: str, answer: Answer) -> dict[str, object]:

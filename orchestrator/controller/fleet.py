@@ -17,7 +17,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from orchestrator.config import checked, loads
 from orchestrator.controller.guests import LEASE_SECONDS, Guests
-from orchestrator.core.errors import ConfigError, InvalidRequest, NotKept, SegueError
+from orchestrator.core.errors import ConfigError, InvalidRequest, NameTaken, NotKept, Overloaded, SegueError
 from orchestrator.core.planning.hosts import Topology
 from orchestrator.core.rollout import PoolKey
 from orchestrator.core.spec import ClusterSpec, Endpoint, Role
@@ -62,7 +62,10 @@ class Bulletin:
         self._tell()
 
     def attend(self, word: cluster_pb2.GatewayStatus, host: str) -> None:
-        """A gateway that others started is there. Raises as ``Guests.heard`` does."""
+        """A gateway that others started is there. Raises as ``Guests.heard`` does, also where one of the cluster's own
+        has its name."""
+        if any(one.id == word.id for one in self._own.gateways):
+            raise NameTaken(f"the cluster has a gateway {word.id} of its own", hint="give it another name: --name")
         self._guests.heard(word, host, self._clock())
         self._tell()
 
@@ -145,9 +148,11 @@ class _Fleet(fleet_pb2_grpc.FleetServicer):
     ) -> fleet_pb2.AttendReply:
         try:
             self._bulletin.attend(request.gateway, _host(context.peer()))
+        except NameTaken as error:
+            await context.abort(grpc.StatusCode.ALREADY_EXISTS, str(error))
         except InvalidRequest as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
-        except SegueError as error:
+        except Overloaded as error:
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
         return fleet_pb2.AttendReply()
 

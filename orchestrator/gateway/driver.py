@@ -257,6 +257,7 @@ class Driver:
             hurt = (self._flights.of_wire(event.wire_id),)
         elif isinstance(event, m.WorkerDown):
             hurt = self._flights.at(event.worker_id)
+            self._brain.fleet.down(event.worker_id)  # or it would seem idle, and be sent all that comes
         for flight in filter(None, hurt):
             if not isinstance(event, m.Cancelled):
                 self._feed.put_now(m.Cancelled(flight.request_id, flight.output_tokens))

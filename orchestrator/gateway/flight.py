@@ -37,6 +37,7 @@ class Flight:
     resumable: bool = False
     sent: list[int] = field(default_factory=list)  # its output, kept where it may have to go on from there
     longer_prompt: bool = False  # what was sent is the end of its prompt where it is now: no engine is told of it
+    worker: str = ""  # that the newest half was sent to
     decode_worker: str = ""
     awaits_token: bool = True  # of the engine that decodes now
     output_tokens: int = 0
@@ -103,7 +104,6 @@ class Flights:
     def __init__(self) -> None:
         self._by_request: dict[str, Flight] = {}
         self._by_wire: dict[str, Flight] = {}
-        self._at: dict[str, str] = {}  # wire -> worker
         self._orphans: dict[str, Mapping[str, Any]] = {}
         self._none = asyncio.Event()
         self._none.set()
@@ -126,9 +126,8 @@ class Flights:
         )
 
     def at(self, worker_id: str) -> tuple[Flight, ...]:
-        """Those of which a half was sent there, and not aborted."""
-        wires = (wire for wire, worker in self._at.items() if worker == worker_id)
-        return tuple({flight.request_id: flight for flight in map(self._by_wire.__getitem__, wires)}.values())
+        """Those whose newest half was sent there."""
+        return tuple(flight for flight in self._by_request.values() if flight.worker == worker_id)
 
     def of_wire(self, wire_id: str) -> Flight | None:
         """None for what was aborted, or has ended."""
@@ -145,11 +144,10 @@ class Flights:
     def sent(self, flight: Flight, wire_id: str, worker_id: str) -> None:
         flight.wires.append(wire_id)
         self._by_wire[wire_id] = flight
-        self._at[wire_id] = worker_id
+        flight.worker = worker_id
 
     def aborted(self, wire_id: str) -> None:
         self._by_wire.pop(wire_id, None)
-        self._at.pop(wire_id, None)
 
     def end(self, request_id: str) -> Flight | None:
         """Takes it out of the books; None if it is not there."""

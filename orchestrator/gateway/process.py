@@ -28,7 +28,6 @@ FIRST_SNAPSHOT_SECONDS = 30.0
 YOUNG_OBJECTS = 10_000  # before the youngest are looked through; Python's 700 come together in one request
 CLOSE_SECONDS = 10.0
 REFUSING_SECONDS = 30.0  # after which whoever is to end the process has given up on it, and others may have the port
-_DETAIL_CHARACTERS = 1000  # of a long trace, that a status can do without
 
 log = logs.events("gateway")
 
@@ -158,6 +157,7 @@ class GatewayProcess:
         if self._outside:
             spec = self._outside.applied(spec)
         logs.setup(spec.telemetry.log_level)
+        attending = asyncio.create_task(attend(self._assignment.controller, self._to_attend)) if self._outside else None
         tracing.init("segue-gateway", spec.telemetry.otlp_endpoint, {"segue.gateway": self._assignment.gateway_id})
         self._stage = "importing vLLM"
         await asyncio.to_thread(_import_vllm)
@@ -171,24 +171,24 @@ class GatewayProcess:
         finally:
             await asyncio.to_thread(tracing.shutdown)
         self._end()
+        if attending is not None:
+            attending.cancel()
         await serving.refuse(REFUSING_SECONDS)
 
     async def _live(self, serving: Serving, spec: ClusterSpec, stopping: asyncio.Event) -> None:
         """Until it is to stop."""
         async with asyncio.TaskGroup() as group:
-            running = [group.create_task(serving.gateway.run(self._assignment.controller))]
-            if self._outside:
-                running.append(group.create_task(attend(self._assignment.controller, self._to_attend)))
+            running = group.create_task(serving.gateway.run(self._assignment.controller))
             for model in spec.models:
                 self._stage = f"loading the front end of {model.name}"
                 await serving.gateway.build_front(model)
             self._stage = "opening ports"
             self._http, self._grpc = serving.bind()
             _keep_for_good()
-            running.append(group.create_task(self._open(serving)))
+            opening = group.create_task(self._open(serving))
             await stopping.wait()
-            for task in running:
-                task.cancel()
+            running.cancel()
+            opening.cancel()
 
     def _to_attend(self) -> cluster_pb2.GatewayStatus:
         word = self._word()
@@ -198,7 +198,7 @@ class GatewayProcess:
             grpc=word.grpc_address,
             pid=word.actor_pid,
             state=word.state,
-            detail=word.detail[:_DETAIL_CHARACTERS],
+            detail=word.detail,
             stage=word.stage,
         )
 

@@ -58,6 +58,9 @@ def wrong_with(transcript: Transcript, windows: Sequence[Window] = (), stops: Se
 def _wrong_tokens(ask: Ask, attempt: Attempt) -> list[str]:
     found = []
     for index, tokens in attempt.tokens.items():
+        if index >= ask.n:
+            found.append(f"sequence {index} was not asked for: other tokens than without faults")
+            continue
         expected = ask.expected(index)
         if tokens != expected[: len(tokens)]:
             first = next((at for at, pair in enumerate(zip(tokens, expected, strict=False)) if pair[0] != pair[1]), -1)
@@ -76,6 +79,8 @@ def _wrong_end(transcript: Transcript, stops: Sequence[Window]) -> list[str]:
         missing = [index for index in range(ask.n) if not attempt.finished.get(index)]
         wrong = [f"done, and sequences {missing} never finished"] if missing else []
         for index, ends in attempt.finished.items():
+            if index >= ask.n:
+                continue
             reason = "stop" if ask.expected(index)[-1] == ask.stop_token else "length"
             if others := set(ends) - {reason}:
                 wrong.append(f"sequence {index} finished with {others}, not {reason}")

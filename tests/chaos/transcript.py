@@ -146,8 +146,8 @@ def quiet(ask: Ask) -> Ask:
 
 def recorded(ask: Ask, quietly: Transcript, rng: Random) -> Ask:
     """``ask``, held to what came of it when nothing went wrong."""
-    (attempt,) = quietly.attempts
-    if attempt.ends != [DONE]:
+    attempt = quietly.attempts[-1]
+    if len(quietly.attempts) > 1 or attempt.ends != [DONE]:
         raise ValueError(f"request {ask.number} ended with {attempt.ends} in quiet: {attempt.said}")
     known = tuple(tuple(attempt.tokens[index]) for index in range(ask.n))
     stop = None if ask.stop_token is None else rng.choice(known[0])

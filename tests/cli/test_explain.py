@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -179,15 +180,24 @@ def test_gateways_of_others_are_asked_where_they_are(
     other, elsewhere = FakeCluster(), Gateway("s0", name="pod-2")
     elsewhere.finish("chatcmpl-6f1-0a1b2c3d")
     other.explain, cluster.explain = elsewhere.explain, Gateway("s0", name="pod-1").explain
-    with serving(other):
+    with serving(other), socket.create_server(("127.0.0.1", 0)) as mute:
         told = status()
         del told.gateways[:]
-        for name, address in (("pod-1", cluster.address), ("pod-2", other.address), ("pod-3", "127.0.0.1:1")):
+        at = {
+            "pod-1": cluster.address,
+            "pod-2": other.address,
+            "refuses": "127.0.0.1:1",
+            "mute": f"127.0.0.1:{mute.getsockname()[1]}",
+            "starts": "",
+            "led to another": cluster.address,
+        }
+        for name, address in at.items():
             told.gateways.add(id=name, grpc=address, state="ready", outside=True)
         cluster.tell(told)
         assert main(["explain", "chatcmpl-6f1", "--address", cluster.address, "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
-    assert (said["gateways"], said["not_asked"]) == (["pod-1", "pod-2"], ["pod-3"])
+    assert said["gateways"] == ["pod-1", "pod-2"]
+    assert said["not_asked"] == ["refuses", "mute", "starts", "led to another"]
     assert [story["gateway"] for story in said["stories"]] == ["pod-2"]
 
 

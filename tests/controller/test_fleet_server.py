@@ -86,17 +86,31 @@ async def test_gateways_of_others_are_in_the_status_for_as_long_as_they_say_so(
     await watch.read()
     word = cluster_pb2.GatewayStatus(id="pod-1", http="0.0.0.0:80", grpc="10.0.0.9:90", state="ready")
     await served.fleet.Attend(fleet_pb2.AttendRequest(gateway=word))
-    served.bulletin.publish(status(1))
     (told,) = (await watch.read()).status.gateways
     assert (told.id, told.http, told.grpc, told.outside) == ("pod-1", "127.0.0.1:80", "10.0.0.9:90", True)
     assert not (await watch.read()).status.gateways  # it has said no more
 
 
-async def test_a_gateway_without_a_name_is_not_listed(served: Served) -> None:
+async def test_gateways_of_others_stay_in_what_the_controller_tells_next(served: Served) -> None:
+    await served.fleet.Attend(fleet_pb2.AttendRequest(gateway=cluster_pb2.GatewayStatus(id="pod-1")))
+    served.bulletin.publish(status(1))
+    told = await served.cluster.Status(cluster_pb2.StatusRequest())
+    assert (told.controller.epoch, [one.id for one in told.gateways]) == (1, ["pod-1"])
+
+
+@pytest.mark.parametrize(
+    ("name", "code"), [("", grpc.StatusCode.INVALID_ARGUMENT), ("gateway-0", grpc.StatusCode.ALREADY_EXISTS)]
+)
+async def test_a_gateway_without_a_name_of_its_own_is_not_listed(
+    served: Served, name: str, code: grpc.StatusCode
+) -> None:
+    own = status(1)
+    own.gateways.add(id="gateway-0")
+    served.bulletin.publish(own)
     with pytest.raises(grpc.aio.AioRpcError) as refusal:
-        await served.fleet.Attend(fleet_pb2.AttendRequest())
-    assert refusal.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-    assert not (await served.cluster.Status(cluster_pb2.StatusRequest())).gateways
+        await served.fleet.Attend(fleet_pb2.AttendRequest(gateway=cluster_pb2.GatewayStatus(id=name)))
+    assert refusal.value.code() is code
+    assert len((await served.cluster.Status(cluster_pb2.StatusRequest())).gateways) == 1
 
 
 async def test_a_specification_that_changed_comes_once_with_what_is_told_next(served: Served) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from orchestrator.controller.guests import LEASE_SECONDS, MOST, Guests
-from orchestrator.core.errors import InvalidRequest, Overloaded
+from orchestrator.core.errors import InvalidRequest, NameTaken, Overloaded
 from orchestrator.proto.cluster_pb2 import GatewayStatus
 
 
@@ -34,7 +34,28 @@ def test_a_crowd_is_bounded_and_those_that_are_there_are_still_heard() -> None:
     assert names(guests, LEASE_SECONDS) == ["g7", "one more"]
 
 
-@pytest.mark.parametrize("part", ["id", "http", "grpc", "state", "stage", "detail"])
+def test_two_of_one_name_do_not_take_turns() -> None:
+    guests = Guests()
+    first, second = (GatewayStatus(id="g", pid=1, http=f"0.0.0.0:{port}") for port in (80, 81))
+    guests.heard(GatewayStatus(id="g", pid=1), "h", 0.0)  # which does not listen yet
+    guests.heard(first, "h", 1.0)
+    for other, host in ((second, "h"), (first, "elsewhere"), (GatewayStatus(id="g", pid=2), "h")):
+        with pytest.raises(NameTaken):
+            guests.heard(other, host, 2.0)
+    guests.heard(first, "h", 3.0)
+    assert [each.http for each in guests.there(4.0)] == ["h:80"]
+    guests.heard(second, "h", 3.0 + LEASE_SECONDS)
+    assert [each.http for each in guests.there(3.0 + LEASE_SECONDS)] == ["h:81"]
+
+
+def test_a_long_reason_is_cut() -> None:
+    guests = Guests()
+    guests.heard(GatewayStatus(id="g", stage=1000 * "s", detail=1000 * "d"), "", 0.0)
+    (word,) = guests.there(0.0)
+    assert (word.stage, word.detail) == (300 * "s", 300 * "d")
+
+
+@pytest.mark.parametrize("part", ["id", "http", "grpc", "state"])
 def test_what_is_too_long_is_refused(part: str) -> None:
     guests = Guests()
     with pytest.raises(InvalidRequest, match=part):

@@ -185,9 +185,12 @@ async def test_a_defect_at_a_loss_costs_those_that_were_there(world: World) -> N
     world.outputs("p", prefilled("decoding~p1"))
     assert world.links["d"].submitted == ["decoding~d1"]
     world.journal.fault = lambda event: _raise() if isinstance(event, m.WorkerDown) else None
-    world.driver.closed(world.links["d"], "it died")
-    assert set(world.core.failed) == {"decoding"}
     world.driver.closed(world.links["p"], "it died")
+    assert set(world.core.failed) == {"prefilling", "prefilling too"}
+    world.ask("later")
+    assert "later" not in world.core.failed, "nothing is sent to what is gone"
+    world.driver.cancel("later", complete=False)
+    world.driver.closed(world.links["d"], "it died")
     assert set(world.core.failed) == {"decoding", "prefilling", "prefilling too"}
     assert await world.driver.idle(0.1)
 
