@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 import psutil
 
-from tests.cli.test_end_to_end import free_ports
+from tests.ports import free_ports
 from tests.ray_nodes import OBJECT_STORE_BYTES
 
 START_SECONDS = 60

@@ -22,6 +22,7 @@ _ENGINE_MEMORY = ("/dev/shm/psm_", "/dev/shm/vllm_dist_")  # noqa: S108
 _SOCKET_NAME = 37  # a slash and a UUID, as vLLM names its sockets
 _SOCKET_PATH = 107
 _EPHEMERAL_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_AFTER_RAYS = 20000  # `ray start` gives its workers 10002 to 19999
 
 
 def bind_host(bind: Bind) -> str:
@@ -62,14 +63,14 @@ def interface_of(host: str) -> str:
 
 
 def free_port(host: str) -> int:
-    """A port that is free now and that the kernel will not hand to an outgoing connection in the meantime.
+    """A port that is free now, and that neither the kernel nor Ray hands to somebody else in the meantime.
 
     For listeners that can't be told to bind port 0. Raises WorkerStartFailed if none is found.
     """
     first_ephemeral = int(_EPHEMERAL_RANGE.read_text().split()[0]) if _EPHEMERAL_RANGE.exists() else 32768
-    below = range(10240, first_ephemeral) if first_ephemeral > 11000 else range(10240, 65536)
+    last = first_ephemeral if first_ephemeral > _AFTER_RAYS + 1000 else 65536
     for _ in range(200):
-        port = random.choice(below)  # noqa: S311  (nothing secret about a port)
+        port = random.randrange(_AFTER_RAYS, last)  # noqa: S311  (nothing secret about a port)
         with socket.socket() as probe, suppress(OSError):
             probe.bind((host, port))
             return port

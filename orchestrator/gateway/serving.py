@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 from pathlib import Path
 
@@ -19,6 +20,8 @@ KEEP_ALIVE_SECONDS = 75
 BACKLOG = 2048
 LOCK_NAME = "gateway.turn"  # beside the logs, which all processes of a cluster have in common
 ANSWER_SECONDS = 2.0  # to write the ends of answers, and for their clients to take them
+# A listener is not the only one that can have it: `segue up` looked for those half a minute before.
+TAKEN_HINT = "see who has it with `ss -tanp`; outgoing connections have those of net.ipv4.ip_local_port_range"
 
 
 class Serving:
@@ -118,6 +121,7 @@ def _bound(endpoint: Endpoint) -> socket.socket:
         sock.bind((endpoint.host, endpoint.port))
     except OSError as error:
         sock.close()
-        raise SegueError(f"can't have its port: {error.strerror}", where=str(endpoint)) from error
+        hint = TAKEN_HINT if error.errno == errno.EADDRINUSE else ""
+        raise SegueError(f"can't have its port: {error.strerror}", where=str(endpoint), hint=hint) from error
     sock.setblocking(False)
     return sock

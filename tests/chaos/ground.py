@@ -13,7 +13,8 @@ from typing import Any
 
 import psutil
 
-from tests.e2e.conftest import RealCluster, free_ports, running
+from tests.e2e.conftest import RealCluster, running
+from tests.ports import free_ports
 from tests.ray_nodes import Nodes, several_nodes
 from tests.workers.support import TINY_ENGINE
 

@@ -24,8 +24,8 @@ from orchestrator.core import pace
 from orchestrator.core.errors import ClusterUnreachable, SegueError
 from orchestrator.core.spec import AdmissionSpec, Role
 from orchestrator.core.types import RequestReport
-from tests.cli.test_end_to_end import free_ports
 from tests.gateway.support import Stack, cluster, model, running
+from tests.ports import free_ports
 
 SECONDS = 60.0
 LINES = 200

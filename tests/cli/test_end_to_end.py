@@ -13,7 +13,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -21,6 +21,7 @@ import pytest
 
 from orchestrator.cli.run_folder import RunFolder
 from tests.cli.owner_program import SHM
+from tests.ports import free_ports
 
 pytestmark = pytest.mark.ray
 
@@ -39,14 +40,6 @@ models:
       prefill: {{replicas: 1, backend: mock}}
       decode: {{replicas: 1, backend: mock}}
 """
-
-
-def free_ports(count: int) -> list[int]:
-    with ExitStack() as held:
-        probes = [held.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
 
 
 def segue(*words: str, seconds: float = 30.0) -> subprocess.CompletedProcess[str]:

@@ -23,8 +23,8 @@ from orchestrator.core.types import GatewayAssignment
 from orchestrator.gateway.process import GatewayProcess, Outside
 from orchestrator.proto import cluster_pb2, cluster_pb2_grpc, inference_pb2_grpc
 from orchestrator.proto import inference_pb2 as pb
-from tests.cli.test_end_to_end import free_ports
 from tests.gateway.support import FakeController, cluster, model
+from tests.ports import free_ports
 from tests.workers.support import mock_worker
 
 SECONDS = 60.0

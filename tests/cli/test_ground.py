@@ -10,7 +10,7 @@ from orchestrator.cli.exits import Exit
 from orchestrator.cli.ground import RayThatIsThere
 from orchestrator.cli.main import main
 from orchestrator.core.errors import ClusterUnreachable
-from tests.cli.test_end_to_end import free_ports
+from tests.ports import free_ports
 
 SECONDS = 10.0  # Ray itself goes on for minutes
 

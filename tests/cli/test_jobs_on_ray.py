@@ -13,7 +13,8 @@ import httpx
 import pytest
 
 from orchestrator.cli.run_folder import RunFolder
-from tests.cli.test_end_to_end import START_SECONDS, free_ports, segue, wait_until
+from tests.cli.test_end_to_end import START_SECONDS, segue, wait_until
+from tests.ports import free_ports
 from tests.ray_jobs import RayJobs, ray_jobs
 
 pytestmark = pytest.mark.ray

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.cli.run_folder import RunFolder
-from tests.cli.test_end_to_end import CONFIG, START_SECONDS, free_ports, segue, wait_until
+from tests.cli.test_end_to_end import CONFIG, START_SECONDS, segue, wait_until
+from tests.ports import free_ports
 from tests.ray_nodes import ray_nodes
 
 pytestmark = pytest.mark.ray

@@ -15,10 +15,10 @@ from orchestrator.cli import rpc
 from orchestrator.config import digest
 from orchestrator.controller.service import ControllerActor
 from orchestrator.core.spec import Endpoint, Role, RolloutSpec
-from tests.cli.test_end_to_end import free_ports
 from tests.controller.conftest import spec_of
 from tests.controller.fake_cluster import FakeCluster
 from tests.controller.test_upgrade import changed
+from tests.ports import free_ports
 
 WAIT = 60.0  # seconds
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,20 +19,12 @@ import openai
 import pytest
 import yaml
 
+from tests.ports import free_ports
+
 APART, TOGETHER, OTHER, EMBEDDER = "smollm2-apart", "smollm2-together", "tiny", "minilm"
 SEGUE = [str(Path(sys.executable).with_name("segue"))]
 UP_SECONDS = 300
 DOWN_SECONDS = 90
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for sock in sockets:
-        sock.bind(("127.0.0.1", 0))
-    ports = [sock.getsockname()[1] for sock in sockets]
-    for sock in sockets:
-        sock.close()
-    return ports
 
 
 def spec(http: int, grpc: int, controller: int) -> dict[str, Any]:

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.e2e.conftest import RealCluster, free_ports, running
+from tests.e2e.conftest import RealCluster, running
 from tests.e2e.golden import OUTPUT_TOKENS, Golden, transformers_greedy
+from tests.ports import free_ports
 from workers.inventory import descendants, started
 
 pytestmark = [pytest.mark.engine, pytest.mark.ray, pytest.mark.timeout(400)]

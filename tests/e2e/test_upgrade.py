@@ -16,7 +16,8 @@ import yaml
 
 from tests.chaos.clients import Clients
 from tests.chaos.transcript import DONE, Ask, Transcript
-from tests.e2e.conftest import RealCluster, free_ports, running
+from tests.e2e.conftest import RealCluster, running
+from tests.ports import free_ports
 
 UPGRADE_SECONDS = 400
 AT_A_TIME = 6

@@ -31,7 +31,7 @@ async def test_taken_port() -> None:
         spec = cluster(model("m", "tiny:llama", Role.SERVE))
         ports = GatewaySpec(http=Endpoint("127.0.0.1", taken.getsockname()[1]), grpc=FREE)
         process, said = await start(type(spec)("test", spec.models, gateway=ports))
-    assert "Address already in use" in said
+    assert "Address already in use (see who has it with `ss -tanp`" in said
     assert (await process.snapshot()).state is WorkerState.FAILED
 
 

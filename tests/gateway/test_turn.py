@@ -7,7 +7,6 @@ import errno
 import fcntl
 import os
 import re
-import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
@@ -26,6 +25,7 @@ from orchestrator.gateway.serving import Serving
 from orchestrator.gateway.turn import PATIENCE_SECONDS, Turn
 from orchestrator.proto import cluster_pb2, cluster_pb2_grpc
 from tests.gateway.support import FakeController, cluster, model
+from tests.ports import free_ports
 from tests.workers.support import mock_worker
 
 CONNECTIONS = 24  # one of two listeners is missed by all of them once in sixteen million times
@@ -111,10 +111,7 @@ class Scene:
 
 @pytest.fixture
 async def scene(tmp_path: Path) -> AsyncIterator[Scene]:
-    with socket.socket() as first, socket.socket() as second:
-        for probe in (first, second):
-            probe.bind(("127.0.0.1", 0))
-        http, rpc = (Endpoint("127.0.0.1", probe.getsockname()[1]) for probe in (first, second))
+    http, rpc = (Endpoint("127.0.0.1", port) for port in free_ports(2))
     spec = replace(
         cluster(model("m", "tiny:llama", Role.PREFILL, Role.DECODE)),
         gateway=GatewaySpec(http=http, grpc=rpc, processes=2),

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.conftest import RealCluster, free_ports, running
+from tests.e2e.conftest import RealCluster, running
 from tests.e2e.golden import OUTPUT_TOKENS, transformers_greedy
 from tests.gpu.support import gpus
+from tests.ports import free_ports
 
 pytestmark = [pytest.mark.gpu, pytest.mark.engine, pytest.mark.ray, pytest.mark.timeout(600)]
 

@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from orchestrator.cli.parser import build_parser
-from tests.cli.test_end_to_end import START_SECONDS, free_ports, segue, wait_until
+from tests.cli.test_end_to_end import START_SECONDS, segue, wait_until
 from tests.kube.account import TOKEN, mount
 from tests.kube.cases import CASES
 from tests.kube.conftest import Object, of
@@ -26,6 +26,7 @@ from tests.kube.emulator.server import Server, serving
 from tests.kube.emulator.state import State
 from tests.kube.schemas import Kubernetes
 from tests.kube.tools import NEWEST, Tools
+from tests.ports import free_ports
 from tests.ray_jobs import ray_jobs
 from tests.ray_nodes import ray_nodes
 

@@ -18,12 +18,13 @@ from orchestrator.core.errors import WorkerStartFailed
 from workers import inventory
 
 
-def test_a_free_port_can_be_bound_and_is_none_of_the_kernels() -> None:
+def test_a_free_port_can_be_bound_and_is_none_of_the_kernels_or_rays() -> None:
     port = inventory.free_port("127.0.0.1")
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", port))
     low, high = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
     assert not low <= port <= high
+    assert not 10002 <= port <= 19999
 
 
 def test_a_process_is_known_by_when_it_started() -> None:
