@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
+from workers.mock_transfer import close
+
 CHUNK = 1 << 16
 
 
@@ -34,7 +36,7 @@ class Proxy:
         self.cut()
         self.release()
         if self._server is not None:
-            self._server.close()
+            await close(self._server)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
