@@ -25,6 +25,7 @@ from orchestrator.core.hang import Stillness
 from orchestrator.core.mirror import CacheEvent
 from orchestrator.core.spec import Device, Role
 from orchestrator.core.types import EngineFacts, Load, WorkerAssignment
+from orchestrator.telemetry import output
 from orchestrator.telemetry.logs import events
 from workers import inventory, kv_events, plugin, restoring, wire
 from workers.executors import executor_arguments, executor_class
@@ -63,6 +64,7 @@ class VllmEngine:
         self._looks = count()
         self._asked: set[str] = set()  # requests that have not ended
         self._spoken = 0  # how often the engine said something
+        self._said_before = output.written()  # by others than this start
 
     @property
     def facts(self) -> EngineFacts:
@@ -188,7 +190,9 @@ class VllmEngine:
             raise
         except Exception as error:
             # Configuration and start-up only: no request, and so no prompt, can be in the message.
-            what = f"vLLM did not start: {type(error).__name__}: {str(error).strip() or 'no reason given'}"
+            said = f"{type(error).__name__}: {str(error).strip() or 'no reason given'}"
+            cause = output.own_root_cause(self._said_before) if output.points_at_another(said) else ""
+            what = f"vLLM did not start: {cause or said}"
             hint = f"see {self._assignment.worker_id}'s log for the engine's own words"
             raise WorkerStartFailed(what, where=self._assignment.worker_id, hint=hint) from error
 

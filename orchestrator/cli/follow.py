@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ from orchestrator.cli.progress import Progress
 from orchestrator.cli.terminal import without_control
 from orchestrator.core.errors import ClusterUnreachable, DeadlineExceeded, WorkerStartFailed
 from orchestrator.core.spec import ClusterSpec
+from orchestrator.telemetry.output import root_cause
 
 _RECONNECT_SECONDS = 0.5
 _PATIENCE_SECONDS = 5.0  # a controller that Ray restarts is back in two or three
@@ -23,7 +23,6 @@ _PATIENCE_SECONDS = 5.0  # a controller that Ray restarts is back in two or thre
 _ATTEMPTS = 2
 _LOG_LINES = 15
 _CAUSE_LINES = 200
-_EXCEPTION = re.compile(r"[A-Za-z_.]*(Error|Exception|Exit|Failed)\b: \S")
 
 
 def until_ready(address: str, spec: ClusterSpec, logs: Path, progress: Progress, each: Callable[[], None]) -> Any:
@@ -119,10 +118,10 @@ class _Failures:
         for name in down.keys() - self._was_down:
             self._down[name] = self._down.get(name, 0) + 1
             log = self._logs / f"{name}.log"
+            cause = root_cause(tail(log, _CAUSE_LINES))
             if self._down[name] >= _ATTEMPTS:
                 self._quote(name, tail(log, _LOG_LINES))
-                raise WorkerStartFailed(root_cause(log) or why(down[name]), where=name, hint=f"its whole log: {log}")
-            cause = root_cause(log)
+                raise WorkerStartFailed(cause or why(down[name]), where=name, hint=f"its whole log: {log}")
             self._quote(name, [cause] if cause else tail(log, _LOG_LINES))
             self._progress.say(f"{name} did not come up; trying once more. Its log: {log}")
         self._was_down = set(down)
@@ -138,15 +137,6 @@ def _too_slow(spec: ClusterSpec, logs: Path, progress: Progress) -> WorkerStartF
         f"not ready after {spec.controller.start_timeout:.0f} s; still waiting for {late or 'the controller'}",
         hint=f"look into {logs}, or raise controller.start_timeout",
     )
-
-
-def root_cause(path: Path) -> str:
-    """The last exception that a log tells of, as one line; empty if it tells of none.
-
-    vLLM's parent process raises one more that only points at its child's; it does not count.
-    """
-    lines = [line for line in tail(path, _CAUSE_LINES) if _EXCEPTION.match(line) and "root cause above" not in line]
-    return lines[-1] if lines else ""
 
 
 def tail(path: Path, lines: int) -> list[str]:

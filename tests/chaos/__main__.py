@@ -15,17 +15,16 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from random import Random
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from tests.chaos.campaign import LOSSES, Campaign, Outcome, codes, pauses
-from tests.chaos.clients import Clients
+from tests.chaos.clients import Clients, in_quiet
 from tests.chaos.faults import ENGINE_KINDS, KINDS
-from tests.chaos.ground import MODEL, Ground, ground
-from tests.chaos.transcript import Ask, asks, quiet, recorded
+from tests.chaos.ground import MODEL, ground
+from tests.chaos.transcript import Ask, asks
 
 
 def main() -> int:
@@ -54,7 +53,8 @@ def main() -> int:
     ):
         wanted: Iterable[Ask] = asks(args.requests, args.seed, args.longest)
         if args.engines:
-            wanted = asyncio.run(in_quiet(there, list(wanted), args.at_a_time))
+            clients = Clients(there.cluster.url, there.cluster.grpc, MODEL)
+            wanted = asyncio.run(in_quiet(clients, list(wanted), args.at_a_time))
         campaign = Campaign(there, args.seed, args.every, kinds, first=kinds, most_seconds=args.most_seconds)
         outcome = asyncio.run(campaign.run(wanted, args.at_a_time))
     told = report(outcome)
@@ -63,14 +63,6 @@ def main() -> int:
     else:
         show(told)
     return 1 if outcome.wrong else 0
-
-
-async def in_quiet(there: Ground, wanted: list[Ask], at_a_time: int) -> list[Ask]:
-    """The same requests, held to what comes of them while nothing goes wrong."""
-    clients, rng = Clients(there.cluster.url, there.cluster.grpc, MODEL), Random(0)
-    await clients.run([quiet(ask) for ask in wanted], at_a_time)
-    answers = {one.ask.number: one for one in clients.transcripts}
-    return [recorded(ask, answers[ask.number], rng) for ask in wanted]
 
 
 def report(outcome: Outcome) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import asyncio
 import json
 import time
 from collections.abc import Iterable, Iterator
+from random import Random
 from typing import Any
 
 import aiohttp
@@ -15,7 +16,7 @@ import grpc.aio
 
 from orchestrator.proto import inference_pb2 as pb
 from orchestrator.proto import inference_pb2_grpc
-from tests.chaos.transcript import CANCELLED, DONE, HUNG, Ask, Attempt, Transcript
+from tests.chaos.transcript import CANCELLED, DONE, HUNG, Ask, Attempt, Transcript, quiet, recorded
 from tests.rpc.client import error_info
 
 MOST_SECONDS = 120.0  # for one request, whatever happens
@@ -140,6 +141,14 @@ class Clients:
             except grpc.aio.AioRpcError as error:
                 attempt.ends.append(_status(ask, error))
                 attempt.said = error.details() or ""
+
+
+async def in_quiet(clients: Clients, wanted: Iterable[Ask], at_a_time: int) -> list[Ask]:
+    """The same requests, held to what comes of them while nothing goes wrong."""
+    wanted, rng = list(wanted), Random(0)
+    await clients.run([quiet(ask) for ask in wanted], at_a_time)
+    answers = {one.ask.number: one for one in clients.transcripts}
+    return [recorded(ask, answers[ask.number], rng) for ask in wanted]
 
 
 def _status(ask: Ask, error: grpc.aio.AioRpcError) -> str:

@@ -27,7 +27,7 @@ async def test_a_connection_that_comes_as_the_server_ends_is_closed(turns: int) 
     server = TransferServer(Nothing())
     port = await server.start("127.0.0.1")
     reader, writer = os.pipe()
-    ends: list[asyncio.Task[None]] = []
+    ending: asyncio.Future[asyncio.Task[None]] = loop.create_future()
 
     async def end() -> None:
         for _ in range(turns):
@@ -36,14 +36,12 @@ async def test_a_connection_that_comes_as_the_server_ends_is_closed(turns: int) 
 
     def told() -> None:
         loop.remove_reader(reader)
-        ends.append(asyncio.create_task(end()))
+        ending.set_result(asyncio.create_task(end()))
 
     loop.add_reader(reader, told)
     os.write(writer, b"e")
     with socket.create_connection(("127.0.0.1", port), timeout=5) as peer:
-        while not ends:
-            await asyncio.sleep(0)
-        await ends[0]
+        await (await ending)
         await asyncio.sleep(0)
         assert peer.recv(1) == b""  # or this blocks until the time is up
     os.close(reader)
